@@ -1,0 +1,220 @@
+//! Placement's catalogue over HTTP: refs, images, records, tickets.
+//!
+//! | method and path | body → answer | who |
+//! |---|---|---|
+//! | `GET /v1/images` | → [`ImageList`] | any member |
+//! | `GET /v1/images/{name}` | → [`ImageInfo`]; `name` is a ref or a digest | any member |
+//! | `POST /v1/images/{digest}/record` | [`NewRecord`] → [`ImageInfo`] | writers |
+//! | `POST /v1/images/{name}/verify` | [`VerifyRequest`] → [`VerifyReport`] | any member |
+//! | `PUT /v1/refs/{ref}` | [`MoveRef`] → [`RefInfo`] | writers |
+//! | `DELETE /v1/refs/{ref}` | → [`RefInfo`] as it was | admin |
+//! | `POST /v1/tickets` | [`TicketRequest`] → [`TicketAnswer`] | any member |
+//! | `POST /v1/gc` | [`GcRequest`] → [`GcReport`] | admin |
+
+use std::collections::BTreeMap;
+
+use image::record::ImageKind;
+use image::{Digest, ImageRecord, Ref};
+use serde::{Deserialize, Serialize};
+
+use crate::grid::CacheInfo;
+
+/// A ref and where it points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefInfo {
+    /// The name.
+    #[serde(rename = "ref")]
+    pub name: Ref,
+    /// The image.
+    pub image: Digest,
+    /// When it was last moved, in seconds since 1970.
+    pub moved: u64,
+}
+
+/// An image and what is known of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Its identity.
+    pub image: Digest,
+    /// The refs that point at it.
+    pub refs: Vec<Ref>,
+    /// Disk size in bytes.
+    pub size: u64,
+    /// Logical sector size in bytes.
+    pub sector: u32,
+    /// Chunk length in bytes.
+    pub chunk: u32,
+    /// Sections of the disk, and those that are not zeros.
+    pub sections: u32,
+    /// Sections that are not zeros.
+    pub sections_present: u32,
+    /// Chunks that are not zeros.
+    pub chunks_present: u64,
+    /// Bytes of the frames that the image leans on (shared with other images or not).
+    pub stored: u64,
+    /// The newest record, its signature checked.
+    pub record: Option<ImageRecord>,
+}
+
+/// All images that have a ref.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageList {
+    /// One entry per ref, in the order of the names.
+    pub images: Vec<ImageLine>,
+}
+
+/// A line of the list of images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLine {
+    /// The name.
+    #[serde(rename = "ref")]
+    pub name: Ref,
+    /// The image.
+    pub image: Digest,
+    /// Disk size in bytes.
+    pub size: u64,
+    /// Bytes of the frames that the image leans on.
+    pub stored: u64,
+    /// When the image was made, in seconds since 1970, as its record says.
+    pub created: Option<u64>,
+    /// Operating system, as its record says.
+    pub os: Option<String>,
+    /// What kind of image it is, as its record says.
+    pub kind: Option<ImageKind>,
+}
+
+/// What a writer says of a new image. Placement fills in the rest and signs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NewRecord {
+    /// The image it was made from.
+    pub parent: Option<Digest>,
+    /// What kind of image it is.
+    pub kind: ImageKind,
+    /// Operating system.
+    pub os: Option<String>,
+    /// CPU architecture.
+    pub architecture: Option<String>,
+    /// `bios` or `uefi`.
+    pub firmware: Option<String>,
+    /// CPUs that it wants.
+    pub cpus: Option<u32>,
+    /// Memory that it wants, in MiB.
+    pub memory_mib: Option<u64>,
+    /// Network interfaces that it wants.
+    pub nics: Option<u32>,
+    /// Hypervisor that it was made for.
+    pub hypervisor: Option<String>,
+    /// Anything else.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Moves or makes a ref.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRef {
+    /// Where it shall point.
+    pub image: Digest,
+    /// What the mover believes of the ref now.
+    #[serde(default)]
+    pub expect: Expect,
+}
+
+/// What is believed of a ref before it is moved; if it is not so, the move is a conflict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expect {
+    /// Nothing: the last mover wins.
+    #[default]
+    Anything,
+    /// There is no such ref.
+    Absent,
+    /// It points at this image.
+    At(Digest),
+}
+
+/// Asks for a ticket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "action")]
+pub enum TicketRequest {
+    /// To read an image.
+    Pull {
+        /// A ref or a digest.
+        image: String,
+    },
+    /// To push an image.
+    Push {
+        /// The trust domain.
+        #[serde(default)]
+        domain: u32,
+        /// A ref or digest of an image that it leans on.
+        #[serde(default)]
+        parent: Option<String>,
+    },
+}
+
+/// A ticket, and who takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketAnswer {
+    /// The image to pull, or the parent of a push.
+    pub image: Option<Digest>,
+    /// The signed token.
+    pub ticket: String,
+    /// Until when sessions may be opened with it, in seconds since 1970.
+    pub expires: u64,
+    /// For a pull the caches to ask; for a push the receivers.
+    pub servers: Vec<CacheInfo>,
+}
+
+/// Asks the grid to verify a stored image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifyRequest {
+    /// Decode every chunk and check its plain bytes; else manifest, tables and footers only.
+    pub deep: bool,
+}
+
+/// What verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VerifyReport {
+    /// Sections that were checked.
+    pub sections: u64,
+    /// Chunks that were checked.
+    pub chunks: u64,
+    /// Stored bytes that were read.
+    pub bytes: u64,
+    /// Bad places that another copy repaired, by name.
+    pub repaired: Vec<String>,
+    /// Bad places that nothing could repair, by name.
+    pub bad: Vec<String>,
+}
+
+/// Asks for a collection of garbage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GcRequest {
+    /// Say what would be condemned, and change nothing.
+    pub dry_run: bool,
+    /// Seconds that a condemned object is kept before it is deleted; the configured time if unset.
+    pub grace_secs: Option<u64>,
+}
+
+/// What a collection of garbage did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GcReport {
+    /// Images that are reachable.
+    pub images: u64,
+    /// Objects that were condemned now, and their bytes.
+    pub condemned: u64,
+    /// Bytes of the objects that were condemned now.
+    pub condemned_bytes: u64,
+    /// Objects that were deleted now (condemned by an earlier run).
+    pub deleted: u64,
+    /// Bytes of the objects that were deleted now.
+    pub deleted_bytes: u64,
+    /// Writers whose sessions hold objects back.
+    pub sessions: u64,
+    /// Seconds until the condemned objects may be deleted.
+    pub wait_secs: u64,
+}

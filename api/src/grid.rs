@@ -1,0 +1,107 @@
+//! Membership: caches, joining, health.
+//!
+//! | method and path | body → answer | who |
+//! |---|---|---|
+//! | `GET /v1/health` | → [`Health`] | anybody |
+//! | `GET /v1/caches` | → [`CacheList`] | any member |
+//! | `POST /v1/tokens` | [`NewToken`] → [`JoinToken`] | admin |
+//! | `POST /v1/join` | [`JoinRequest`] → [`JoinAnswer`] | who has a token (no certificate) |
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What a member of the grid may do. Stands in its certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// Pull, push, make and move refs.
+    Node,
+    /// Serve chunks.
+    Server,
+}
+
+impl Role {
+    /// The name in certificates and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Admin => "admin",
+            Role::Node => "node",
+            Role::Server => "server",
+        }
+    }
+
+    /// The role of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Role::Admin, Role::Node, Role::Server].into_iter().find(|r| r.name() == name)
+    }
+}
+
+/// A server of chunks and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheInfo {
+    /// Its name in the grid.
+    pub name: String,
+    /// The name in its certificate.
+    pub server_name: String,
+    /// One UDP address per core.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// The caches of the grid.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheList {
+    /// In the order of their names.
+    pub caches: Vec<CacheInfo>,
+}
+
+/// That placement serves, and for which grid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The grid's id.
+    pub grid: String,
+    /// Version of the program.
+    pub version: String,
+}
+
+/// Asks for a one-time token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// What the member may do.
+    pub role: Role,
+    /// Seconds until it can no longer be used.
+    pub lifetime_secs: u64,
+}
+
+/// A one-time token: whole, it is all that a new machine needs to join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// Text to give to `forebay node join`: address, digest of the CA's certificate, secret.
+    pub token: String,
+    /// Until when, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// Joins the grid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The token's secret.
+    pub secret: String,
+    /// The new member's name, e.g. its host name.
+    pub name: String,
+    /// Certificate signing request, PEM. The key never leaves its machine.
+    pub request: String,
+}
+
+/// The new member's papers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// The grid's id.
+    pub grid: String,
+    /// The member's certificate, PEM.
+    pub certificate: String,
+    /// The CA's certificate, PEM.
+    pub ca: String,
+}

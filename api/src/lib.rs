@@ -1,0 +1,11 @@
+//! What travels between Forebay's programs beside chunks: requests and answers of the HTTP APIs,
+//! tickets, and the one place where an error becomes a wire code, an HTTP status or an exit code.
+
+pub mod catalog;
+pub mod error;
+pub mod grid;
+pub mod node;
+pub mod ticket;
+
+pub use error::{ErrorBody, exit_code, from_wire, http_status, to_wire};
+pub use ticket::{Grant, Ticket};

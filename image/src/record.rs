@@ -1,0 +1,109 @@
+//! The image record: what people say of an image. Signed, and outside the image's identity.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::FormatError;
+use crate::signing::{Purpose, SigningKey, VerifyingKey};
+
+/// What kind of image it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageKind {
+    /// An operating system to install from.
+    #[default]
+    Os,
+    /// An operating system with an application.
+    Application,
+    /// A disk as it was before its first start.
+    AsDeployed,
+    /// A disk as it was at some time.
+    Snapshot,
+}
+
+/// What people say of an image. Version 1; a reader ignores fields it does not know, and keeps the
+/// signed text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Version of this record's format.
+    pub version: u32,
+    /// The image.
+    pub image: Digest,
+    /// The image it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Digest>,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// What kind of image it is.
+    #[serde(default)]
+    pub kind: ImageKind,
+    /// Operating system, e.g. `debian 12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<String>,
+    /// CPU architecture, e.g. `x86_64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// `bios` or `uefi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<String>,
+    /// CPUs that it wants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Memory that it wants, in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Network interfaces that it wants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<u32>,
+    /// Hypervisor that it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<String>,
+    /// Anything else.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl ImageRecord {
+    /// The version that this program writes.
+    pub const VERSION: u32 = 1;
+
+    /// A record that says nothing but which image, and when.
+    pub fn new(image: Digest, created: u64) -> Self {
+        Self {
+            version: Self::VERSION,
+            image,
+            parent: None,
+            created,
+            kind: ImageKind::default(),
+            os: None,
+            architecture: None,
+            firmware: None,
+            cpus: None,
+            memory_mib: None,
+            nics: None,
+            hypervisor: None,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// The signed text: what is stored.
+    pub fn sign(&self, key: &SigningKey) -> String {
+        key.sign(Purpose::Record, self)
+    }
+
+    /// Checks a signed record, and that it is about `image`.
+    pub fn open(token: &str, key: &VerifyingKey, image: &Digest) -> Result<Self, FormatError> {
+        const WHAT: &str = "image record";
+        let record: Self = key.open(Purpose::Record, token)?;
+        if record.version != Self::VERSION {
+            let found = u16::try_from(record.version).unwrap_or(u16::MAX);
+            return Err(FormatError::Version { what: WHAT, found, known: Self::VERSION as u16 });
+        }
+        if record.image != *image {
+            return Err(FormatError::Mismatch { what: WHAT, which: "image" });
+        }
+        Ok(record)
+    }
+}
