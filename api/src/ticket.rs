@@ -50,6 +50,11 @@ pub fn holder_of(certificate: &[u8]) -> Digest {
     Digest::of_stored(certificate)
 }
 
+/// The domain a push ticket is for, refused if this version does not implement it.
+pub fn push_domain(domain: u32) -> Result<Domain> {
+    Ok(Domain(domain).check("ticket")?)
+}
+
 impl Ticket {
     /// The version that this program writes and reads.
     pub const VERSION: u32 = 1;
@@ -116,9 +121,4 @@ mod tests {
         let forged = Ticket::new(grant, me, 1000).sign(&alien);
         assert_eq!(Ticket::open(&forged, &verify, &me, 1000).unwrap_err().kind(), Kind::Denied);
     }
-}
-
-/// The domain a push ticket is for, refused if this version does not implement it.
-pub fn push_domain(domain: u32) -> Result<Domain> {
-    Ok(Domain(domain).check("ticket")?)
 }

@@ -7,7 +7,7 @@
 //! [`ImageSink`]).
 //!
 //! There is no I/O, clock, randomness, runtime or `unsafe` in this crate. Parsers never allocate
-//! from a length they have not checked and never panic; each has golden bytes in `tests/golden.rs`
+//! from a length they have not checked and never panic; each has golden bytes in `tests/golden/`
 //! and a fuzz target.
 //!
 //! Reading order: [`geometry`] → [`frame`] → [`codec`] → [`section`] → [`manifest`] → [`pack`] →

@@ -1,0 +1,48 @@
+//! Golden bytes: every format as version 1 wrote it. A change that alters them needs a new format
+//! version, and the old files must still load. `FOREBAY_BLESS=1` writes the files of a new version.
+
+use std::path::Path;
+
+use image::{Footer, Frame, ImageRecord, Locator, Manifest, SectionTable};
+
+fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("FOREBAY_BLESS").is_some() && !path.exists() {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let stored = std::fs::read(&path).unwrap();
+    assert!(stored == bytes, "{name}: the format changed: version bump required");
+    stored
+}
+
+#[test]
+fn bytes_are_those_of_version_1_and_load() {
+    let s = crate::sample::sample();
+    let image = s.manifest.identity();
+    assert_eq!(
+        image.to_string(),
+        "095c6ceb8deb439eea09767451522d12b37225bd2b211b0b97739a5bb91ec0ab",
+        "the identity of an image changed: every stored name would be lost"
+    );
+    for (frame, name) in s.frames.iter().zip(["frame-zstd.v1", "frame-raw.v1"]) {
+        let stored = Frame::parse(golden(name, frame.bytes()).into()).unwrap();
+        stored.check_payload().unwrap();
+        assert_eq!(&stored, frame);
+    }
+    let table = golden("section-table.v1", &s.table.to_bytes());
+    assert_eq!(SectionTable::parse(&table, &s.table.digest()).unwrap(), s.table);
+    let manifest = golden("manifest.v1", &s.manifest.to_bytes());
+    assert_eq!(Manifest::parse(&manifest, &image).unwrap(), s.manifest);
+    let pack = golden("pack.v1", &s.pack);
+    let footer = Footer::parse(&pack[s.footer_at..], pack.len() as u64).unwrap();
+    assert_eq!(footer, s.footer);
+    let locator = golden("locator.v1", &s.locator);
+    let head = Locator::parse(&locator, &image).unwrap();
+    let block = head.block(0).unwrap();
+    let spots = head.spots(block, &locator[block.offset as usize..]).unwrap();
+    assert_eq!(spots.len(), 2);
+    assert_eq!(spots[1].offset, s.footer.entries[1].offset);
+    let record = String::from_utf8(golden("record.v1", s.record.as_bytes())).unwrap();
+    let record = ImageRecord::open(&record, &s.key.verifying_key(), &image).unwrap();
+    assert_eq!(record.os.as_deref(), Some("debian 12"));
+}

@@ -1,0 +1,5 @@
+//! The formats as bytes: golden ones, and broken ones.
+
+mod corruption;
+mod golden;
+mod sample;
