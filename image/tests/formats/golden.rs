@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use image::{Footer, Frame, ImageRecord, Locator, Manifest, SectionTable};
+use image::{Decoder, Footer, Frame, ImageRecord, Locator, Manifest, SectionTable};
 
 fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -27,6 +27,9 @@ fn bytes_are_those_of_version_1_and_load() {
     for (frame, name) in s.frames.iter().zip(["frame-zstd.v1", "frame-raw.v1"]) {
         let stored = Frame::parse(golden(name, frame.bytes()).into()).unwrap();
         stored.check_payload().unwrap();
+        let header = stored.header();
+        let mut plain = vec![0; header.plain_len as usize];
+        Decoder::new().unwrap().decode(&stored, &header.digest, &mut plain).unwrap();
         assert_eq!(&stored, frame);
     }
     let table = golden("section-table.v1", &s.table.to_bytes());
