@@ -1,1 +1,6 @@
-//! stub
+//! The node's side: pulling images to disks of this machine, alone or as a daemon that does one
+//! transfer per image however many ask.
+
+pub mod daemon;
+pub mod pull;
+pub mod rate;

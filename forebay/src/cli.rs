@@ -1,0 +1,356 @@
+//! The command line: what can be asked, and how.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Starts a virtual machine on any node before its disk image has arrived, and saves it back at the
+/// cost of what it changed.
+#[derive(Parser, Debug)]
+#[command(name = "forebay", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 success, 64 wrong usage, 65 bad input, 66 not found, 69 unsupported, 73 conflict,\n\
+    74 disk full or I/O error, 75 try again, 76 corrupt, 77 denied, 130 cancelled.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Debug, Clone)]
+pub struct Common {
+    /// Data directory: finds the grid, keeps its papers [default: the user's data directory]
+    #[arg(long, global = true, env = "FOREBAY_DATA", value_hint = ValueHint::DirPath)]
+    pub data: Option<PathBuf>,
+    /// Configuration file [default: DATA/forebay.toml if it is there]
+    #[arg(long, global = true, env = "FOREBAY_CONFIG", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Sets a key of the configuration; `forebay config` lists them
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    pub set: Vec<(String, String)>,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to draw progress bars
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    pub progress: ProgressWhen,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// When to draw progress bars.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgressWhen {
+    /// Bars on a terminal, plain lines elsewhere.
+    Auto,
+    /// Plain lines.
+    Plain,
+    /// Nothing.
+    Never,
+}
+
+/// What can be asked.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show the main job end to end on real files of this machine, then clean up
+    Try(TryArgs),
+    /// Serve a grid from this machine: store, receiver, cache and placement in one process
+    Up(UpArgs),
+    /// Make an image of a disk and name it
+    Import(ImportArgs),
+    /// Bring an image to a file, a block device, or standard output
+    Pull(PullArgs),
+    /// List the images that have a name
+    Images,
+    /// Show what is known of an image
+    Inspect(NameArgs),
+    /// Check an image in the store
+    Verify(VerifyArgs),
+    /// Give an image one more name
+    Tag(TagArgs),
+    /// Remove a name
+    Rm(RmArgs),
+    /// Remove what no name reaches from the store, in two steps with a pause between
+    Gc(GcArgs),
+    /// Run the node's pull daemon, or manage nodes
+    Node(NodeArgs),
+    /// Show the configuration in force, and where each value came from
+    Config,
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// `forebay try`.
+#[derive(Args, Debug)]
+pub struct TryArgs {
+    /// Keep the directory in which it worked
+    #[arg(long)]
+    pub keep: bool,
+    /// Directory of real files to make the disk of [default: the Rust toolchain's, or /usr]
+    #[arg(long, value_hint = ValueHint::DirPath)]
+    pub from: Option<PathBuf>,
+    /// Bytes of files to put on the disk, at most
+    #[arg(long, default_value = "512MiB", value_parser = crate::config::parse_size)]
+    pub size: u64,
+}
+
+/// `forebay up`.
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// Where placement's API listens (up.listen)
+    #[arg(long)]
+    pub listen: Option<String>,
+}
+
+/// `forebay import`.
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// A disk: a regular file, a block device, or `-` for standard input
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub path: PathBuf,
+    /// The name that it gets, `[tenant/]name:tag`
+    #[arg(value_name = "REF")]
+    pub name: image::Ref,
+    /// Format of the disk [default: what the extension says]
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
+    /// What the disk is compressed with, as a whole [default: what the extension says]
+    #[arg(long, value_enum)]
+    pub compression: Option<CompressionArg>,
+    /// Logical sector size in bytes
+    #[arg(long, default_value = "512", value_parser = ["512", "4096"])]
+    pub sector_size: String,
+    /// Chunk size: a power of two from 16KiB to 4MiB
+    #[arg(long, default_value = "256KiB", value_parser = chunk_log2)]
+    pub chunk_size: u8,
+    /// An image that this one was made from; what they share is not sent
+    #[arg(long, value_name = "REF")]
+    pub parent: Option<String>,
+    /// Fail if the name is taken already
+    #[arg(long)]
+    pub new: bool,
+    #[command(flatten)]
+    pub record: RecordArgs,
+}
+
+fn chunk_log2(text: &str) -> Result<u8, String> {
+    let size = crate::config::parse_size(text)?;
+    let log2 = size.checked_ilog2().unwrap_or(0) as u8;
+    if size.is_power_of_two() && image::geometry::CHUNK_LOG2.contains(&log2) {
+        Ok(log2)
+    } else {
+        Err("must be a power of two from 16KiB to 4MiB".into())
+    }
+}
+
+/// Format of a disk.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormatArg {
+    /// The bytes of the disk.
+    Raw,
+    /// QEMU's qcow2.
+    Qcow2,
+    /// VMware's vmdk.
+    Vmdk,
+}
+
+/// What a disk is compressed with.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompressionArg {
+    /// Nothing.
+    None,
+    /// zstd.
+    Zstd,
+    /// gzip.
+    Gzip,
+    /// xz.
+    Xz,
+}
+
+/// What people say of an image.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "What is said of the image")]
+pub struct RecordArgs {
+    /// Kind of image
+    #[arg(long, value_enum, default_value = "os")]
+    pub kind: KindArg,
+    /// Operating system, e.g. `debian 12`
+    #[arg(long)]
+    pub os: Option<String>,
+    /// CPU architecture, e.g. `x86_64`
+    #[arg(long)]
+    pub arch: Option<String>,
+    /// `bios` or `uefi`
+    #[arg(long)]
+    pub firmware: Option<String>,
+    /// CPUs that it wants
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// Memory that it wants, in MiB
+    #[arg(long)]
+    pub memory_mib: Option<u64>,
+    /// Network interfaces that it wants
+    #[arg(long)]
+    pub nics: Option<u32>,
+    /// Hypervisor that it was made for
+    #[arg(long)]
+    pub hypervisor: Option<String>,
+    /// Anything else
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = pair)]
+    pub labels: Vec<(String, String)>,
+}
+
+/// Kind of image.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KindArg {
+    /// An operating system to install from.
+    #[default]
+    Os,
+    /// An operating system with an application.
+    Application,
+    /// A disk as it was before its first start.
+    AsDeployed,
+    /// A disk as it was at some time.
+    Snapshot,
+}
+
+/// `forebay pull`.
+#[derive(Args, Debug)]
+pub struct PullArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// Where to: a regular file (sparse), a block device, or `-` for standard output
+    #[arg(long, value_hint = ValueHint::AnyPath)]
+    pub to: PathBuf,
+    /// Do not wait until the disk has it durably
+    #[arg(long)]
+    pub no_sync: bool,
+    /// Do the job here even where a node daemon runs
+    #[arg(long)]
+    pub no_daemon: bool,
+    /// Bytes a second at most (node.rate)
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<String>,
+}
+
+/// A ref or a digest.
+#[derive(Args, Debug)]
+pub struct NameArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+}
+
+/// `forebay verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// Read and decode every chunk
+    #[arg(long)]
+    pub deep: bool,
+}
+
+/// `forebay tag`.
+#[derive(Args, Debug)]
+pub struct TagArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// The new name
+    #[arg(value_name = "NEW")]
+    pub new: image::Ref,
+    /// Fail if the new name is taken already
+    #[arg(long = "new")]
+    pub only_new: bool,
+}
+
+/// `forebay rm`.
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// The name
+    #[arg(value_name = "REF")]
+    pub name: image::Ref,
+}
+
+/// `forebay gc`.
+#[derive(Args, Debug)]
+pub struct GcArgs {
+    /// Say what would be condemned, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How long garbage is kept after it was condemned (gc.grace)
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub grace: Option<std::time::Duration>,
+}
+
+/// `forebay node`.
+#[derive(Args, Debug)]
+pub struct NodeArgs {
+    #[command(subcommand)]
+    pub command: Option<NodeCommand>,
+}
+
+/// Managing nodes. Without one of these, `forebay node` runs the pull daemon.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// Make a one-time token with which a machine can join the grid
+    Token(TokenArgs),
+    /// Join the grid with a one-time token
+    Join(JoinArgs),
+    /// List the daemon's transfers
+    Transfers,
+    /// End a transfer of the daemon
+    Cancel(CancelArgs),
+}
+
+/// `forebay node token`.
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// What the machine may do
+    #[arg(long, value_enum, default_value = "node")]
+    pub role: RoleArg,
+    /// How long the token can be used
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub lifetime: std::time::Duration,
+}
+
+/// What a machine may do.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleArg {
+    /// Pull and push images, make and move refs.
+    Node,
+    /// Everything.
+    Admin,
+}
+
+/// `forebay node join`.
+#[derive(Args, Debug)]
+pub struct JoinArgs {
+    /// The token
+    pub token: String,
+    /// This machine's name in the grid [default: its host name]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// `forebay node cancel`.
+#[derive(Args, Debug)]
+pub struct CancelArgs {
+    /// The transfer's number
+    pub id: u64,
+}
+
+/// `forebay completions`.
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}

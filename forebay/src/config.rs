@@ -1,0 +1,294 @@
+//! The one configuration: a TOML file, overridden by `FOREBAY_*` environment variables, overridden
+//! by flags. Every key is optional, and stands in [`KEYS`] with what it means.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use image::{Error, Kind, Result};
+use serde::Serialize;
+
+/// What a key's text must be.
+#[derive(Clone, Copy, Debug)]
+pub enum Form {
+    /// Bytes: `64MiB`, `10GiB`, `1500000`.
+    Size,
+    /// A time: `150ms`, `24h`.
+    Time,
+    /// A whole number.
+    Number,
+    /// `address:port`.
+    Address,
+    /// An IP address.
+    Ip,
+    /// A path.
+    Path,
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+/// A key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// Dotted name; a table and a key in the file.
+    pub name: &'static str,
+    /// What it must be.
+    pub form: Form,
+    /// Its value unless it is set; empty if that depends on others (the text says how).
+    pub default: &'static str,
+    /// What it means.
+    pub doc: &'static str,
+}
+
+const fn key(name: &'static str, form: Form, default: &'static str, doc: &'static str) -> Key {
+    Key { name, form, default, doc }
+}
+
+/// Every key, in the order in which `forebay config` prints them.
+pub const KEYS: &[Key] = &[
+    key("up.listen", Form::Address, "127.0.0.1:7400", "where placement's HTTPS API listens; port 0 takes a free one"),
+    key("up.stream_ip", Form::Ip, "127.0.0.1", "IP address on which chunks are served over QUIC"),
+    key("up.stream_port", Form::Number, "0", "first UDP port for chunks, one more per core; 0 takes free ones"),
+    key("up.advertise_ip", Form::Ip, "", "IP address that nodes are told; up.stream_ip unless set"),
+    key("up.cores", Form::Number, "0", "cores that serve chunks; 0 means all"),
+    key("up.store", Form::Path, "", "directory of the permanent store; DATA/store unless set"),
+    key("receiver.buffer", Form::Size, "128MiB", "memory for pushed frames on their way into packs"),
+    key("cache.memory", Form::Size, "64MiB", "memory for frames"),
+    key("cache.disk", Form::Size, "10GiB", "disk space for frames; 0 switches the disk tier off"),
+    key("cache.dir", Form::Path, "", "directory of the cache's segments; DATA/cache unless set"),
+    key("gc.grace", Form::Time, "24h", "how long garbage is kept after it was condemned"),
+    key("node.cores", Form::Number, "0", "cores that a pull uses; 0 means all"),
+    key("node.memory", Form::Size, "64MiB", "memory for chunks on their way to the disk"),
+    key("node.rate", Form::Size, "0", "bytes a second that pulls may take from the network; 0 means no limit"),
+    key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
+    key("node.socket", Form::Path, "", "the node daemon's socket; DATA/node/node.sock unless set"),
+    key("import.memory", Form::Size, "160MiB", "memory for sections on their way to the receiver"),
+    key("import.workers", Form::Number, "0", "threads that hash and compress; 0 means one per core"),
+    key("io.engine", Form::Word(&["auto", "io_uring", "portable"]), "auto", "how files are read and written"),
+    key("log.format", Form::Word(&["human", "json"]), "human", "format of the log on standard error"),
+    key("log.filter", Form::Word(&[]), "warn", "what is logged, e.g. `info` or `warn,forebay_stream=debug`"),
+];
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "from", content = "name")]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(String),
+    /// A flag of the command line.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path) => write!(f, "{}", path.display()),
+            Origin::Environment(name) => write!(f, "${name}"),
+            Origin::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    values: BTreeMap<&'static str, (String, Origin)>,
+    /// The data directory.
+    pub data: PathBuf,
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Kind::Invalid, message)
+}
+
+fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|k| k.name == name)
+}
+
+/// The environment variable of a key.
+pub fn variable(name: &str) -> String {
+    format!("FOREBAY_{}", name.replace('.', "_").to_uppercase())
+}
+
+fn check(key: &Key, text: &str) -> std::result::Result<(), String> {
+    if text.is_empty() && key.default.is_empty() {
+        return Ok(());
+    }
+    match key.form {
+        Form::Size => size(text).map(drop),
+        Form::Time => humantime::parse_duration(text).map(drop).map_err(|e| e.to_string()),
+        Form::Number => text.parse::<u32>().map(drop).map_err(|e| e.to_string()),
+        Form::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|e| e.to_string()),
+        Form::Ip => text.parse::<std::net::IpAddr>().map(drop).map_err(|e| e.to_string()),
+        Form::Path | Form::Word(&[]) => Ok(()),
+        Form::Word(words) if words.contains(&text) => Ok(()),
+        Form::Word(words) => Err(format!("must be one of {}", words.join(", "))),
+    }
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|b| b.as_u64())
+}
+
+/// Parses a size given on the command line.
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    size(text)
+}
+
+impl Config {
+    /// Reads the configuration. `file` must exist if it is named; else `DATA/forebay.toml` is read
+    /// if it is there. `flags` are `key=value` pairs from the command line.
+    pub fn load(
+        data: PathBuf,
+        file: Option<&Path>,
+        environment: impl Fn(&str) -> Option<String>,
+        flags: &[(String, String)],
+    ) -> Result<Self> {
+        let defaults = KEYS.iter().map(|k| (k.name, (k.default.to_owned(), Origin::Default)));
+        let mut config = Self { values: defaults.collect(), data };
+        let usual = config.data.join("forebay.toml");
+        let path = file.unwrap_or(&usual);
+        if file.is_some() || path.exists() {
+            config.read_file(path)?;
+        }
+        for key in KEYS {
+            let name = variable(key.name);
+            if let Some(text) = environment(&name) {
+                config.set(key.name, text, Origin::Environment(name))?;
+            }
+        }
+        for (name, text) in flags {
+            config.set(name, text.clone(), Origin::Flag(format!("--set {name}")))?;
+        }
+        Ok(config)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+        let tables: toml::Table = toml::from_str(&text)
+            .map_err(|e| invalid(format!("{}: {e}", path.display())))?;
+        for (table, keys) in tables {
+            let toml::Value::Table(keys) = keys else {
+                let path = path.display();
+                return Err(invalid(format!("{path}: `{table}` must be a table, e.g. [{table}]")));
+            };
+            for (key, value) in keys {
+                let text = match value {
+                    toml::Value::String(s) => s,
+                    other => other.to_string(),
+                };
+                let origin = Origin::File(path.to_owned());
+                self.set(&format!("{table}.{key}"), text, origin)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, text: String, origin: Origin) -> Result<()> {
+        let Some(key) = find(name) else {
+            return Err(invalid(format!(
+                "{origin}: there is no key `{name}`; `forebay config` lists them all"
+            )));
+        };
+        check(key, &text).map_err(|why| invalid(format!("{origin}: {name} = `{text}`: {why}")))?;
+        self.values.insert(key.name, (text, origin));
+        Ok(())
+    }
+
+    /// Every key with its value in force and where it came from.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static Key, &str, &Origin)> {
+        KEYS.iter().map(|k| {
+            let (text, origin) = &self.values[k.name];
+            (k, text.as_str(), origin)
+        })
+    }
+
+    /// A value as text.
+    pub fn text(&self, name: &'static str) -> &str {
+        &self.values[name].0
+    }
+
+    /// A size in bytes.
+    pub fn size(&self, name: &'static str) -> u64 {
+        size(self.text(name)).expect("checked when it was set")
+    }
+
+    /// A time.
+    pub fn time(&self, name: &'static str) -> Duration {
+        humantime::parse_duration(self.text(name)).expect("checked when it was set")
+    }
+
+    /// A number.
+    pub fn number(&self, name: &'static str) -> u32 {
+        self.text(name).parse().expect("checked when it was set")
+    }
+
+    /// A number of threads; 0 means one per core.
+    pub fn threads(&self, name: &'static str) -> usize {
+        match self.number(name) as usize {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+
+    /// A path, or `usual` under the data directory.
+    pub fn path(&self, name: &'static str, usual: &str) -> PathBuf {
+        match self.text(name) {
+            "" => self.data.join(usual),
+            text => PathBuf::from(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("forebay.toml"), toml).unwrap();
+        let flags: Vec<_> = flags.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let env = |name: &str| env.iter().find(|e| e.0 == name).map(|e| e.1.to_owned());
+        Config::load(dir.path().to_owned(), None, env, &flags)
+    }
+
+    #[test]
+    fn defaults_are_what_their_form_says() {
+        let config = load("", &[], &[]).unwrap();
+        for (key, text, origin) in config.entries() {
+            check(key, text).unwrap_or_else(|e| panic!("{}: {e}", key.name));
+            assert_eq!(*origin, Origin::Default);
+        }
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file() {
+        let toml = "[cache]\nmemory = \"1MiB\"\ndisk = 4096\n[log]\nformat = \"json\"";
+        let env = [("FOREBAY_CACHE_MEMORY", "2MiB"), ("FOREBAY_CACHE_DISK", "3MiB")];
+        let config = load(toml, &env, &[("cache.memory", "4MiB")]).unwrap();
+        assert_eq!(config.size("cache.memory"), 4 << 20);
+        assert_eq!(config.size("cache.disk"), 3 << 20);
+        assert_eq!(config.text("log.format"), "json");
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_refused_by_name() {
+        for (toml, says) in [
+            ("[cache]\nmemry = \"1MiB\"", "cache.memry"),
+            ("[cache]\nmemory = \"lots\"", "cache.memory"),
+            ("[io]\nengine = \"magic\"", "io_uring"),
+            ("cache = 1", "must be a table"),
+            ("[cache", "forebay.toml"),
+        ] {
+            let e = load(toml, &[], &[]).unwrap_err();
+            assert!(e.message().contains(says), "{e}");
+            assert_eq!(e.kind(), Kind::Invalid);
+        }
+    }
+}

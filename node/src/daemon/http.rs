@@ -1,0 +1,100 @@
+//! The daemon's API: HTTP on a Unix socket that only its owner can open.
+
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use api::ErrorBody;
+use api::node::{PullRequest, Transfer};
+use axum::extract::{Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use image::{Error, Kind, Result};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::run::{Daemon, Grid};
+
+/// An error as an HTTP answer.
+struct Failure(Error);
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Self(e)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = api::http_status(self.0.kind());
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(ErrorBody::from(&self.0))).into_response()
+    }
+}
+
+type Answer<T> = std::result::Result<Json<T>, Failure>;
+
+/// Serves the API on a socket at `path` until `shutdown` ends. A socket that a dead daemon left
+/// there is replaced; one that a living daemon holds is a conflict.
+pub async fn serve<G: Grid>(
+    daemon: Daemon<G>,
+    path: &Path,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let listener = bind(path).await?;
+    let app = Router::new()
+        .route("/v1/transfers", post(ask::<G>).get(list::<G>))
+        .route("/v1/transfers/{id}", get(show::<G>).delete(cancel::<G>))
+        .with_state(daemon);
+    let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await;
+    let _ = std::fs::remove_file(path);
+    served.map_err(|e| Error::io(path.display(), e))
+}
+
+async fn bind(path: &Path) -> Result<UnixListener> {
+    let place = |e| Error::io(path.display(), e);
+    if UnixStream::connect(path).await.is_ok() {
+        let message = format!("{}: a node daemon is running already", path.display());
+        return Err(Error::new(Kind::Conflict, message));
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(place(e)),
+        _ => {}
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(place)?;
+        // The directory is closed before the socket is there, so nobody else can get at it between
+        // its creation and the change of its own mode.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(place)?;
+    }
+    let listener = UnixListener::bind(path).map_err(place)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(place)?;
+    Ok(listener)
+}
+
+async fn ask<G: Grid>(
+    State(daemon): State<Daemon<G>>,
+    Json(request): Json<PullRequest>,
+) -> Answer<Transfer> {
+    Ok(Json(daemon.ask(request)?))
+}
+
+async fn list<G: Grid>(State(daemon): State<Daemon<G>>) -> Json<Vec<Transfer>> {
+    Json(daemon.transfers())
+}
+
+async fn show<G: Grid>(
+    State(daemon): State<Daemon<G>>,
+    UrlPath(id): UrlPath<u64>,
+) -> Answer<Transfer> {
+    Ok(Json(daemon.transfer(id)?))
+}
+
+async fn cancel<G: Grid>(
+    State(daemon): State<Daemon<G>>,
+    UrlPath(id): UrlPath<u64>,
+) -> Answer<Transfer> {
+    daemon.cancel(id)?;
+    Ok(Json(daemon.ended(id).await?))
+}

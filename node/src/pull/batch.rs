@@ -1,0 +1,152 @@
+//! A batch: neighbouring missing chunks of one section, asked for together, and again until each
+//! has come right.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockio::Arena;
+use image::{
+    ChunkSet, ChunkSink, ChunkSource, Decoder, Digest, Error, Frame, Geometry, Kind, Place,
+    ReadContext, Result, SectionTable,
+};
+use volume_pool::Verified;
+
+use super::Watch;
+use crate::rate::Rate;
+
+/// Plain bytes of a batch at most: 16 chunks of 256 KiB.
+pub(super) const BATCH_BYTES: usize = 4 << 20;
+/// How often a batch is asked for before the pull fails.
+const ATTEMPTS: u32 = 6;
+/// Pause before the first retry; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Chunks of one section that are fetched together.
+pub(super) struct Batch {
+    pub(super) section: u32,
+    pub(super) table: Arc<SectionTable>,
+    pub(super) chunks: ChunkSet,
+}
+
+/// Cuts the missing chunks of a section into batches.
+pub(super) fn batches_of(
+    geometry: &Geometry,
+    section: u32,
+    table: &Arc<SectionTable>,
+    missing: ChunkSet,
+) -> Vec<Batch> {
+    let per_batch = (BATCH_BYTES >> geometry.chunk_log2()).max(1);
+    let all: Vec<u32> = missing.iter().collect();
+    let cut = all.chunks(per_batch).map(|some| {
+        let mut chunks = ChunkSet::empty(missing.universe());
+        some.iter().for_each(|c| chunks.insert(*c));
+        Batch { section, table: Arc::clone(table), chunks }
+    });
+    cut.collect()
+}
+
+/// Takes chunks whose plain bytes have been verified.
+pub(super) trait Deliver {
+    fn deliver(
+        &self,
+        section: u32,
+        chunk: u32,
+        plain: Verified,
+        of: &Arena,
+    ) -> impl Future<Output = Result<()>>;
+}
+
+/// What fetching takes, on one core.
+pub(super) struct Fetch<'a, S> {
+    pub(super) source: &'a S,
+    pub(super) image: Digest,
+    pub(super) geometry: Geometry,
+    pub(super) arena: &'a Arena,
+    pub(super) decoder: Rc<RefCell<Decoder>>,
+    pub(super) rate: Option<&'a Rate>,
+    pub(super) watch: &'a Watch,
+}
+
+impl<S: ChunkSource> Fetch<'_, S> {
+    /// Fetches a batch, and again what came wrong or not at all, until every chunk is delivered.
+    pub(super) async fn batch(&self, batch: Batch, deliver: &impl Deliver) -> Result<()> {
+        let mut left = batch.chunks.clone();
+        let (mut pause, mut repair) = (FIRST_PAUSE, false);
+        for attempt in 1.. {
+            let ctx = ReadContext { repair, ..ReadContext::default() };
+            let place =
+                Place { image: self.image, section: batch.section, chunks: left.clone() };
+            let mut sink = Verify { fetch: self, batch: &batch, deliver, left, wrong: None };
+            let answer = self.source.chunks(&ctx, &place, &mut sink).await;
+            let wrong = sink.wrong.take();
+            left = sink.left;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let error = reason(wrong, answer).at(format!("section {}", batch.section));
+            let after = match error.kind() {
+                Kind::Corrupt | Kind::Retry => pause,
+                Kind::Busy(after) => after.max(pause),
+                _ => return Err(error),
+            };
+            if attempt == ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!(%error, attempt, "asking again for {} chunks", left.count());
+            repair |= error.kind() == Kind::Corrupt;
+            tokio::time::sleep(after).await;
+            pause *= 2;
+        }
+        unreachable!("the loop has no end of its own")
+    }
+}
+
+/// Why chunks are missing after an answer: what came wrong, else what the source says.
+fn reason(wrong: Option<Error>, answer: Result<()>) -> Error {
+    let silent = || Error::new(Kind::Retry, "the source left chunks out without saying why");
+    wrong.unwrap_or_else(|| answer.err().unwrap_or_else(silent))
+}
+
+/// Verifies frames to their plain bytes and delivers them.
+struct Verify<'f, 'a, S, D> {
+    fetch: &'f Fetch<'a, S>,
+    batch: &'f Batch,
+    deliver: &'f D,
+    left: ChunkSet,
+    wrong: Option<Error>,
+}
+
+impl<S: ChunkSource, D: Deliver> ChunkSink for Verify<'_, '_, S, D> {
+    async fn chunk(&mut self, chunk: u32, frame: Frame) -> Result<()> {
+        let fetch = self.fetch;
+        let bytes = frame.bytes().len() as u64;
+        fetch.watch.add(|w| &w.received, bytes);
+        if let Some(rate) = fetch.rate {
+            rate.wait(bytes).await;
+        }
+        if !self.left.contains(chunk) {
+            let why = format!("chunk {chunk} came without being asked for, or twice");
+            return Err(Error::new(Kind::Corrupt, why));
+        }
+        let digest = &self.batch.table.digests()[chunk as usize];
+        let len = fetch.geometry.chunk_len_at(self.batch.section, chunk);
+        let buf = fetch.arena.acquire().await;
+        match Verified::decode(&mut fetch.decoder.borrow_mut(), &frame, digest, buf, len) {
+            Ok(plain) => {
+                self.deliver.deliver(self.batch.section, chunk, plain, fetch.arena).await?;
+                self.left.remove(chunk);
+                fetch.watch.add(|w| &w.chunks, 1);
+            }
+            Err(error) => {
+                // Never written as good: it stays in `left`, and is asked for again with the
+                // demand that whoever holds a copy looks at it.
+                fetch.watch.add(|w| &w.repaired, 1);
+                self.wrong = Some(Error::from(error).at(format!("chunk {chunk} as it came")));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! One core's part of a pull: takes sections, asks for what is missing, verifies and writes.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use blockio::{Arena, Engine, EngineOptions};
+use futures::{StreamExt, TryStreamExt};
+use image::{ChunkSource, Decoder, Digest, Error, ReadContext, Result};
+use volume_pool::Verified;
+
+use super::batch::{Batch, Deliver, Fetch, batches_of};
+use super::job::Job;
+use super::{Connect, PullOptions, Watch, cancelled};
+
+/// Batches that a core keeps in flight. 8 to 16 suffice on a local network; each is
+/// [`super::batch::BATCH_BYTES`] of plain chunks at most.
+pub(super) const IN_FLIGHT: usize = 8;
+
+/// What the cores of one pull share.
+pub struct Shared<C> {
+    connect: C,
+    image: Digest,
+    path: PathBuf,
+    options: PullOptions,
+    watch: Arc<Watch>,
+    /// Made by the first core that has the manifest.
+    job: tokio::sync::OnceCell<Arc<Job>>,
+    next_section: AtomicU32,
+    stopped: AtomicBool,
+    stop: tokio::sync::Notify,
+}
+
+impl<C: Connect> Shared<C> {
+    pub(super) fn new(
+        connect: C,
+        image: Digest,
+        path: PathBuf,
+        options: PullOptions,
+        watch: Arc<Watch>,
+    ) -> Self {
+        Self {
+            connect,
+            image,
+            path,
+            options,
+            watch,
+            job: tokio::sync::OnceCell::new(),
+            next_section: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
+            stop: tokio::sync::Notify::new(),
+        }
+    }
+
+    pub(super) fn cores(&self) -> usize {
+        self.options.cores.max(1)
+    }
+
+    /// Ends the other cores: one has failed.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.stop.notify_waiters();
+    }
+
+    pub(super) fn into_job(self) -> Option<Arc<Job>> {
+        self.job.into_inner()
+    }
+
+    async fn stopped(&self) {
+        let woken = self.stop.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        if !self.stopped.load(Ordering::Relaxed) {
+            woken.await;
+        }
+    }
+
+    /// The pull's manifest, target and memory, made once by whichever core comes first.
+    async fn job(&self, source: &C::Source, ctx: &ReadContext) -> Result<Arc<Job>> {
+        let make = async || {
+            let manifest = source.manifest(ctx, &self.image).await?;
+            let (path, options) = (self.path.clone(), self.options.clone());
+            let watch = Arc::clone(&self.watch);
+            let opened =
+                tokio::task::spawn_blocking(move || Job::open(&path, manifest, &options, &watch));
+            let job = opened.await.map_err(|e| {
+                Error::caused(image::Kind::Io, format!("opening the target: {e}"), e)
+            })??;
+            Ok(Arc::new(job))
+        };
+        self.job.get_or_try_init(make).await.cloned()
+    }
+}
+
+/// A core's run, from its connection to the last section that it takes.
+pub(super) async fn run<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
+    tokio::select! {
+        biased;
+        () = shared.watch.cancelled() => Err(cancelled()),
+        () = shared.stopped() => Err(cancelled()),
+        result = transfer(core, shared) => result,
+    }
+}
+
+async fn transfer<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
+    let ctx = ReadContext::default();
+    let source = shared.connect.connect(core).await?;
+    let job = shared.job(&source, &ctx).await?;
+    let options = EngineOptions { choice: shared.options.engine, ..EngineOptions::default() };
+    let engine = Engine::start(options).map_err(|e| Error::io("starting file I/O", e))?;
+    let fetch = Fetch {
+        source: &source,
+        image: shared.image,
+        geometry: *job.manifest.geometry(),
+        arena: &job.arena,
+        decoder: Rc::new(RefCell::new(Decoder::new()?)),
+        rate: shared.options.rate.as_deref(),
+        watch: &shared.watch,
+    };
+    let write = Write { job: &job, engine: &engine, watch: &shared.watch };
+    let sections = futures::stream::unfold((), async |()| {
+        let section = shared.next_section.fetch_add(1, Ordering::Relaxed);
+        (section < job.manifest.geometry().sections()).then_some((section, ()))
+    });
+    sections
+        // One section is looked at ahead of those whose batches are in flight.
+        .map(|section| missing_batches(&fetch, &job, &engine, section))
+        .buffered(2)
+        .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
+        .try_flatten()
+        .try_for_each_concurrent(IN_FLIGHT, |batch| fetch.batch(batch, &write))
+        .await
+}
+
+/// Looks at what the target and the seeds have of a section, and cuts the rest into batches.
+async fn missing_batches<S: ChunkSource>(
+    fetch: &Fetch<'_, S>,
+    job: &Arc<Job>,
+    engine: &Engine,
+    section: u32,
+) -> Result<Vec<Batch>> {
+    if job.nothing_to_do(section) {
+        return Ok(Vec::new());
+    }
+    let ctx = ReadContext::default();
+    let table = fetch.source.section_table(&ctx, &fetch.image, section).await?;
+    let missing = job.missing(engine, section, &table).await?;
+    Ok(batches_of(&fetch.geometry, section, &table, missing))
+}
+
+/// Writes verified chunks into the target.
+struct Write<'a> {
+    job: &'a Job,
+    engine: &'a Engine,
+    watch: &'a Watch,
+}
+
+impl Deliver for Write<'_> {
+    async fn deliver(&self, section: u32, chunk: u32, plain: Verified, _of: &Arena) -> Result<()> {
+        let len = plain.len() as u64;
+        self.job.target.write(self.engine, section, chunk, plain).await?;
+        self.watch.add(|w| &w.written, len);
+        Ok(())
+    }
+}
