@@ -77,8 +77,7 @@ impl<S: ChunkSource> Fetch<'_, S> {
         let (mut pause, mut repair) = (FIRST_PAUSE, false);
         for attempt in 1.. {
             let ctx = ReadContext { repair, ..ReadContext::default() };
-            let place =
-                Place { image: self.image, section: batch.section, chunks: left.clone() };
+            let place = Place { image: self.image, section: batch.section, chunks: left.clone() };
             let mut sink = Verify { fetch: self, batch: &batch, deliver, left, wrong: None };
             let answer = self.source.chunks(&ctx, &place, &mut sink).await;
             let wrong = sink.wrong.take();

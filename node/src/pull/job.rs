@@ -27,10 +27,11 @@ impl Job {
     ) -> Result<Self> {
         let geometry = *manifest.geometry();
         let target = Target::open(path, geometry)?;
-        let arena = Arena::new("pull", geometry.chunk_len(), options.memory.max(geometry.chunk_len()))
-            .map_err(|e| Error::io("memory for the pull", e))?;
+        let arena =
+            Arena::new("pull", geometry.chunk_len(), options.memory.max(geometry.chunk_len()))
+                .map_err(|e| Error::io("memory for the pull", e))?;
         let seeds = options.seeds.iter().filter_map(|path| {
-            let opened = BlockFile::open(path, OpenMode::read_only());
+            let opened = BlockFile::open(path, OpenMode::read());
             opened.inspect_err(|e| tracing::info!("seed left out: {e}")).ok()
         });
         let seeds = seeds.collect();
@@ -90,8 +91,7 @@ impl Job {
         let geometry = self.manifest.geometry();
         let mut buf = self.arena.acquire().await;
         buf.set_len(geometry.chunk_len_at(section, chunk));
-        let (read, buf) =
-            engine.read_at(seed, buf, geometry.chunk_start(section, chunk)).await;
+        let (read, buf) = engine.read_at(seed, buf, geometry.chunk_start(section, chunk)).await;
         read.ok()?;
         Verified::check(buf, geometry.chunk_len_at(section, chunk), expected).ok()
     }

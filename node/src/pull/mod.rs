@@ -162,7 +162,7 @@ async fn run_cores<C: Connect>(shared: &Arc<worker::Shared<C>>) -> Result<()> {
     for core in 0..shared.cores() {
         cores.push(spawn_core(core, Arc::clone(shared))?);
     }
-    let mut first = Ok(());
+    let mut first: Result<()> = Ok(());
     for core in cores {
         let ended = core.await.unwrap_or_else(|_| Err(Error::new(Kind::Io, "a core panicked")));
         // A core that ends because another failed says "cancelled": the cause is worth more.

@@ -63,8 +63,7 @@ async fn transfer<C: Connect>(
     let batches = futures::stream::iter(manifest.present())
         .then(async |(section, _)| {
             let table = fetch.source.section_table(&ctx, &image, section).await?;
-            let wanted =
-                ChunkSet::of(table.chunks(), |c| !table.digests()[c as usize].is_zero());
+            let wanted = ChunkSet::of(table.chunks(), |c| !table.digests()[c as usize].is_zero());
             Ok::<_, Error>(batches_of(&geometry, section, &table, wanted))
         })
         .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
