@@ -1,5 +1,8 @@
 //! Placement's catalogue over HTTP: refs, images, records, tickets.
 //!
+//! In paths the `/` of a ref with a tenant is written `%2F`. Bodies are `application/json`. An answer
+//! that is not a success holds an [`ErrorBody`](crate::ErrorBody).
+//!
 //! | method and path | body → answer | who |
 //! |---|---|---|
 //! | `GET /v1/images` | → [`ImageList`] | any member |
@@ -16,27 +19,34 @@ use std::collections::BTreeMap;
 use image::record::ImageKind;
 use image::{Digest, ImageRecord, Ref};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::grid::CacheInfo;
 
 /// A ref and where it points.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RefInfo {
     /// The name.
     #[serde(rename = "ref")]
+    #[schema(value_type = String)]
     pub name: Ref,
     /// The image.
+    #[schema(value_type = String)]
     pub image: Digest,
     /// When it was last moved, in seconds since 1970.
     pub moved: u64,
 }
 
 /// An image and what is known of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageInfo {
     /// Its identity.
+    #[schema(value_type = String)]
     pub image: Digest,
     /// The refs that point at it.
+    #[schema(value_type = Vec<String>)]
     pub refs: Vec<Ref>,
     /// Disk size in bytes.
     pub size: u64,
@@ -44,7 +54,7 @@ pub struct ImageInfo {
     pub sector: u32,
     /// Chunk length in bytes.
     pub chunk: u32,
-    /// Sections of the disk, and those that are not zeros.
+    /// Sections of the disk.
     pub sections: u32,
     /// Sections that are not zeros.
     pub sections_present: u32,
@@ -53,23 +63,26 @@ pub struct ImageInfo {
     /// Bytes of the frames that the image leans on (shared with other images or not).
     pub stored: u64,
     /// The newest record, its signature checked.
+    #[schema(value_type = Option<Object>)]
     pub record: Option<ImageRecord>,
 }
 
 /// All images that have a ref.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageList {
     /// One entry per ref, in the order of the names.
     pub images: Vec<ImageLine>,
 }
 
 /// A line of the list of images.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageLine {
     /// The name.
     #[serde(rename = "ref")]
+    #[schema(value_type = String)]
     pub name: Ref,
     /// The image.
+    #[schema(value_type = String)]
     pub image: Digest,
     /// Disk size in bytes.
     pub size: u64,
@@ -80,16 +93,22 @@ pub struct ImageLine {
     /// Operating system, as its record says.
     pub os: Option<String>,
     /// What kind of image it is, as its record says.
+    #[schema(value_type = Option<String>)]
     pub kind: Option<ImageKind>,
+    /// Why the store could not describe the image; then sizes are 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What a writer says of a new image. Placement fills in the rest and signs it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewRecord {
     /// The image it was made from.
+    #[schema(value_type = Option<String>)]
     pub parent: Option<Digest>,
     /// What kind of image it is.
+    #[schema(value_type = String)]
     pub kind: ImageKind,
     /// Operating system.
     pub os: Option<String>,
@@ -110,9 +129,10 @@ pub struct NewRecord {
 }
 
 /// Moves or makes a ref.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MoveRef {
     /// Where it shall point.
+    #[schema(value_type = String)]
     pub image: Digest,
     /// What the mover believes of the ref now.
     #[serde(default)]
@@ -132,8 +152,25 @@ pub enum Expect {
     At(Digest),
 }
 
+/// `"anything"`, `"absent"` or `{"at": "<digest>"}`. By hand: the derive does not take a digest for a
+/// text inside a variant.
+impl PartialSchema for Expect {
+    fn schema() -> RefOr<Schema> {
+        let word = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(["anything", "absent"]));
+        let digest = ObjectBuilder::new().schema_type(Type::String);
+        let at = ObjectBuilder::new().property("at", digest).required("at");
+        let says =
+            "What is believed of a ref before it is moved: if it is not so, that is a conflict";
+        OneOfBuilder::new().item(word).item(at).description(Some(says)).into()
+    }
+}
+
+impl ToSchema for Expect {}
+
 /// Asks for a ticket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "action")]
 pub enum TicketRequest {
     /// To read an image.
@@ -153,9 +190,10 @@ pub enum TicketRequest {
 }
 
 /// A ticket, and who takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TicketAnswer {
     /// The image to pull, or the parent of a push.
+    #[schema(value_type = Option<String>)]
     pub image: Option<Digest>,
     /// The signed token.
     pub ticket: String,
@@ -166,7 +204,7 @@ pub struct TicketAnswer {
 }
 
 /// Asks the grid to verify a stored image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct VerifyRequest {
     /// Decode every chunk and check its plain bytes; else manifest, tables and footers only.
@@ -174,7 +212,7 @@ pub struct VerifyRequest {
 }
 
 /// What verification found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct VerifyReport {
     /// Sections that were checked.
@@ -190,7 +228,7 @@ pub struct VerifyReport {
 }
 
 /// Asks for a collection of garbage.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct GcRequest {
     /// Say what would be condemned, and change nothing.
@@ -200,7 +238,7 @@ pub struct GcRequest {
 }
 
 /// What a collection of garbage did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct GcReport {
     /// Images that are reachable.

@@ -10,9 +10,10 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What a member of the grid may do. Stands in its certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Everything.
@@ -40,43 +41,51 @@ impl Role {
 }
 
 /// A server of chunks and where it listens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CacheInfo {
     /// Its name in the grid.
     pub name: String,
     /// The name in its certificate.
     pub server_name: String,
     /// One UDP address per core.
+    #[schema(value_type = Vec<String>)]
     pub endpoints: Vec<SocketAddr>,
 }
 
 /// The caches of the grid.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CacheList {
     /// In the order of their names.
     pub caches: Vec<CacheInfo>,
 }
 
 /// That placement serves, and for which grid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     /// The grid's id.
     pub grid: String,
     /// Version of the program.
     pub version: String,
+    /// The key that verifies tickets and image records: 32 bytes, hex.
+    #[serde(default)]
+    pub verifying_key: String,
 }
 
 /// Asks for a one-time token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewToken {
     /// What the member may do.
     pub role: Role,
     /// Seconds until it can no longer be used.
     pub lifetime_secs: u64,
+    /// The only name that the member may take; then also one that another holds, e.g. when a machine
+    /// was installed anew. Else any name that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// A one-time token: whole, it is all that a new machine needs to join.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinToken {
     /// Text to give to `forebay node join`: address, digest of the CA's certificate, secret.
     pub token: String,
@@ -85,7 +94,7 @@ pub struct JoinToken {
 }
 
 /// Joins the grid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinRequest {
     /// The token's secret.
     pub secret: String,
@@ -96,7 +105,7 @@ pub struct JoinRequest {
 }
 
 /// The new member's papers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinAnswer {
     /// The grid's id.
     pub grid: String,

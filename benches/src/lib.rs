@@ -1,7 +1,7 @@
 //! What the benchmarks share: real chunks.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use image::is_zero;
 
@@ -19,13 +19,21 @@ pub fn disk() -> PathBuf {
 
 /// Up to `count` chunks that are not zeros, spread evenly over [`disk`].
 pub fn chunks(count: usize) -> Vec<Vec<u8>> {
-    let path = disk();
-    let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let total = file.metadata().expect("metadata of an open file").len() as usize / CHUNK;
+    chunks_of(&disk(), count)
+}
+
+/// Up to `count` chunks that are not zeros, spread evenly over a disk.
+pub fn chunks_of(path: &Path, count: usize) -> Vec<Vec<u8>> {
+    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let total =
+        file.metadata().expect("metadata of an open file").len().div_ceil(CHUNK as u64) as usize;
     let mut found = Vec::new();
     for i in 0..total {
-        let mut chunk = vec![0; CHUNK];
-        file.read_exact_at(&mut chunk, (i * CHUNK) as u64).expect("a chunk inside the file");
+        let start = (i * CHUNK) as u64;
+        let len =
+            (file.metadata().expect("metadata of an open file").len() - start).min(CHUNK as u64);
+        let mut chunk = vec![0; len as usize];
+        file.read_exact_at(&mut chunk, start).expect("a chunk inside the file");
         if !is_zero(&chunk) {
             found.push(chunk);
         }

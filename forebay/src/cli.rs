@@ -8,8 +8,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 /// cost of what it changed.
 #[derive(Parser, Debug)]
 #[command(name = "forebay", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 success, 64 wrong usage, 65 bad input, 66 not found, 69 unsupported, 73 conflict,\n\
-    74 disk full or I/O error, 75 try again, 76 corrupt, 77 denied, 130 cancelled.")]
+#[command(
+    after_help = "Exit codes: 0 success, 64 wrong usage, 65 bad input, 66 not found, 69 unsupported, 73 conflict,\n\
+    74 disk full or I/O error, 75 try again, 76 corrupt, 77 denied, 130 cancelled."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
@@ -121,9 +123,9 @@ pub struct ImportArgs {
     /// What the disk is compressed with, as a whole [default: what the extension says]
     #[arg(long, value_enum)]
     pub compression: Option<CompressionArg>,
-    /// Logical sector size in bytes
-    #[arg(long, default_value = "512", value_parser = ["512", "4096"])]
-    pub sector_size: String,
+    /// Logical sector size in bytes [default: the device's own, 512 for files]
+    #[arg(long, value_parser = ["512", "4096"])]
+    pub sector_size: Option<String>,
     /// Chunk size: a power of two from 16KiB to 4MiB
     #[arg(long, default_value = "256KiB", value_parser = chunk_log2)]
     pub chunk_size: u8,
@@ -316,6 +318,9 @@ pub struct TokenArgs {
     /// What the machine may do
     #[arg(long, value_enum, default_value = "node")]
     pub role: RoleArg,
+    /// The only name with which it can be used [default: the machine chooses]
+    #[arg(long)]
+    pub name: Option<String>,
     /// How long the token can be used
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
     pub lifetime: std::time::Duration,

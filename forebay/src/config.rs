@@ -47,27 +47,73 @@ const fn key(name: &'static str, form: Form, default: &'static str, doc: &'stati
 
 /// Every key, in the order in which `forebay config` prints them.
 pub const KEYS: &[Key] = &[
-    key("up.listen", Form::Address, "127.0.0.1:7400", "where placement's HTTPS API listens; port 0 takes a free one"),
+    key(
+        "up.listen",
+        Form::Address,
+        "127.0.0.1:7400",
+        "where placement's HTTPS API listens; port 0 takes a free one",
+    ),
     key("up.stream_ip", Form::Ip, "127.0.0.1", "IP address on which chunks are served over QUIC"),
-    key("up.stream_port", Form::Number, "0", "first UDP port for chunks, one more per core; 0 takes free ones"),
+    key(
+        "up.stream_port",
+        Form::Number,
+        "0",
+        "first UDP port for chunks, one more per core; 0 takes free ones",
+    ),
     key("up.advertise_ip", Form::Ip, "", "IP address that nodes are told; up.stream_ip unless set"),
     key("up.cores", Form::Number, "0", "cores that serve chunks; 0 means all"),
     key("up.store", Form::Path, "", "directory of the permanent store; DATA/store unless set"),
-    key("receiver.buffer", Form::Size, "128MiB", "memory for pushed frames on their way into packs"),
+    key(
+        "receiver.buffer",
+        Form::Size,
+        "128MiB",
+        "memory for pushed frames on their way into packs",
+    ),
     key("cache.memory", Form::Size, "64MiB", "memory for frames"),
+    key(
+        "cache.in_flight",
+        Form::Size,
+        "64MiB",
+        "memory for frames on their way to readers and to disk",
+    ),
     key("cache.disk", Form::Size, "10GiB", "disk space for frames; 0 switches the disk tier off"),
     key("cache.dir", Form::Path, "", "directory of the cache's segments; DATA/cache unless set"),
     key("gc.grace", Form::Time, "24h", "how long garbage is kept after it was condemned"),
     key("node.cores", Form::Number, "0", "cores that a pull uses; 0 means all"),
     key("node.memory", Form::Size, "64MiB", "memory for chunks on their way to the disk"),
-    key("node.rate", Form::Size, "0", "bytes a second that pulls may take from the network; 0 means no limit"),
+    key(
+        "node.rate",
+        Form::Size,
+        "0",
+        "bytes a second that pulls may take from the network; 0 means no limit",
+    ),
     key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
     key("node.socket", Form::Path, "", "the node daemon's socket; DATA/node/node.sock unless set"),
     key("import.memory", Form::Size, "160MiB", "memory for sections on their way to the receiver"),
-    key("import.workers", Form::Number, "0", "threads that hash and compress; 0 means one per core"),
-    key("io.engine", Form::Word(&["auto", "io_uring", "portable"]), "auto", "how files are read and written"),
-    key("log.format", Form::Word(&["human", "json"]), "human", "format of the log on standard error"),
-    key("log.filter", Form::Word(&[]), "warn", "what is logged, e.g. `info` or `warn,forebay_stream=debug`"),
+    key(
+        "import.workers",
+        Form::Number,
+        "0",
+        "threads that hash and compress; 0 means one per core",
+    ),
+    key(
+        "io.engine",
+        Form::Word(&["auto", "io_uring", "portable"]),
+        "auto",
+        "how files are read and written",
+    ),
+    key(
+        "log.format",
+        Form::Word(&["human", "json"]),
+        "human",
+        "format of the log on standard error",
+    ),
+    key(
+        "log.filter",
+        Form::Word(&[]),
+        "warn",
+        "what is logged, e.g. `info` or `warn,forebay_stream=debug`",
+    ),
 ];
 
 /// Where a value came from.
@@ -171,8 +217,8 @@ impl Config {
 
     fn read_file(&mut self, path: &Path) -> Result<()> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
-        let tables: toml::Table = toml::from_str(&text)
-            .map_err(|e| invalid(format!("{}: {e}", path.display())))?;
+        let tables: toml::Table =
+            toml::from_str(&text).map_err(|e| invalid(format!("{}: {e}", path.display())))?;
         for (table, keys) in tables {
             let toml::Value::Table(keys) = keys else {
                 let path = path.display();

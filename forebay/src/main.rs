@@ -1,1 +1,86 @@
-fn main(){}
+//! `forebay`: the command line, and the only place where the rooms are joined.
+
+mod cli;
+mod commands;
+mod config;
+mod connect;
+mod grid;
+mod output;
+mod report;
+mod telemetry;
+mod tour;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use image::{Error, Result};
+
+use cli::{Cli, Command};
+use config::Config;
+use output::Output;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let wrong = e.use_stderr();
+            // Help and version go to standard output and are no error.
+            let _ = e.print();
+            return if wrong { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("forebay: {e:#}");
+            let kind = e.downcast_ref::<Error>().map(Error::kind);
+            ExitCode::from(kind.map_or(70, api::exit_code))
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let output = Output::new(&cli.common);
+    let config = load_config(&cli)?;
+    telemetry::start(&config);
+    match cli.command {
+        Command::Try(args) => tour::run(&args, output),
+        Command::Up(_) => Ok(up::run(&config, cli.common.json)?),
+        Command::Config => {
+            commands::config::run(&config, output);
+            Ok(())
+        }
+        Command::Completions(args) => {
+            commands::completions::run(&args);
+            Ok(())
+        }
+        Command::Import(args) => Ok(commands::import::run(&config, &args, output)?),
+        Command::Pull(args) => Ok(commands::pull::run(&config, &args, output)?),
+        Command::Node(args) => Ok(commands::node::run(&config, args, output)?),
+        Command::Images => Ok(commands::images::list(&config, output)?),
+        Command::Inspect(args) => Ok(commands::images::inspect(&config, &args, output)?),
+        Command::Verify(args) => Ok(commands::images::verify(&config, &args, output)?),
+        Command::Tag(args) => Ok(commands::images::tag(&config, &args, output)?),
+        Command::Rm(args) => Ok(commands::images::remove(&config, &args, output)?),
+        Command::Gc(args) => Ok(commands::images::gc(&config, &args, output)?),
+    }
+}
+
+fn load_config(cli: &Cli) -> Result<Config> {
+    let data = match &cli.common.data {
+        Some(data) => data.clone(),
+        None => grid::default_data()?,
+    };
+    let mut flags = cli.common.set.clone();
+    match &cli.command {
+        Command::Up(args) => {
+            flags.extend(args.listen.iter().map(|l| ("up.listen".to_owned(), l.clone())));
+        }
+        Command::Pull(args) => {
+            flags.extend(args.rate.iter().map(|r| ("node.rate".to_owned(), r.clone())));
+        }
+        _ => {}
+    }
+    Config::load(data, cli.common.config.as_deref(), |name| std::env::var(name).ok(), &flags)
+}

@@ -1,1 +1,117 @@
-//! stub
+//! Placement in its smallest form: the coordinator of a grid in one process.
+//!
+//! - [`ca`]: the grid's authority, made on first start: who is a member, and whose signatures count
+//! - `state`: refs, join tokens, members, behind a seam (`state::keys::Keys`) that etcd fits too
+//! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
+//! - [`archive`]: what placement needs of the store; implemented by who joins the two
+//! - `http`: the routes of `api::catalog` and `api::grid` over mutual TLS, with an OpenAPI document
+//! - [`client`]: the other end of those routes
+//!
+//! Placement is off the path of the chunks: it hands out tickets, and servers of chunks check them
+//! without asking it.
+//!
+//! ```text
+//! Authority::open → server_papers, admin_papers → Placement::serve(listener, Config { … }, archive, …)
+//! ```
+
+// So that the fakes of the integration tests serve inside too.
+#[cfg(test)]
+extern crate self as placement;
+
+pub mod archive;
+pub mod ca;
+mod catalog;
+pub mod client;
+pub mod clock;
+mod files;
+mod http;
+mod known;
+pub mod member;
+mod names;
+pub mod papers;
+mod refs;
+mod state;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+mod tokens;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use api::grid::{CacheInfo, Role};
+use image::{Error, Result};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use state::State;
+
+pub use archive::{Answer, Archive, ImageFacts, RefMove};
+pub use ca::Authority;
+pub use client::Client;
+pub use clock::Clock;
+pub use http::Limits;
+pub use member::Member;
+pub use papers::Papers;
+pub use tokens::{JoinCode, MAX_LIFETIME_SECS};
+
+/// What placement is to be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The grid's authority.
+    pub authority: Arc<Authority>,
+    /// What placement shows of itself: [`Authority::server_papers`].
+    pub papers: Papers,
+    /// File of the state.
+    pub state: PathBuf,
+    /// Address (host and port) that join tokens name; else the one that is listened on.
+    pub address: Option<String>,
+    /// The servers of chunks.
+    pub servers: Vec<CacheInfo>,
+    /// What peers may take.
+    pub limits: Limits,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// The coordinator.
+pub struct Placement {
+    app: http::App,
+    tls: TlsAcceptor,
+}
+
+impl Placement {
+    /// Serves the HTTP API on `listener` until `shutdown` is done. Returns early only if it cannot
+    /// begin.
+    pub async fn serve(
+        listener: TcpListener,
+        config: Config,
+        archive: Arc<dyn Archive>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let local = listener.local_addr().map_err(|e| Error::io("the listener's address", e))?;
+        let address = config.address.clone().unwrap_or_else(|| local.to_string());
+        let placement = Self::open(config, address, archive).await?;
+        tracing::info!(address = %local, "placement serves");
+        http::serve(listener, placement.tls, placement.app, shutdown).await;
+        Ok(())
+    }
+
+    async fn open(config: Config, address: String, archive: Arc<dyn Archive>) -> Result<Self> {
+        let Config { authority, papers, state, servers, limits, clock, .. } = config;
+        let tls = tls::server(&papers, tls::Clients::Optional, &[b"http/1.1"], &clock)?;
+        let state = State::open(&state, authority.grid()).await?;
+        // Nobody who joins may take the names that placement itself goes by.
+        let own = papers.member()?;
+        state.reserve(&own.name, own.role, papers.expires()?).await?;
+        let ca_ends = clock.now() + ca::CA_SECS;
+        state.reserve(ca::FIRST_ADMIN, Role::Admin, ca_ends).await?;
+        state.set_servers(&servers).await?;
+        let key = authority.signing_key().clone();
+        let catalog = catalog::Catalog::open(state.clone(), archive, key, clock.clone()).await?;
+        let tokens = tokens::Tokens { state, authority, clock, address };
+        let app = http::App { catalog: Arc::new(catalog), tokens: Arc::new(tokens), limits };
+        Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)) })
+    }
+}

@@ -1,4 +1,4 @@
-//! What images are written into. (Written by the lead; the capture task leaves this crate alone.)
+//! What images are written into.
 //!
 //! - [`Verified`]: plain bytes of a chunk that were checked against their digest. Nothing else can
 //!   be written into a target.

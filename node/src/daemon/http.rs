@@ -35,24 +35,23 @@ impl IntoResponse for Failure {
 
 type Answer<T> = std::result::Result<Json<T>, Failure>;
 
-/// Serves the API on a socket at `path` until `shutdown` ends. A socket that a dead daemon left
-/// there is replaced; one that a living daemon holds is a conflict.
+/// Serves the API until `shutdown` ends.
 pub async fn serve<G: Grid>(
     daemon: Daemon<G>,
-    path: &Path,
+    listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let listener = bind(path).await?;
     let app = Router::new()
         .route("/v1/transfers", post(ask::<G>).get(list::<G>))
         .route("/v1/transfers/{id}", get(show::<G>).delete(cancel::<G>))
         .with_state(daemon);
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await;
-    let _ = std::fs::remove_file(path);
-    served.map_err(|e| Error::io(path.display(), e))
+    served.map_err(|e| Error::io("the node daemon's socket", e))
 }
 
-async fn bind(path: &Path) -> Result<UnixListener> {
+/// Listens on a socket at `path`. One that a dead daemon left there is replaced; one that a living
+/// daemon holds is a conflict.
+pub async fn bind(path: &Path) -> Result<UnixListener> {
     let place = |e| Error::io(path.display(), e);
     if UnixStream::connect(path).await.is_ok() {
         let message = format!("{}: a node daemon is running already", path.display());

@@ -55,7 +55,6 @@ pub(super) trait Deliver {
         section: u32,
         chunk: u32,
         plain: Verified,
-        of: &Arena,
     ) -> impl Future<Output = Result<()>>;
 }
 
@@ -133,9 +132,11 @@ impl<S: ChunkSource, D: Deliver> ChunkSink for Verify<'_, '_, S, D> {
         let digest = &self.batch.table.digests()[chunk as usize];
         let len = fetch.geometry.chunk_len_at(self.batch.section, chunk);
         let buf = fetch.arena.acquire().await;
-        match Verified::decode(&mut fetch.decoder.borrow_mut(), &frame, digest, buf, len) {
+        // A statement of its own: the decoder must be free again before the delivery is awaited.
+        let decoded = Verified::decode(&mut fetch.decoder.borrow_mut(), &frame, digest, buf, len);
+        match decoded {
             Ok(plain) => {
-                self.deliver.deliver(self.batch.section, chunk, plain, fetch.arena).await?;
+                self.deliver.deliver(self.batch.section, chunk, plain).await?;
                 self.left.remove(chunk);
                 fetch.watch.add(|w| &w.chunks, 1);
             }

@@ -68,7 +68,9 @@ impl Job {
         for seed in &self.seeds {
             for chunk in missing.iter().collect::<Vec<_>>() {
                 let expected = &table.digests()[chunk as usize];
-                if let Some(plain) = self.from_seed(engine, seed, section, chunk, expected).await {
+                if let Some(plain) =
+                    self.take_from_seed(engine, seed, section, chunk, expected).await
+                {
                     let len = plain.len() as u64;
                     self.target.write(engine, section, chunk, plain).await?;
                     self.watch.add(|w| &w.reused, len);
@@ -80,7 +82,7 @@ impl Job {
     }
 
     /// A chunk out of a seed, if it is there and right.
-    async fn from_seed(
+    async fn take_from_seed(
         &self,
         engine: &Engine,
         seed: &BlockFile,

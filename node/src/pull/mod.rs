@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use api::node::Progress;
-use blockio::{EngineChoice, EngineKind};
+use blockio::EngineChoice;
 use image::{ChunkSource, Digest, Error, Kind, Result};
 
 use crate::rate::Rate;
@@ -125,14 +125,6 @@ impl Watch {
 
 pub(crate) fn cancelled() -> Error {
     Error::new(Kind::Cancelled, "the pull was cancelled; run it again to go on from here")
-}
-
-/// Which engine a fallback would be: for messages.
-pub fn engine_name(kind: EngineKind) -> &'static str {
-    match kind {
-        EngineKind::Ring => "io_uring",
-        EngineKind::Portable => "portable",
-    }
 }
 
 /// Pulls `image` into the file or device at `path`. On an error what has arrived is kept, and the

@@ -15,7 +15,7 @@ use super::batch::{BATCH_BYTES, Batch, Deliver, Fetch, batches_of};
 use super::worker::IN_FLIGHT;
 use super::{Connect, PullOptions, Watch, cancelled};
 
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Pulls `image` into `out`, byte after byte. Every chunk is verified before it is written. Runs on
 /// a single-threaded runtime inside a `LocalSet`.
@@ -86,7 +86,7 @@ async fn transfer<C: Connect>(
 struct Collect(RefCell<BTreeMap<u32, Verified>>);
 
 impl Deliver for Collect {
-    async fn deliver(&self, _section: u32, chunk: u32, plain: Verified, _of: &Arena) -> Result<()> {
+    async fn deliver(&self, _section: u32, chunk: u32, plain: Verified) -> Result<()> {
         self.0.borrow_mut().insert(chunk, plain);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use blockio::{Arena, Engine, EngineOptions};
+use blockio::{Engine, EngineOptions};
 use futures::{StreamExt, TryStreamExt};
 use image::{ChunkSource, Decoder, Digest, Error, ReadContext, Result};
 use volume_pool::Verified;
@@ -158,7 +158,7 @@ struct Write<'a> {
 }
 
 impl Deliver for Write<'_> {
-    async fn deliver(&self, section: u32, chunk: u32, plain: Verified, _of: &Arena) -> Result<()> {
+    async fn deliver(&self, section: u32, chunk: u32, plain: Verified) -> Result<()> {
         let len = plain.len() as u64;
         self.job.target.write(self.engine, section, chunk, plain).await?;
         self.watch.add(|w| &w.written, len);

@@ -1,0 +1,82 @@
+//! The bars: Forebay beside other tools, or beside a limit, on a real disk, in one run.
+//!
+//! ```text
+//! cargo run --release -p forebay-benches --bin compare -- --disk V1.raw --second V2.raw [NAME…]
+//! ```
+//! Needs root (network namespaces, a memory cgroup), `zstd`, `nbdkit` and `nbdcopy`; `e2e/guest/
+//! build-debian` makes the disks. Prints a table of ratios with each bar and whether it is met, and
+//! ends with 1 if one is missed.
+
+mod bars;
+mod codec;
+mod grid;
+mod import;
+mod memory;
+mod network;
+mod process;
+mod pull;
+
+use std::path::PathBuf;
+
+use bars::Bars;
+
+/// What everything is measured on.
+pub struct Setup {
+    /// `forebay`.
+    pub program: PathBuf,
+    /// A raw disk, and a later version of it.
+    pub disk: PathBuf,
+    pub second: PathBuf,
+    /// Where to work.
+    pub dir: PathBuf,
+    /// Runs of each measurement; medians are quoted.
+    pub runs: usize,
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1);
+    let here = std::env::current_exe().unwrap();
+    let scratch = here.parent().unwrap().join("compare-work");
+    let mut setup = Setup {
+        program: here.with_file_name("forebay"),
+        disk: PathBuf::new(),
+        second: PathBuf::new(),
+        dir: scratch,
+        runs: 5,
+    };
+    let mut only = Vec::new();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
+        match arg.as_str() {
+            "--disk" => setup.disk = value().into(),
+            "--second" => setup.second = value().into(),
+            "--dir" => setup.dir = value().into(),
+            "--program" => setup.program = value().into(),
+            "--runs" => setup.runs = value().parse().expect("a number of runs"),
+            name => only.push(name.to_owned()),
+        }
+    }
+    for path in [&setup.disk, &setup.program] {
+        assert!(path.exists(), "{}: not there", path.display());
+    }
+    let _ = std::fs::remove_dir_all(&setup.dir);
+    std::fs::create_dir_all(&setup.dir).unwrap();
+    let mut bars = Bars::default();
+    let all: [(&str, fn(&Setup, &mut Bars)); 6] = [
+        ("codec", codec::measure),
+        ("import", import::measure),
+        ("second", import::second_version),
+        ("shaped", pull::shaped),
+        ("unshaped", pull::unshaped),
+        ("memory", memory::measure),
+    ];
+    for (name, measure) in all {
+        if only.is_empty() || only.iter().any(|o| o == name) {
+            eprintln!("== {name}");
+            measure(&setup, &mut bars);
+        }
+    }
+    let _ = std::fs::remove_dir_all(&setup.dir);
+    print!("{}", bars.table());
+    std::process::exit(i32::from(!bars.all_met()));
+}

@@ -1,0 +1,89 @@
+//! A bare quinn stream of one file: the limit that a pull is held against.
+//!
+//! ```text
+//! quinn-stream serve DIR FILE IP    prints the address that it serves on
+//! quinn-stream get DIR ADDRESS      takes the whole stream, throws it away, prints the bytes
+//! ```
+//! It uses the same transport settings and TLS as Forebay's own sessions.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use stream::transport::{Papers, Tuning, client_config, server_config};
+use tokio::io::AsyncReadExt;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    match args[..] {
+        ["serve", dir, file, ip] => runtime.block_on(serve(Path::new(dir), file, ip)),
+        ["get", dir, address] => runtime.block_on(get(Path::new(dir), address)),
+        _ => panic!("usage: quinn-stream serve DIR FILE IP | get DIR ADDRESS"),
+    }
+}
+
+/// One self-made authority and one certificate for both ends.
+fn make_papers(dir: &Path) {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_cert = ca.self_signed(&ca_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+    let cert = CertificateParams::new(vec!["bench".into()]).unwrap().signed_by(&key, &issuer);
+    for (name, text) in [
+        ("ca.pem", ca_cert.pem()),
+        ("cert.pem", cert.unwrap().pem()),
+        ("key.pem", key.serialize_pem()),
+    ] {
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+}
+
+fn papers(dir: &Path) -> [Vec<u8>; 3] {
+    ["ca.pem", "cert.pem", "key.pem"].map(|name| std::fs::read(dir.join(name)).unwrap())
+}
+
+async fn serve(dir: &Path, file: &str, ip: &str) {
+    make_papers(dir);
+    let [ca, certificate, key] = papers(dir);
+    let tls = server_config(Papers { ca: &ca, certificate: &certificate, key: &key }).unwrap();
+    let address = SocketAddr::new(ip.parse().unwrap(), 0);
+    let endpoint = Tuning::default().server_endpoint(address, tls).unwrap();
+    println!("{}", endpoint.local_addr().unwrap());
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(connection) = incoming.await else { continue };
+        let Ok((mut send, _)) = connection.accept_bi().await else { continue };
+        let mut file = tokio::fs::File::open(file).await.unwrap();
+        let mut buf = vec![0; 1 << 20];
+        loop {
+            let n = file.read(&mut buf).await.unwrap();
+            if n == 0 || send.write_all(&buf[..n]).await.is_err() {
+                break;
+            }
+        }
+        let _ = send.finish();
+        connection.closed().await;
+    }
+}
+
+async fn get(dir: &Path, address: &str) {
+    let [ca, certificate, key] = papers(dir);
+    let tls = client_config(Papers { ca: &ca, certificate: &certificate, key: &key }).unwrap();
+    let tuning = Tuning::default();
+    let endpoint = tuning.client_endpoint("0.0.0.0:0".parse().unwrap()).unwrap();
+    let config = tuning.client(tls).unwrap();
+    let connection =
+        endpoint.connect_with(config, address.parse().unwrap(), "bench").unwrap().await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(b"go").await.unwrap();
+    let mut total = 0;
+    while let Some(chunk) = recv.read_chunk(1 << 20, false).await.unwrap() {
+        total += chunk.bytes.len();
+    }
+    connection.close(0u32.into(), b"");
+    endpoint.wait_idle().await;
+    println!("{total}");
+}

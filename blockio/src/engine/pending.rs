@@ -1,0 +1,177 @@
+//! An operation from the moment an engine takes it until somebody has heard how it went.
+//!
+//! [`Pending`] owns everything the kernel may use (the buffer, the file) and the way back to the
+//! caller. It ends in exactly one [`Outcome`]: delivered, or, if the caller has gone, judged here,
+//! so that a write that failed unheard is noted on its file.
+
+use std::io;
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use tokio::sync::oneshot;
+
+use crate::arena::Buf;
+use crate::file::BlockFile;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Read,
+    Write,
+    Sync,
+    Zero,
+    Punch,
+}
+
+impl Verb {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Verb::Read => "read",
+            Verb::Write => "write",
+            Verb::Sync => "sync",
+            Verb::Zero => "zero",
+            Verb::Punch => "punch",
+        }
+    }
+}
+
+/// What it is done with. Moving a payload does not move the bytes.
+#[derive(Debug)]
+pub(super) enum Payload {
+    None,
+    Buf(Buf),
+    Bytes(Bytes),
+    /// A length in the file, without bytes.
+    Range(u64),
+}
+
+impl Payload {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Payload::None => 0,
+            Payload::Buf(buf) => buf.len() as u64,
+            Payload::Bytes(bytes) => bytes.len() as u64,
+            Payload::Range(len) => *len,
+        }
+    }
+}
+
+/// How an operation went. If it is dropped without having been [taken](Outcome::take), and was one
+/// that must not fail unheard, its failure is noted on the file.
+#[derive(Debug)]
+struct Outcome {
+    file: BlockFile,
+    verb: Verb,
+    result: Option<io::Result<usize>>,
+    payload: Payload,
+}
+
+impl Outcome {
+    fn take(mut self) -> (io::Result<usize>, Payload) {
+        let result = self.result.take().expect("only `take` takes the result, and takes `self`");
+        (result, std::mem::replace(&mut self.payload, Payload::None))
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = &self.result
+            // A failed sync has noted itself already.
+            && matches!(self.verb, Verb::Write | Verb::Zero | Verb::Punch)
+        {
+            self.file.note_lost(error);
+        }
+    }
+}
+
+/// The caller's end.
+pub(super) struct Reply {
+    receiver: oneshot::Receiver<Outcome>,
+}
+
+impl Reply {
+    pub(super) async fn wait(self) -> (io::Result<usize>, Payload) {
+        let outcome = self.receiver.await;
+        outcome.expect("a pending operation always sends its outcome, at the latest on drop").take()
+    }
+}
+
+/// The engine's end: the operation itself.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) file: BlockFile,
+    pub(super) verb: Verb,
+    pub(super) payload: Payload,
+    pub(super) offset: u64,
+    reply: Option<oneshot::Sender<Outcome>>,
+}
+
+impl Pending {
+    pub(super) fn new(
+        file: BlockFile,
+        verb: Verb,
+        payload: Payload,
+        offset: u64,
+    ) -> (Pending, Reply) {
+        let (sender, receiver) = oneshot::channel();
+        let pending = Pending { file, verb, payload, offset, reply: Some(sender) };
+        (pending, Reply { receiver })
+    }
+
+    /// Does the operation on this thread, and tells the caller.
+    pub(super) fn run_blocking(mut self) {
+        let payload = std::mem::replace(&mut self.payload, Payload::None);
+        let (result, payload) = run_blocking(&self.file, self.verb, payload, self.offset);
+        self.payload = payload;
+        self.deliver(result);
+    }
+
+    /// Tells the caller; `result` is what the kernel said.
+    pub(super) fn finish(mut self, result: io::Result<usize>) {
+        let result = match (self.verb, result) {
+            (Verb::Sync, result) => self.file.note_sync(result.map(drop)).map(|()| 0),
+            (_, Ok(done)) => Ok(done),
+            (_, Err(error)) => Err(self.file.at(self.verb.name(), Some(self.offset), error)),
+        };
+        self.deliver(result);
+    }
+
+    fn deliver(&mut self, result: io::Result<usize>) {
+        if let Some(reply) = self.reply.take() {
+            let payload = std::mem::replace(&mut self.payload, Payload::None);
+            let (file, verb) = (self.file.clone(), self.verb);
+            // Nobody there: the outcome comes back and is dropped, which notes a lost write.
+            drop(reply.send(Outcome { file, verb, result: Some(result), payload }));
+        }
+    }
+}
+
+impl Drop for Pending {
+    /// An operation that was never done was cancelled. A sync that was not done has lost nothing.
+    fn drop(&mut self) {
+        if self.reply.is_some() {
+            let error = io::Error::from(Errno::CANCELED);
+            let error = self.file.at(self.verb.name(), Some(self.offset), error);
+            self.deliver(Err(error));
+        }
+    }
+}
+
+/// Does an operation on this thread, with the file's own blocking calls.
+pub(super) fn run_blocking(
+    file: &BlockFile,
+    verb: Verb,
+    mut payload: Payload,
+    offset: u64,
+) -> (io::Result<usize>, Payload) {
+    let result = match (verb, &mut payload) {
+        (Verb::Read, Payload::Buf(buf)) => file.read_at(buf, offset),
+        (Verb::Write, Payload::Buf(buf)) => file.write_all_at(buf, offset).map(|()| buf.len()),
+        (Verb::Write, Payload::Bytes(b)) => file.write_all_at(b, offset).map(|()| b.len()),
+        (Verb::Sync, _) => file.sync_data().map(|()| 0),
+        (Verb::Zero, Payload::Range(len)) => file.zero_range(offset..offset + *len).map(|()| 0),
+        (Verb::Punch, Payload::Range(len)) => file.punch_hole(offset..offset + *len).map(|()| 0),
+        (verb, payload) => unreachable!("{verb:?} does not go with {payload:?}"),
+    };
+    (result, payload)
+}

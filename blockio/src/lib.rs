@@ -1,0 +1,36 @@
+//! Disks, from below: the only crate of Forebay that speaks to the kernel in its own tongue.
+//!
+//! - [`Arena`] and [`Buf`]: bounded memory, lent out as owned, aligned buffers.
+//! - [`BlockFile`]: a regular file or a block device, opened once and held until synced. [`Fs`]:
+//!   names that last.
+//! - [`Engine`]: positional reads, writes and syncs that do not block the runtime, through a ring
+//!   of our own or a bounded pool of threads.
+//! - [`bulk`]: one job reading one disk from end to end.
+//! - [`fake`]: files in memory that record what was done to them and show what a power cut may
+//!   leave, and files that fail on request. Code that takes [`BlockFile`] and [`Fs`] runs over
+//!   either without knowing.
+//!
+//! # Memory and the kernel
+//!
+//! A buffer given to an engine belongs to it until the kernel is done with it. Dropping the future
+//! of an operation changes nothing about that: the operation goes on, its buffer goes back to the
+//! arena when it completes, and if it was a write that fails, the file remembers.
+//!
+//! This is the one crate with `unsafe` code; each block says why it is sound.
+
+pub mod arena;
+pub mod backing;
+pub mod bulk;
+pub mod engine;
+pub mod error;
+pub mod fake;
+pub mod file;
+pub mod fs;
+mod os_file;
+
+pub use arena::{Arena, Buf};
+pub use backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+pub use engine::{Engine, EngineChoice, EngineKind, EngineOptions};
+pub use error::{Cause, Located, cause, errno};
+pub use file::{BlockFile, Extents};
+pub use fs::{Fs, Namespace, rename_durable, sync_dir};

@@ -1,0 +1,248 @@
+//! The real thing: a regular file or a block device of this machine.
+
+use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{self as sys, FallocateFlags, FileType, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use crate::backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+
+/// An open descriptor and what was learned about it when it was opened.
+#[derive(Debug)]
+pub(crate) struct OsFile {
+    fd: OwnedFd,
+    kind: FileKind,
+    sectors: Sectors,
+    direct: bool,
+}
+
+impl OsFile {
+    /// Opens `path`, following symbolic links (device names usually are some), and refuses anything
+    /// but regular files and block devices.
+    pub(crate) fn open(path: &Path, mode: OpenMode) -> io::Result<OsFile> {
+        let flags = flags(mode)? | claim(path, mode);
+        let permissions = sys::Mode::RUSR | sys::Mode::WUSR;
+        let fd = sys::open(path, flags, permissions).map_err(|errno| match errno {
+            // How a file system says that it has no direct I/O.
+            Errno::INVAL if mode.direct => unsupported(),
+            errno => errno.into(),
+        })?;
+        let stat = sys::fstat(&fd)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => FileKind::Regular,
+            FileType::BlockDevice => FileKind::Block,
+            _ => {
+                let what = "neither a regular file nor a block device";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            }
+        };
+        // O_NONBLOCK kept `open` from waiting on something that is no disk; from here on it would
+        // make a ring answer EAGAIN instead of waiting for the disk.
+        sys::fcntl_setfl(&fd, sys::fcntl_getfl(&fd)? - OFlags::NONBLOCK)?;
+        let sectors = sectors(&fd, kind, u32::try_from(stat.st_blksize).unwrap_or(4096));
+        Ok(OsFile { fd, kind, sectors, direct: mode.direct })
+    }
+}
+
+fn flags(mode: OpenMode) -> io::Result<OFlags> {
+    let mut flags = match (mode.read, mode.write) {
+        (true, true) => OFlags::RDWR,
+        (true, false) => OFlags::RDONLY,
+        (false, true) => OFlags::WRONLY,
+        (false, false) => {
+            let what = "a file is opened for reading, writing or both";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+    };
+    if (mode.create || mode.create_new) && !mode.write {
+        let what = "creating a file needs write access";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    flags |= OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    if mode.create {
+        flags |= OFlags::CREATE;
+    }
+    if mode.create_new {
+        flags |= OFlags::CREATE | OFlags::EXCL;
+    }
+    if mode.direct {
+        flags |= OFlags::DIRECT;
+    }
+    Ok(flags)
+}
+
+/// `O_EXCL` for a block device that is to be written: the kernel then refuses one that is mounted
+/// or part of something else.
+fn claim(path: &Path, mode: OpenMode) -> OFlags {
+    let is_device = || {
+        let stat = sys::stat(path);
+        stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+    };
+    // With O_CREAT the flag means something else, and a device would not be created anyway.
+    if mode.write && !mode.create && !mode.create_new && is_device() {
+        OFlags::EXCL
+    } else {
+        OFlags::empty()
+    }
+}
+
+fn sectors(fd: &OwnedFd, kind: FileKind, block: u32) -> Sectors {
+    match kind {
+        FileKind::Block => Sectors {
+            logical: sys::ioctl_blksszget(fd).unwrap_or(512),
+            physical: sys::ioctl_blkpbszget(fd).unwrap_or(4096),
+        },
+        FileKind::Regular => {
+            let flags = sys::AtFlags::EMPTY_PATH;
+            let logical = sys::statx(fd, c"", flags, StatxFlags::DIOALIGN)
+                .map(|statx| statx.stx_dio_offset_align)
+                .ok()
+                .filter(|align| align.is_power_of_two())
+                .unwrap_or(512);
+            Sectors { logical, physical: block.max(logical) }
+        }
+    }
+}
+
+fn unsupported() -> io::Error {
+    Errno::OPNOTSUPP.into()
+}
+
+impl Backing for OsFile {
+    fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    fn sectors(&self) -> Sectors {
+        self.sectors
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        match self.kind {
+            FileKind::Regular => Ok(u64::try_from(sys::fstat(&self.fd)?.st_size).unwrap_or(0)),
+            FileKind::Block => Ok(sys::seek(&self.fd, sys::SeekFrom::End(0))?),
+        }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pread(&self.fd, buf, offset)?)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pwrite(&self.fd, buf, offset)?)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        match self.kind {
+            FileKind::Regular => Ok(sys::ftruncate(&self.fd, len)?),
+            FileKind::Block => Err(unsupported()),
+        }
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        match self.kind {
+            FileKind::Block => Err(unsupported()),
+            FileKind::Regular => match sys::seek(&self.fd, sys::SeekFrom::Data(from)) {
+                Ok(offset) => Ok(Some(offset)),
+                Err(Errno::NXIO) => Ok(None),
+                Err(Errno::INVAL) => Err(unsupported()),
+                Err(errno) => Err(errno.into()),
+            },
+        }
+    }
+
+    fn next_hole(&self, from: u64) -> io::Result<u64> {
+        match sys::seek(&self.fd, sys::SeekFrom::Hole(from)) {
+            Ok(offset) => Ok(offset),
+            Err(Errno::INVAL) => Err(unsupported()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn zero(&self, range: Range<u64>, how: Zeroing) -> io::Result<()> {
+        let how = match how {
+            Zeroing::Punch => FallocateFlags::PUNCH_HOLE,
+            Zeroing::Keep => FallocateFlags::ZERO_RANGE,
+        };
+        let how = how | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.fd, how, range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        match self.kind {
+            FileKind::Regular => fallocate(&self.fd, FallocateFlags::empty(), range),
+            FileKind::Block if range.end <= self.size()? => Ok(()),
+            FileKind::Block => Err(Errno::NOSPC.into()),
+        }
+    }
+
+    fn sync(&self, what: SyncWhat) -> io::Result<()> {
+        match what {
+            SyncWhat::Data => Ok(sys::fdatasync(&self.fd)?),
+            SyncWhat::All => Ok(sys::fsync(&self.fd)?),
+        }
+    }
+
+    fn try_lock_exclusive(&self) -> io::Result<bool> {
+        match sys::flock(&self.fd, sys::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn reflink_from(&self, source: &dyn Backing) -> io::Result<()> {
+        let source = source.descriptor().ok_or_else(unsupported)?;
+        sys::ioctl_ficlone(&self.fd, source).map_err(|errno| match errno {
+            // The many ways in which file systems say that they cannot.
+            Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS => {
+                unsupported()
+            }
+            errno => errno.into(),
+        })
+    }
+
+    fn same_file(&self, path: &Path) -> io::Result<bool> {
+        let (this, that) = (sys::fstat(&self.fd)?, sys::stat(path)?);
+        Ok(match self.kind {
+            FileKind::Regular => (this.st_dev, this.st_ino) == (that.st_dev, that.st_ino),
+            // Two nodes in /dev may name one device.
+            FileKind::Block => {
+                FileType::from_raw_mode(that.st_mode) == FileType::BlockDevice
+                    && this.st_rdev == that.st_rdev
+            }
+        })
+    }
+
+    fn will_read(&self, range: Range<u64>) {
+        if let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+            let hint = sys::Advice::WillNeed;
+            if let Err(errno) = sys::fadvise(&self.fd, range.start, Some(len), hint) {
+                tracing::trace!(%errno, "no read-ahead");
+            }
+        }
+    }
+}
+
+fn fallocate(fd: &OwnedFd, how: FallocateFlags, range: Range<u64>) -> io::Result<()> {
+    loop {
+        return match sys::fallocate(fd, how, range.start, range.end - range.start) {
+            Ok(()) => Ok(()),
+            Err(Errno::INTR) => continue,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Err(unsupported()),
+            Err(errno) => Err(errno.into()),
+        };
+    }
+}

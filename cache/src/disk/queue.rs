@@ -1,0 +1,100 @@
+//! What waits to be written to the disk log.
+//!
+//! Bounded in bytes and never waited for: when the disk cannot keep up, frames are left out of it.
+//! A slow disk then costs hits later, not latency now.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use image::Frame;
+
+use crate::key::Key;
+use crate::sharded::lock;
+
+/// Something for the writer to do.
+pub(crate) enum Command {
+    /// Write a frame.
+    Append(Key, Frame),
+    /// Drop every segment.
+    Clear,
+}
+
+/// The way from all cores to the one writer.
+pub(crate) struct Queue {
+    limit: u64,
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    commands: VecDeque<Command>,
+    bytes: u64,
+    closed: bool,
+}
+
+impl Queue {
+    /// Holds frames of at most `limit` bytes together.
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, state: Mutex::default(), wake: Condvar::new() }
+    }
+
+    /// Hands a frame to the writer; `false` if there is no room.
+    pub(crate) fn offer(&self, key: Key, frame: Frame) -> bool {
+        let mut state = lock(&self.state);
+        let bytes = state.bytes + frame.bytes().len() as u64;
+        if state.closed || bytes > self.limit {
+            return false;
+        }
+        state.bytes = bytes;
+        state.commands.push_back(Command::Append(key, frame));
+        drop(state);
+        self.wake.notify_one();
+        true
+    }
+
+    /// Makes the writer drop every segment, and with them the frames that wait now.
+    pub(crate) fn clear(&self) {
+        let mut state = lock(&self.state);
+        state.commands.clear();
+        state.bytes = 0;
+        if !state.closed {
+            state.commands.push_back(Command::Clear);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Takes no more; what waits is still written.
+    pub(crate) fn close(&self) {
+        lock(&self.state).closed = true;
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> u64 {
+        lock(&self.state).bytes
+    }
+
+    pub(super) fn pop(&self) -> Option<Command> {
+        let mut state = lock(&self.state);
+        let command = state.commands.pop_front()?;
+        if let Command::Append(_, frame) = &command {
+            state.bytes -= frame.bytes().len() as u64;
+        }
+        Some(command)
+    }
+
+    /// Blocks the writer's thread until there is something to do, or for this long.
+    pub(super) fn wait(&self, at_most: Duration) {
+        let state = lock(&self.state);
+        let idle = |state: &mut State| state.commands.is_empty() && !state.closed;
+        let waited = self.wake.wait_timeout_while(state, at_most, idle);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}

@@ -1,0 +1,365 @@
+//! The one writer of the disk log: takes frames off the queue, appends, seals, switches off.
+//!
+//! It is a plain state machine over blocking files. [`LogWriter::run`] is the thread around it;
+//! a test or a simulator calls [`LogWriter::run_pending`] instead, and is deterministic.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use blockio::{BlockFile, Fs, OpenMode};
+use image::Frame;
+
+use crate::disk::evict::Eviction;
+use crate::disk::format::{Entry, HEADER_LEN, MAX_ENTRIES, file_name, footer, footer_len, header};
+use crate::disk::index::Spot;
+use crate::disk::queue::Command;
+use crate::disk::{Disk, DiskState, Segment};
+use crate::key::Key;
+use crate::memory::Memory;
+use crate::shared::{Clock, FreeSpace};
+
+/// How long a tier that is full, or that another process has, is left before it is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// So often an idle writer looks at the clock.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+/// The free space is looked at every so many bytes.
+const CHECK_SPACE_EVERY: u64 = 16 << 20;
+
+/// What the log may take, and from where.
+pub(crate) struct LogLimits {
+    pub(crate) dir: PathBuf,
+    /// All segments together, in bytes.
+    pub(crate) budget: u64,
+    /// What must stay free on the file system, in bytes.
+    pub(crate) reserve: u64,
+    /// One segment, in bytes; at most a fourth of the budget.
+    pub(crate) segment: u64,
+}
+
+/// The world outside, as the writer sees it.
+pub(crate) struct Outside {
+    pub(crate) fs: Fs,
+    pub(crate) clock: Clock,
+    pub(crate) free_space: FreeSpace,
+}
+
+/// Writes the disk log of a cache. There is one for each [`Shared`](crate::Shared) with a disk; it
+/// must be run for the disk tier to do anything.
+///
+/// ```text
+/// run_pending: take the directory → recover, segment by segment → append ⇄ evict
+///              → (queue closed) seal the open segment
+/// ```
+pub struct LogWriter {
+    pub(super) disk: Arc<Disk>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) limits: LogLimits,
+    pub(super) outside: Outside,
+    /// Held for as long as we write: no two processes write one log.
+    lock: Option<BlockFile>,
+    pub(super) phase: Phase,
+    pub(super) open: Option<Open>,
+    pub(super) eviction: Option<Eviction>,
+    pub(super) next_id: u32,
+    unchecked: u64,
+    retry_at: Option<Duration>,
+}
+
+/// How far the writer has come.
+pub(super) enum Phase {
+    Starting,
+    /// These segments are still to be read in, the newest last.
+    Recovering(Vec<u32>),
+    Running,
+    Closed,
+}
+
+/// The segment that is being written.
+pub(super) struct Open {
+    pub(super) id: u32,
+    pub(super) file: BlockFile,
+    pub(super) end: u32,
+    pub(super) entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Worked,
+    Idle,
+    Closed,
+}
+
+impl LogWriter {
+    pub(crate) fn new(
+        disk: Arc<Disk>,
+        memory: Arc<Memory>,
+        limits: LogLimits,
+        outside: Outside,
+    ) -> Self {
+        Self {
+            disk,
+            memory,
+            limits,
+            outside,
+            lock: None,
+            phase: Phase::Starting,
+            open: None,
+            eviction: None,
+            next_id: 1,
+            unchecked: 0,
+            retry_at: None,
+        }
+    }
+
+    /// Works until the cache is closed or dropped, blocking this thread while there is nothing to
+    /// do. What waits is written first, and the open segment is sealed.
+    pub fn run(mut self) {
+        loop {
+            match self.step() {
+                Step::Worked => {}
+                Step::Idle => self.disk.queue.wait(LOOK_AT_CLOCK),
+                Step::Closed => return,
+            }
+        }
+    }
+
+    /// Does everything there is to do now, and returns.
+    pub fn run_pending(&mut self) {
+        while self.step() == Step::Worked {}
+    }
+
+    fn step(&mut self) -> Step {
+        match self.phase {
+            Phase::Closed => return Step::Closed,
+            Phase::Starting => return self.start(),
+            Phase::Recovering(_) if !self.disk.queue.is_closed() => {
+                self.recover_next();
+                return Step::Worked;
+            }
+            Phase::Recovering(_) | Phase::Running => {}
+        }
+        self.follow_state();
+        let closed = self.disk.queue.is_closed();
+        let command = self.disk.queue.pop();
+        let evicted = !closed && self.evict_next();
+        match command {
+            Some(command) => self.obey(command),
+            None if evicted => {}
+            None if closed => self.finish(),
+            None => return Step::Idle,
+        }
+        Step::Worked
+    }
+
+    /// Lets go of a disk that readers gave up, and tries a full one again when it is time.
+    fn follow_state(&mut self) {
+        match self.disk.state() {
+            DiskState::Off(_) => self.forget_all(),
+            DiskState::Full(_) if !self.is_too_early() => match self.has_space() {
+                Ok(true) => self.disk.set_state(DiskState::On),
+                Ok(false) => {}
+                Err(error) => self.write_failed(&error),
+            },
+            _ => {}
+        }
+    }
+
+    /// Takes the directory, unless somebody has it.
+    fn start(&mut self) -> Step {
+        if self.disk.queue.is_closed() {
+            self.phase = Phase::Closed;
+            return Step::Closed;
+        }
+        if self.is_too_early() {
+            // Nobody must wait for us with what cannot be written.
+            while self.disk.queue.pop().is_some() {}
+            return Step::Idle;
+        }
+        match self.take_directory() {
+            Ok(true) => {
+                self.disk.revive();
+                self.retry_at = None;
+                self.list();
+                Step::Worked
+            }
+            Ok(false) => self.hold_off(format!(
+                "another process uses {}; give each cache a directory of its own",
+                self.limits.dir.display()
+            )),
+            Err(error) => self.hold_off(error.to_string()),
+        }
+    }
+
+    fn hold_off(&mut self, why: String) -> Step {
+        self.disk.set_state(DiskState::Off(why));
+        self.retry_later();
+        Step::Idle
+    }
+
+    fn take_directory(&mut self) -> io::Result<bool> {
+        let Outside { fs, .. } = &self.outside;
+        fs.create_dir_all(&self.limits.dir)?;
+        let lock = fs.open(self.limits.dir.join("lock"), OpenMode::create())?;
+        let ours = lock.try_lock_exclusive()?;
+        self.lock = ours.then_some(lock);
+        Ok(ours)
+    }
+
+    pub(super) fn retry_later(&mut self) {
+        self.retry_at = Some((self.outside.clock)() + TRY_AGAIN);
+    }
+
+    fn is_too_early(&self) -> bool {
+        self.retry_at.is_some_and(|at| (self.outside.clock)() < at)
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Append(key, frame) => self.append_new(&key, &frame),
+            Command::Clear => self.clear(),
+        }
+    }
+
+    /// Appends a frame from the queue, unless it is there.
+    fn append_new(&mut self, key: &Key, frame: &Frame) {
+        if self.disk.state() != DiskState::On || self.disk.index.peek(key).is_some() {
+            return;
+        }
+        if let Err(error) = self.append(key, frame) {
+            self.write_failed(&error);
+        }
+    }
+
+    /// Appends a frame to the open segment; `false` if there is no room for it, which has been
+    /// said where it was found out.
+    pub(super) fn append(&mut self, key: &Key, frame: &Frame) -> io::Result<bool> {
+        let len = frame.bytes().len();
+        let capacity = self.limits.segment as usize;
+        if HEADER_LEN + len + footer_len(1) > capacity {
+            return Ok(false);
+        }
+        if self.open.as_ref().is_some_and(|open| !open.fits(len, capacity)) {
+            self.seal()?;
+        }
+        if !self.has_space()? || (self.open.is_none() && !self.open_segment()?) {
+            return Ok(false);
+        }
+        let open = self.open.as_mut().expect("opened above");
+        open.file.write_all_at(frame.bytes(), u64::from(open.end))?;
+        let entry = Entry { key: *key, offset: open.end, len: len as u32 };
+        open.entries.push(entry);
+        open.end += entry.len;
+        let (id, end) = (open.id, u64::from(open.end));
+        self.disk.index.insert(key, Spot::new(id, entry.offset, entry.len));
+        self.set_segment_bytes(id, end);
+        self.unchecked += len as u64;
+        self.disk.counts.written.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// A failed write. A full disk may have room again; any other failure is of the disk itself.
+    pub(super) fn write_failed(&mut self, error: &io::Error) {
+        self.eviction = None;
+        if blockio::cause(error) == blockio::Cause::Full {
+            self.disk.set_state(DiskState::Full(error.to_string()));
+            self.retry_later();
+        } else {
+            self.disk.set_state(DiskState::Off(error.to_string()));
+            self.forget_all();
+        }
+    }
+
+    /// Whether the file system has more than the reserve left, after giving up as many of the oldest
+    /// segments as it takes.
+    fn has_space(&mut self) -> io::Result<bool> {
+        let full = matches!(self.disk.state(), DiskState::Full(_));
+        if self.open.is_some() && self.unchecked < CHECK_SPACE_EVERY && !full {
+            return Ok(true);
+        }
+        self.unchecked = 0;
+        loop {
+            let free = (self.outside.free_space)(&self.limits.dir)?;
+            if free >= self.limits.reserve {
+                return Ok(true);
+            }
+            if !self.drop_oldest() {
+                let (dir, reserve) = (self.limits.dir.display(), self.limits.reserve);
+                let why = format!("{dir}: {free} bytes free; {reserve} are kept in reserve");
+                self.disk.set_state(DiskState::Full(why));
+                self.retry_later();
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Starts a segment, after making room for it within the budget.
+    fn open_segment(&mut self) -> io::Result<bool> {
+        self.make_room();
+        let id = self.next_id;
+        let Some(next) = id.checked_add(1) else {
+            return Err(io::Error::other("the log has used up its segment numbers: empty it"));
+        };
+        let path = self.limits.dir.join(file_name(id));
+        let file = self.outside.fs.open(path, OpenMode::create_new())?;
+        self.next_id = next;
+        file.write_all_at(&header(id), 0)?;
+        self.add_segment(id, Segment { file: file.clone(), bytes: HEADER_LEN as u64 });
+        self.open = Some(Open { id, file, end: HEADER_LEN as u32, entries: Vec::new() });
+        self.begin_eviction();
+        Ok(true)
+    }
+
+    /// Ends the open segment with its footer. If that cannot be written, the next start finds the
+    /// frames by reading the segment through.
+    pub(super) fn seal(&mut self) -> io::Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let bytes = footer(open.id, &open.entries, open.end);
+        open.file.write_all_at(&bytes, u64::from(open.end))?;
+        self.set_segment_bytes(open.id, u64::from(open.end) + bytes.len() as u64);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        (self.open, self.eviction) = (None, None);
+        while self.drop_oldest() {}
+        self.disk.index.clear();
+    }
+
+    /// Lets go of all files, without touching them.
+    fn forget_all(&mut self) {
+        (self.open, self.eviction) = (None, None);
+        self.disk.segments_mut().clear();
+        self.disk.index.clear();
+        self.disk.counts.bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn finish(&mut self) {
+        if let Err(error) = self.seal() {
+            tracing::warn!(%error, "cache: the last segment could not be sealed");
+        }
+        self.lock = None;
+        self.phase = Phase::Closed;
+    }
+
+    pub(super) fn add_segment(&self, id: u32, segment: Segment) {
+        self.disk.counts.bytes.fetch_add(segment.bytes, Ordering::Relaxed);
+        self.disk.segments_mut().insert(id, segment);
+    }
+
+    pub(super) fn set_segment_bytes(&self, id: u32, bytes: u64) {
+        if let Some(segment) = self.disk.segments_mut().get_mut(&id) {
+            let was = std::mem::replace(&mut segment.bytes, bytes);
+            self.disk.counts.bytes.fetch_add(bytes.wrapping_sub(was), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Open {
+    fn fits(&self, len: usize, capacity: usize) -> bool {
+        self.entries.len() < MAX_ENTRIES
+            && self.end as usize + len + footer_len(self.entries.len() + 1) <= capacity
+    }
+}

@@ -1,0 +1,285 @@
+//! What the cores of one cache share, and what it may take.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use blockio::Fs;
+use image::frame::MAX_FRAME;
+use image::geometry::SECTION_LEN;
+use image::{Digest, Domain, Error, Kind, Result};
+
+use crate::admission::Admission;
+use crate::disk::{Disk, LogLimits, LogWriter, Outside};
+use crate::flights::Flights;
+use crate::gone::Gone;
+use crate::key::Key;
+use crate::memory::Memory;
+use crate::papers::Papers;
+use crate::sharded::lock;
+use crate::status::{Counts, Status};
+
+/// A monotonic clock: time since some moment.
+pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+/// Bytes free to us on the file system that holds a directory.
+pub type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
+
+/// What a cache may take.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// Memory for frames (7/8) and for manifests and section tables (1/8), in bytes.
+    pub memory: u64,
+    /// Memory for what is on its way, in bytes: reads and their queues (1/2), frames that wait to
+    /// be written to disk (1/4), buffers for disk reads (1/4). Each part has room for at least one
+    /// of the longest frames.
+    pub in_flight: u64,
+    /// The disk tier, if there is to be one.
+    pub disk: Option<DiskBudget>,
+}
+
+/// What the disk tier may take.
+#[derive(Clone, Debug)]
+pub struct DiskBudget {
+    /// A directory for this cache alone; it is made if need be.
+    pub dir: PathBuf,
+    /// All its files together, in bytes; at least four segments.
+    pub bytes: u64,
+    /// What must stay free on the file system, in bytes: below that the cache gives up segments.
+    pub reserve: u64,
+}
+
+/// How a cache behaves. The default is right outside of tests.
+#[derive(Clone)]
+pub struct Options {
+    /// Tells the time for what is remembered or tried again later.
+    pub clock: Clock,
+    /// Where the disk tier's files are.
+    pub fs: Fs,
+    /// Looks at the free space.
+    pub free_space: FreeSpace,
+    /// Length of a segment in bytes, at most 2 GiB; unless given, a 256th of the disk budget, within
+    /// 64 MiB and 2 GiB and at most a fourth of it.
+    pub segment: Option<u64>,
+    /// A source that gives nothing for this long has failed.
+    pub stall: Duration,
+    /// A disk read that takes longer than this has failed.
+    pub disk_timeout: Duration,
+    /// A read waits for a place no longer than this before it is told that we are busy.
+    pub patience: Duration,
+    /// What does not exist is not asked for again for this long.
+    pub gone: Duration,
+    /// Frames that wait for one slow reader, in bytes.
+    pub window: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            clock: system_clock(),
+            fs: Fs::os(),
+            free_space: Arc::new(system_free_space),
+            segment: None,
+            stall: Duration::from_secs(30),
+            disk_timeout: Duration::from_secs(2),
+            patience: Duration::from_secs(1),
+            gone: Duration::from_secs(1),
+            window: 8 << 20,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock that is injected outside of tests")]
+fn system_clock() -> Clock {
+    let start = std::time::Instant::now();
+    Arc::new(move || start.elapsed())
+}
+
+fn system_free_space(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir).map_err(|errno| {
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("free space of {}: {error}", dir.display()))
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// The tiers and flights of one cache, shared by its cores.
+pub struct Shared {
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) papers: Papers,
+    pub(crate) disk: Option<Arc<Disk>>,
+    pub(crate) flights: Flights,
+    pub(crate) gone: Gone,
+    pub(crate) admission: Admission,
+    pub(crate) counts: Counts,
+    pub(crate) stall: Duration,
+    pub(crate) window: u64,
+    /// Plain bytes that one read fetches ahead of its reader.
+    pub(crate) batch: u64,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Shared {
+    /// A cache whose disk tier is written on a thread of its own.
+    ///
+    /// The disk tier may turn out to be unusable, now or later: that is no error here, the cache
+    /// then works without it and says so ([`Shared::status`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Invalid`] for a budget that makes no sense; [`Kind::Io`] without memory or threads.
+    pub fn start(budget: Budget, options: Options) -> Result<Arc<Self>> {
+        let (shared, writer) = Self::open(budget, options)?;
+        if let Some(writer) = writer {
+            let thread = std::thread::Builder::new().name("cache-log".to_owned());
+            let thread = thread.spawn(|| writer.run());
+            let thread = thread.map_err(|e| Error::io("cache: log thread", e))?;
+            *lock(&shared.writer) = Some(thread);
+        }
+        Ok(shared)
+    }
+
+    /// As [`start`](Self::start), but the caller runs the writer of the disk tier.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn open(budget: Budget, options: Options) -> Result<(Arc<Self>, Option<LogWriter>)> {
+        let frames = budget.memory - budget.memory / 8;
+        let memory = Arc::new(Memory::new(frames));
+        let (disk, writer) = match &budget.disk {
+            None => (None, None),
+            Some(disk) => {
+                let (disk, writer) = open_disk(disk, budget.in_flight, &options, &memory)?;
+                (Some(disk), Some(writer))
+            }
+        };
+        let shared = Self {
+            memory,
+            papers: Papers::new(budget.memory / 8),
+            disk,
+            flights: Flights::new(),
+            gone: Gone::new(Arc::clone(&options.clock), options.gone),
+            admission: Admission::new(one_frame(budget.in_flight / 2), options.patience),
+            counts: Counts::default(),
+            stall: options.stall,
+            window: options.window,
+            batch: (frames / 4).clamp(1, SECTION_LEN),
+            writer: Mutex::new(None),
+        };
+        Ok((Arc::new(shared), writer))
+    }
+
+    /// How it is and what it has done so far.
+    pub fn status(&self) -> Status {
+        let (memory_bytes, memory_frames) = self.memory.size();
+        let mut status = Status {
+            memory_bytes,
+            memory_frames,
+            paper_bytes: self.papers.bytes(),
+            in_flight_bytes: self.admission.in_flight(),
+            flights: self.flights.len(),
+            ..self.counts.status()
+        };
+        if let Some(disk) = &self.disk {
+            let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let counts = disk.counts();
+            status.disk = disk.state();
+            status.disk_frames = disk.index().frames();
+            status.disk_bytes = count(&counts.bytes);
+            status.disk_hits = count(&counts.hits);
+            status.disk_bad_frames = count(&counts.bad);
+            status.disk_written_bytes = count(&counts.written);
+            status.disk_skipped_frames = count(&counts.skipped);
+            status.disk_queued_bytes = disk.queue().bytes();
+        }
+        status
+    }
+
+    /// Forgets one chunk in every tier. On disk its bytes stay until their segment goes, and a
+    /// restart may find them again.
+    pub fn drop_chunk(&self, domain: Domain, digest: &Digest) {
+        let key = Key { domain, digest: *digest };
+        self.memory.remove(&key);
+        self.forget_on_disk(&key);
+    }
+
+    /// Empties memory at once, and the disk tier as soon as its writer gets to it.
+    pub fn drop_all(&self) {
+        self.memory.clear();
+        self.papers.clear();
+        if let Some(disk) = &self.disk {
+            disk.index().clear();
+            disk.queue().clear();
+        }
+    }
+
+    pub(crate) fn forget_on_disk(&self, key: &Key) {
+        if let Some(disk) = &self.disk {
+            disk.forget(key);
+        }
+    }
+
+    /// Ends the disk tier in good order: what waits is written, the open segment is sealed. Blocks
+    /// until the thread that [`start`](Self::start) began is done. Reads go on without the disk.
+    pub fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.queue().close();
+        }
+        if let Some(thread) = lock(&self.writer).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("cache: the log thread had panicked");
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// The writer ends by itself; [`Shared::close`] would wait for it.
+    fn drop(&mut self) {
+        if let Some(disk) = &self.disk {
+            disk.queue().close();
+        }
+    }
+}
+
+fn open_disk(
+    budget: &DiskBudget,
+    in_flight: u64,
+    options: &Options,
+    memory: &Arc<Memory>,
+) -> Result<(Arc<Disk>, LogWriter)> {
+    let segment = options.segment.unwrap_or_else(|| {
+        (budget.bytes / 256).clamp(64 << 20, 2 << 30).min(budget.bytes / 4)
+    });
+    if !(4096..=2 << 30).contains(&segment) || segment > budget.bytes / 4 {
+        let bytes = budget.bytes;
+        let why = format!(
+            "cache: segments of {segment} bytes for a disk budget of {bytes}: \
+             they must have 4 KiB to 2 GiB, and at least four must fit"
+        );
+        return Err(Error::new(Kind::Invalid, why));
+    }
+    let (queue, arena) = (one_frame(in_flight / 4), in_flight / 8);
+    let disk = Disk::new(queue, arena, options.disk_timeout);
+    let disk = Arc::new(disk.map_err(|e| Error::io("cache: buffers for disk reads", e))?);
+    let limits = LogLimits {
+        dir: budget.dir.clone(),
+        budget: budget.bytes,
+        reserve: budget.reserve,
+        segment,
+    };
+    let outside = Outside {
+        fs: options.fs.clone(),
+        clock: Arc::clone(&options.clock),
+        free_space: Arc::clone(&options.free_space),
+    };
+    let writer = LogWriter::new(Arc::clone(&disk), Arc::clone(memory), limits, outside);
+    Ok((disk, writer))
+}
+
+fn one_frame(bytes: u64) -> u64 {
+    bytes.max(MAX_FRAME as u64)
+}

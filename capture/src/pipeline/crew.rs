@@ -1,0 +1,236 @@
+//! The threads of an import: one reads, some hash, some compress.
+//!
+//! ```text
+//!            bounded          section complete              wanted chunks           room in bytes
+//! reader ──▶ pieces ──▶ hashers ──▶ events ──▶ (offer) ──▶ jobs ──▶ encoders ──▶ frames ──▶ (chunk)
+//!    ▲                                                                  │
+//!    └───────────────────────── buffers of the arena ◀──────────────────┘
+//! ```
+//! What is in brackets runs on the caller's runtime. Hashers and encoders are different threads, one
+//! of each per core: a source that is slow to read then never keeps a core from compressing, and
+//! hashing, which is cheap, happens right after the read, while the bytes are in the cache.
+//!
+//! It cannot get stuck for want of buffers: there are enough for one whole section, sections are read
+//! in order, and one that has been read to its end is complete at once. So whenever the reader waits
+//! for a buffer, either a section is complete and will give its own back, or there is a free one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use blockio::{Arena, Buf};
+use futures::executor::block_on;
+use image::{ChunkSet, Digest, Domain, Encoder, Error, Frame, Geometry, Kind, Result, SectionTable};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::queue::Queue;
+use super::reader;
+use super::section::{Hashed, Held, Open, Plain};
+use super::{FRAME_ROOM, ImportOptions, piece_len};
+use crate::progress::Progress;
+use crate::source::{Content, Disk};
+
+/// What the threads tell the runtime.
+pub(super) enum Event {
+    /// A section's digests are known.
+    Hashed(Hashed),
+    /// All has been read: this is the size of the disk, and so many sections were begun.
+    End {
+        /// In bytes.
+        size: u64,
+        /// Each of them is, or was, in an event.
+        sections: u32,
+    },
+}
+
+/// A piece on its way to be hashed.
+pub(super) struct HashJob {
+    pub(super) section: Arc<Open>,
+    pub(super) first_chunk: u32,
+    pub(super) buf: Buf,
+    /// Where to read it from first, if the reader did not.
+    pub(super) fill: Option<(Arc<dyn Disk>, u64)>,
+}
+
+struct EncodeJob {
+    chunk: u32,
+    digest: Digest,
+    plain: Plain,
+    done: mpsc::UnboundedSender<Encoded>,
+}
+
+/// A frame on its way to the sink.
+pub(super) struct Encoded {
+    /// The chunk's number in its section.
+    pub(super) chunk: u32,
+    /// The frame.
+    pub(super) frame: Frame,
+    /// Its share of the room for frames; given back when dropped.
+    pub(super) room: OwnedSemaphorePermit,
+}
+
+/// What all threads share.
+pub(super) struct Shared {
+    pub(super) arena: Arena,
+    /// What the image is cut like; for a stream of unknown size only the cut counts.
+    pub(super) geometry: Geometry,
+    pub(super) domain: Domain,
+    pub(super) progress: Arc<Progress>,
+    pub(super) pieces: Queue<HashJob>,
+    jobs: Queue<EncodeJob>,
+    room: Arc<Semaphore>,
+    events: mpsc::UnboundedSender<Event>,
+    failed: mpsc::Sender<Error>,
+}
+
+/// The threads, for as long as the import wants them. Dropping it calls them off; they end as soon
+/// as the read they are in has ended.
+pub(super) struct Crew {
+    shared: Arc<Shared>,
+    failures: mpsc::Receiver<Error>,
+}
+
+impl Crew {
+    /// Starts to read and hash.
+    pub(super) fn start(
+        content: Content,
+        geometry: Geometry,
+        options: &ImportOptions,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
+        let workers = options.workers.get();
+        let piece = piece_len(geometry.chunk_log2());
+        let arena = Arena::new("import", piece, options.memory_bytes())
+            .map_err(|e| Error::io("memory for an import", e))?;
+        let (events, inbox) = mpsc::unbounded_channel();
+        let (failed, failures) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
+            arena,
+            geometry,
+            domain: options.domain,
+            progress: Arc::clone(&options.progress),
+            pieces: Queue::new(2 * workers),
+            // As many as there are buffers, at most.
+            jobs: Queue::new(usize::MAX),
+            room: Arc::new(Semaphore::new(FRAME_ROOM)),
+            events,
+            failed,
+        });
+        let crew = Self { shared, failures };
+        let engine = options.engine;
+        crew.spawn("forebay-read", move |shared| reader::run(shared, content, engine))?;
+        for _ in 0..workers {
+            crew.spawn("forebay-hash", hash)?;
+            crew.spawn("forebay-zstd", encode)?;
+        }
+        Ok((crew, inbox))
+    }
+
+    fn spawn(
+        &self,
+        name: &str,
+        work: impl FnOnce(&Shared) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            let done = catch_unwind(AssertUnwindSafe(|| work(&shared)));
+            let died = || Err(Error::new(Kind::Io, "a thread of the import died: see the log"));
+            if let Err(error) = done.unwrap_or_else(|_| died()) {
+                // Only the first error counts.
+                let _ = shared.failed.try_send(error);
+            }
+        };
+        let spawned = thread::Builder::new().name(name.into()).spawn(work);
+        spawned.map(drop).map_err(|e| Error::io("starting a thread", e))
+    }
+
+    /// The first error of any thread; waits for ever if there is none.
+    pub(super) async fn failure(&mut self) -> Error {
+        match self.failures.recv().await {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What the section futures need.
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.shared.pieces.close();
+        self.shared.jobs.close();
+        self.shared.room.close();
+    }
+}
+
+impl Shared {
+    pub(super) fn tell(&self, event: Event) {
+        // Nobody there: the import is over.
+        let _ = self.events.send(event);
+    }
+
+    /// Lets go of a section; it is told of when it was the last reference.
+    pub(super) fn release(&self, section: Arc<Open>) {
+        if let Some(hashed) = section.release(self.domain) {
+            self.tell(Event::Hashed(hashed));
+        }
+    }
+
+    /// Has the wanted chunks compressed, and lets go of the others. As many frames will come out as
+    /// are wanted, unless the import ends before.
+    pub(super) fn encode(
+        &self,
+        wanted: &ChunkSet,
+        table: &SectionTable,
+        held: Vec<Held>,
+    ) -> Result<mpsc::UnboundedReceiver<Encoded>> {
+        let offered = |c: u32| table.digests().get(c as usize).is_some_and(|d| !d.is_zero());
+        if let Some(chunk) = wanted.iter().find(|c| !offered(*c)) {
+            let what = format!("the receiver asks for chunk {chunk}, which was not offered");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let (done, frames) = mpsc::unbounded_channel();
+        let (send, known): (Vec<_>, Vec<_>) =
+            held.into_iter().partition(|h| wanted.contains(h.chunk));
+        self.progress.known(known.len() as u64);
+        drop(known);
+        for Held { chunk, digest, plain } in send {
+            let done = done.clone();
+            if self.jobs.push(EncodeJob { chunk, digest, plain, done }).is_err() {
+                break;
+            }
+        }
+        Ok(frames)
+    }
+}
+
+/// What a hasher does until it is called off.
+fn hash(shared: &Shared) -> Result<()> {
+    while let Some(HashJob { section, first_chunk, mut buf, fill }) = shared.pieces.pop() {
+        if let Some((disk, offset)) = fill {
+            disk.read(&mut buf, offset)?;
+        }
+        shared.progress.read(buf.len());
+        section.hash(first_chunk, buf);
+        shared.release(section);
+    }
+    Ok(())
+}
+
+/// What an encoder does until it is called off.
+fn encode(shared: &Shared) -> Result<()> {
+    let mut encoder = Encoder::new()?;
+    while let Some(EncodeJob { chunk, digest, plain, done }) = shared.jobs.pop() {
+        let frame = encoder.encode(shared.domain, digest, plain.bytes());
+        drop(plain);
+        let len = frame.bytes().len() as u32;
+        let Ok(room) = block_on(Arc::clone(&shared.room).acquire_many_owned(len)) else {
+            break;
+        };
+        // Nobody there: the import is over.
+        let _ = done.send(Encoded { chunk, frame, room });
+    }
+    Ok(())
+}

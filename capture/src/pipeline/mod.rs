@@ -1,0 +1,241 @@
+//! From a disk to an image, in one pass.
+//!
+//! ```text
+//! read → zero-scan → BLAKE3 → section table → offer → zstd of the wanted chunks → CRC32C, frame
+//!      → chunk → seal → … → commit
+//! ```
+//! Memory is bounded whatever the size of the disk: plain bytes lie in an arena of
+//! [`ImportOptions::memory`] bytes, frames take [`FRAME_ROOM`] and one more per worker. Chunks of
+//! zeros are let go of when they have been seen, chunks that the receiver has when it says so, the
+//! others when they have been compressed. Sections of zeros are never offered.
+//!
+//! A stream's size is known only at its end, but a session needs a geometry at its start: it is
+//! opened for the largest disk there is, and the manifest that is committed has the true size. The
+//! sink checks tables against the manifest, not against the plan.
+
+mod crew;
+mod queue;
+mod reader;
+mod section;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use blockio::EngineChoice;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use image::error::At;
+use image::geometry::{DEFAULT_CHUNK_LOG2, MAX_DISK, SECTION_LEN};
+use image::seam::{ImagePlan, ImageSession};
+use image::{
+    Digest, Domain, Error, Geometry, ImageSink, Kind, Manifest, ReadContext, Result, SectionSink,
+};
+use tokio::sync::mpsc;
+
+use crate::progress::{Progress, Stats};
+use crate::source::{Content, DiskSource};
+use crew::{Crew, Event, Shared};
+use section::Hashed;
+
+/// Memory for plain bytes unless told otherwise: three sections.
+pub const DEFAULT_MEMORY: usize = 3 * SECTION_LEN as usize;
+
+/// Memory for frames on their way to the sink, in bytes.
+pub const FRAME_ROOM: usize = 16 << 20;
+
+/// Sections offered, sent or being sealed at a time: enough that packs fill while seals wait for
+/// the store.
+const SECTIONS_AT_ONCE: usize = 64;
+
+/// Bytes read, hashed and let go of together, at least: with smaller chunks a read takes several.
+const MIN_PIECE: usize = 256 << 10;
+
+/// How to import. The default makes a public image with the usual chunks, on all cores.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Whose chunks the image may share.
+    pub domain: Domain,
+    /// The image it was made from, if there is one and the writer may read it.
+    pub parent: Option<Digest>,
+    /// Log2 of the chunk length.
+    pub chunk_log2: u8,
+    /// Threads that hash, and again as many that compress.
+    pub workers: NonZeroUsize,
+    /// Memory for plain bytes, in bytes. No less than a section is taken.
+    pub memory: usize,
+    /// How raw files are read.
+    pub engine: EngineChoice,
+    /// Trace and priority, for the sink.
+    pub context: ReadContext,
+    /// Counts what happens.
+    pub progress: Arc<Progress>,
+}
+
+impl Default for ImportOptions {
+    fn default() -> Self {
+        Self {
+            domain: Domain::PUBLIC,
+            parent: None,
+            chunk_log2: DEFAULT_CHUNK_LOG2,
+            workers: available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            memory: DEFAULT_MEMORY,
+            engine: EngineChoice::Auto,
+            context: ReadContext::default(),
+            progress: Arc::default(),
+        }
+    }
+}
+
+impl ImportOptions {
+    /// A section is offered when all of it has been read, so all of it must fit.
+    fn memory_bytes(&self) -> usize {
+        self.memory.max(SECTION_LEN as usize)
+    }
+}
+
+/// What came of an import.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The image's identity.
+    pub image: Digest,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// What it took.
+    pub stats: Stats,
+}
+
+/// Length of a piece: at least a chunk, and both divide a section.
+fn piece_len(chunk_log2: u8) -> usize {
+    MIN_PIECE.max(1 << chunk_log2)
+}
+
+/// Makes an image of a disk.
+///
+/// Runs on any tokio runtime; reading, hashing and compressing happen on threads of their own.
+/// Dropping the future cancels the import: what was sent is left to the sink's garbage collection,
+/// and a new import of the same disk finds the sections that were sealed. After an error, too, a
+/// thread may outlive the call until the read that it is in has ended.
+///
+/// # Errors
+///
+/// The first thing that went wrong: the source's errors (see [`DiskSource::open`]; those of reading
+/// name the offset; [`Kind::Conflict`] if the source changed meanwhile) or the sink's, unaltered but
+/// for the place.
+pub async fn import<K: ImageSink>(
+    source: DiskSource,
+    sink: &K,
+    options: ImportOptions,
+) -> Result<Imported> {
+    let (name, sector, size) = (source.name().to_owned(), source.sector(), source.size());
+    let cut = |size| Geometry::new(size, sector, options.chunk_log2).map_err(invalid);
+    let geometry = cut(size.unwrap_or(MAX_DISK)).at(|| &name)?;
+    options.progress.set_size(size.unwrap_or(0));
+    let plan = ImagePlan { domain: options.domain, geometry, parent: options.parent };
+    let session = sink.open(&options.context, &plan).await.at(|| &name)?;
+    let content = source.into_content();
+    let disk = match &content {
+        Content::Disk(disk) => Some(Arc::clone(disk)),
+        Content::Stream(_) => None,
+    };
+    let (mut crew, events) = Crew::start(content, geometry, &options)?;
+    let shared = crew.shared();
+    let sent = tokio::select! {
+        // A thread's error is the cause of whatever else may be ready.
+        biased;
+        error = crew.failure() => Err(error),
+        sent = send_all(&session, &shared, events) => sent,
+    };
+    let sent = sent.map_err(|e| e.at(&name))?;
+    if let Some(disk) = disk {
+        disk.check_unchanged().at(|| &name)?;
+    }
+    let manifest = sent.manifest(options.domain, cut(sent.size)?);
+    let image = session.commit(&manifest).await.at(|| &name)?;
+    if image != manifest.identity() {
+        let what = format!("{name}: the receiver made image {image} of it, which is another one");
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    Ok(Imported { image, manifest, stats: options.progress.stats() })
+}
+
+/// What was sent: the size, and the sections that are not zeros.
+struct Sent {
+    size: u64,
+    sections: Vec<(u32, Digest)>,
+}
+
+impl Sent {
+    fn manifest(&self, domain: Domain, geometry: Geometry) -> Manifest {
+        let mut digests = vec![Digest::ZERO; geometry.sections() as usize];
+        for (index, digest) in &self.sections {
+            digests[*index as usize] = *digest;
+        }
+        Manifest::new(domain, geometry, digests)
+    }
+}
+
+/// Sends every section, several at a time, and waits until all are sealed.
+async fn send_all<S: ImageSession>(
+    session: &S,
+    shared: &Shared,
+    mut events: mpsc::UnboundedReceiver<Event>,
+) -> Result<Sent> {
+    let mut sending = FuturesUnordered::new();
+    let mut sections = Vec::new();
+    let mut seen = 0;
+    let mut end = None;
+    loop {
+        let all_seen = end.is_some_and(|(_, begun)| begun == seen);
+        if let Some((size, _)) = end.filter(|_| all_seen && sending.is_empty()) {
+            return Ok(Sent { size, sections });
+        }
+        tokio::select! {
+            Some(sealed) = sending.next() => sealed?,
+            event = events.recv(), if !all_seen && sending.len() < SECTIONS_AT_ONCE => {
+                match event.ok_or_else(called_off)? {
+                    Event::End { size, sections } => end = Some((size, sections)),
+                    Event::Hashed(section) => {
+                        seen += 1;
+                        if !section.table.is_zero() {
+                            sections.push((section.index, section.table.digest()));
+                            sending.push(send(session, shared, section));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Offers a section, sends what is wanted of it, and seals it.
+async fn send<S: ImageSession>(session: &S, shared: &Shared, section: Hashed) -> Result<()> {
+    let Hashed { index, table, held } = section;
+    let place = || format!("section {index}");
+    let (wanted, mut sink) = session.offer(index, &table).await.at(place)?;
+    let mut frames = shared.encode(&wanted, &table, held).at(place)?;
+    let mut left = wanted.count();
+    while let Some(encoded) = frames.recv().await {
+        let plain = u64::from(encoded.frame.header().plain_len);
+        let stored = encoded.frame.bytes().len() as u64;
+        sink.chunk(encoded.chunk, encoded.frame).await.at(place)?;
+        drop(encoded.room);
+        shared.progress.sent(plain, stored);
+        left -= 1;
+    }
+    if left > 0 {
+        return Err(called_off());
+    }
+    sink.seal().await.at(place)?;
+    shared.progress.sealed();
+    Ok(())
+}
+
+/// The threads are gone before their work was done.
+fn called_off() -> Error {
+    Error::new(Kind::Cancelled, "the import's threads have ended")
+}
+
+fn invalid(e: image::FormatError) -> Error {
+    Error::caused(Kind::Invalid, e.to_string(), e)
+}

@@ -1,0 +1,229 @@
+//! Where a disk's bytes come from.
+//!
+//! A [`DiskSource`] is either a [`Disk`], which can be read anywhere and knows where it has nothing
+//! but zeros, or a [`Stream`], which can only be read from front to back. Files that name other
+//! files (backing files, data files, extents) are refused by that name; nothing but the file that
+//! the user gave is ever opened.
+
+mod fingerprint;
+mod qcow2;
+mod raw;
+mod stream;
+mod vmdk;
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use blockio::{BlockFile, FileKind, OpenMode};
+use image::error::At;
+use image::{Error, Kind, Result};
+
+use crate::format::{Compression, Format, decide, decide_stream};
+pub use raw::RawDisk;
+pub use stream::Stream;
+
+/// A disk that can be read anywhere, by several threads at once. Calls block.
+pub trait Disk: Send + Sync {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+
+    /// The first stretch at or after `from` that may hold something other than zeros; `None` if
+    /// only zeros follow. It is not empty, and ends within the disk.
+    ///
+    /// # Errors
+    ///
+    /// What the medium or the format says.
+    fn next_data(&self, from: u64) -> Result<Option<Range<u64>>>;
+
+    /// Fills `buf` from `offset`; the range ends within the disk.
+    ///
+    /// # Errors
+    ///
+    /// What the medium or the format says, with the offset.
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Asked when everything has been read: whether it was one disk all the while.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it changed.
+    fn check_unchanged(&self) -> Result<()>;
+
+    /// The file whose bytes are the disk's, one to one, if there is one: it can be read in bulk.
+    fn raw_file(&self) -> Option<&BlockFile> {
+        None
+    }
+}
+
+/// What is known of a source besides its bytes. The default knows nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceOptions {
+    /// How the disk lies in the file; else the name tells.
+    pub format: Option<Format>,
+    /// What the file is compressed with; else the name tells.
+    pub compression: Option<Compression>,
+    /// Logical sector size of the disk, 512 or 4096; else the device's own, and 512 for files.
+    pub sector: Option<u32>,
+    /// Size of the disk in bytes. Only streams need to be told; others are checked against it.
+    pub size: Option<u64>,
+}
+
+/// A disk to import.
+pub struct DiskSource {
+    name: String,
+    sector: u32,
+    content: Content,
+}
+
+/// How a source can be read.
+pub(crate) enum Content {
+    /// Anywhere.
+    Disk(Arc<dyn Disk>),
+    /// From front to back.
+    Stream(Stream),
+}
+
+impl DiskSource {
+    /// Opens a file or block device.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Invalid`] if the format is not known or the size is not whole sectors;
+    /// [`Kind::Unsupported`] for what this program does not read (references to other files among
+    /// it), by name; [`Kind::Corrupt`] for a damaged file; otherwise what the system says.
+    pub fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
+        let (format, compression) = decide(path, options.format, options.compression)?;
+        let file = BlockFile::open(path, OpenMode::read()).map_err(read_error)?;
+        let name = path.display().to_string();
+        let sector = options.sector.unwrap_or_else(|| own_sector(&file));
+        let content = if compression == Compression::None {
+            let disk: Arc<dyn Disk> = match format {
+                Format::Raw => Arc::new(RawDisk::new(file).at(|| &name)?),
+                Format::Qcow2 => Arc::new(qcow2::Qcow2Disk::open(file).at(|| &name)?),
+                Format::Vmdk => Arc::new(vmdk::VmdkDisk::open(file).at(|| &name)?),
+            };
+            Content::Disk(disk)
+        } else {
+            Content::Stream(Stream::of_file(file, compression, options.size).at(|| &name)?)
+        };
+        Self { name, sector, content }.checked(options.size)
+    }
+
+    /// Standard input: a raw disk, perhaps compressed (which must then be said).
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Unsupported`] for a format other than raw.
+    pub fn stdin(options: &SourceOptions) -> Result<Self> {
+        Self::stream("standard input", Box::new(std::io::stdin()), options)
+    }
+
+    /// Any stream of a raw disk's bytes, perhaps compressed; `name` is for errors.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DiskSource::stdin`].
+    pub fn stream(
+        name: &str,
+        reader: Box<dyn std::io::Read + Send>,
+        options: &SourceOptions,
+    ) -> Result<Self> {
+        let compression = decide_stream(options.format, options.compression).at(|| name)?;
+        let stream = Stream::new(reader, compression, options.size).at(|| name)?;
+        let sector = options.sector.unwrap_or(512);
+        Self { name: name.into(), sector, content: Content::Stream(stream) }.checked(options.size)
+    }
+
+    /// A disk of another kind, such as a volume at a point in time; `name` is for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Invalid`] if its size is not a multiple of `sector`, or `sector` is none.
+    pub fn disk(name: &str, sector: u32, disk: Arc<dyn Disk>) -> Result<Self> {
+        Self { name: name.into(), sector, content: Content::Disk(disk) }.checked(None)
+    }
+
+    /// What errors call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Logical sector size in bytes.
+    pub fn sector(&self) -> u32 {
+        self.sector
+    }
+
+    /// The disk's size in bytes; `None` for a stream of which nobody said how long it is.
+    pub fn size(&self) -> Option<u64> {
+        match &self.content {
+            Content::Disk(disk) => Some(disk.size()),
+            Content::Stream(stream) => stream.size(),
+        }
+    }
+
+    pub(crate) fn into_content(self) -> Content {
+        self.content
+    }
+
+    fn checked(self, expected: Option<u64>) -> Result<Self> {
+        if let Some(size) = self.size() {
+            check_size(size, self.sector).at(|| &self.name)?;
+            if expected.is_some_and(|expected| expected != size) {
+                let what = format!("{}: the disk is {size} bytes, not as said", self.name);
+                return Err(Error::new(Kind::Invalid, what));
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl fmt::Debug for DiskSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("DiskSource");
+        out.field("name", &self.name).field("sector", &self.sector).field("size", &self.size());
+        out.finish_non_exhaustive()
+    }
+}
+
+/// A disk is whole sectors.
+pub(crate) fn check_size(size: u64, sector: u32) -> Result<()> {
+    if sector != 512 && sector != 4096 {
+        let what = format!("sectors of {sector} bytes: give 512 or 4096");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    if size > image::geometry::MAX_DISK {
+        let max = image::geometry::MAX_DISK;
+        let what = format!("{size} bytes are more than the largest disk ({max} bytes)");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    if size.is_multiple_of(u64::from(sector)) {
+        return Ok(());
+    }
+    let what = format!(
+        "{size} bytes are not a multiple of the sector size, {sector}: is the file \
+         complete? If so, pad it with zeros (`truncate -s %{sector} FILE`) and import it again"
+    );
+    Err(Error::new(Kind::Invalid, what))
+}
+
+fn own_sector(file: &BlockFile) -> u32 {
+    match file.kind() {
+        FileKind::Block => file.sectors().logical,
+        FileKind::Regular => 512,
+    }
+}
+
+/// An error of reading a raw file in bulk: it ends early only if it shrank.
+pub(crate) fn bulk_error(error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => fingerprint::changed(),
+        _ => read_error(error),
+    }
+}
+
+/// An error from the disk below; it already says what was being done where.
+pub(crate) fn read_error(error: std::io::Error) -> Error {
+    Error::io("cannot read the disk", error)
+}

@@ -1,0 +1,54 @@
+//! A raw disk: a file or block device whose bytes are the disk's.
+
+use std::ops::Range;
+
+use blockio::BlockFile;
+use image::Result;
+
+use super::fingerprint::{Fingerprint, changed};
+use super::{Disk, read_error};
+
+/// A file or block device whose bytes are the disk's. Its holes are not read; a device is all data.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: BlockFile,
+    size: u64,
+    fingerprint: Fingerprint,
+}
+
+impl RawDisk {
+    /// Takes an open file; its size now is the disk's.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn new(file: BlockFile) -> Result<Self> {
+        let fingerprint = Fingerprint::take(&file)?;
+        let size = file.size().map_err(read_error)?;
+        Ok(Self { file, size, fingerprint })
+    }
+}
+
+impl Disk for RawDisk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Range<u64>>> {
+        self.file.data_extents(from..self.size).next().transpose().map_err(read_error)
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let read = self.file.read_at(buf, offset).map_err(read_error)?;
+        // The range lay within the file when it was opened.
+        if read < buf.len() { Err(changed()) } else { Ok(()) }
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.fingerprint.check()
+    }
+
+    fn raw_file(&self) -> Option<&BlockFile> {
+        Some(&self.file)
+    }
+}

@@ -1,0 +1,223 @@
+//! What happens when something fails: the first error comes out, everything else winds down.
+
+#![allow(missing_docs, reason = "test code")]
+
+mod common;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use blockio::fake::{Fault, FaultOp, FaultPlan};
+use blockio::{BlockFile, OpenMode};
+use common::{At, MemorySink, import_into, noise, run, stream};
+use forebay_capture::source::RawDisk;
+use forebay_capture::{Disk, DiskSource, ImportOptions, SourceOptions, import};
+use image::{Error, Kind, Result};
+
+const MIB: usize = 1 << 20;
+
+/// A raw file of noise, and its directory.
+fn raw(len: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::write(&path, noise(11, len)).unwrap();
+    (dir, path)
+}
+
+fn open(path: &std::path::Path) -> DiskSource {
+    DiskSource::open(path, &SourceOptions::default()).unwrap()
+}
+
+#[test]
+fn the_sinks_errors_come_out_unaltered() {
+    let busy = Kind::Busy(Duration::from_secs(3));
+    for (at, kind) in [
+        (At::Open, Kind::Denied),
+        (At::Offer, Kind::Retry),
+        (At::Chunk, Kind::Full),
+        (At::Seal, busy),
+        (At::Commit, Kind::Conflict),
+    ] {
+        let (_dir, path) = raw(70 * MIB);
+        let sink = MemorySink::default();
+        sink.fail.set(Some((at, kind)));
+        let e = import_into(open(&path), &sink, 18).unwrap_err();
+        assert_eq!(e.kind(), kind, "{e}");
+        assert!(e.message().contains("disk.raw") && e.message().contains("fails"), "{e}");
+        assert!(sink.state.borrow().manifest.is_none());
+    }
+}
+
+#[test]
+fn a_sink_that_makes_another_image_is_caught() {
+    let (_dir, path) = raw(MIB);
+    let sink = MemorySink::default();
+    sink.lie.set(true);
+    assert_eq!(import_into(open(&path), &sink, 18).unwrap_err().kind(), Kind::Corrupt);
+}
+
+#[test]
+fn a_sink_that_wants_what_was_not_offered_is_refused() {
+    let mut disk = noise(1, MIB);
+    disk[..256 << 10].fill(0);
+    let sink = MemorySink::default();
+    sink.greedy.set(true);
+    let e = import_into(stream(disk, &SourceOptions::default()).unwrap(), &sink, 18).unwrap_err();
+    assert!(e.kind() == Kind::Invalid && e.message().contains("section 0"), "{e}");
+}
+
+#[test]
+fn a_failing_disk_is_named_with_the_offset() {
+    let (_dir, path) = raw(MIB);
+    let plan = FaultPlan::new();
+    let file = plan.wrap(&BlockFile::open(&path, OpenMode::read()).unwrap());
+    let disk = Arc::new(RawDisk::new(file).unwrap());
+    plan.fail(FaultOp::Read, 3, Fault::Io);
+    let source = DiskSource::disk("failing", 512, disk).unwrap();
+    let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
+    assert_eq!(e.kind(), Kind::Io, "{e}");
+    assert!(e.message().contains("disk.raw at byte 524288"), "{e}");
+}
+
+#[test]
+fn short_reads_are_no_error() {
+    let (_dir, path) = raw(MIB);
+    let plan = FaultPlan::new();
+    let file = plan.wrap(&BlockFile::open(&path, OpenMode::read()).unwrap());
+    let disk = Arc::new(RawDisk::new(file).unwrap());
+    plan.fail(FaultOp::Read, 2, Fault::Short(1)).fail(FaultOp::Read, 4, Fault::Short(4097));
+    let source = DiskSource::disk("slow", 512, disk).unwrap();
+    common::assert_imports(source, &noise(11, MIB), 18);
+}
+
+#[test]
+fn a_file_that_shrinks_or_changes_is_named() {
+    for change in [100, MIB as u64 - 512, MIB as u64 + 512] {
+        let (_dir, path) = raw(MIB);
+        let source = open(&path);
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(change).unwrap();
+        let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
+        assert_eq!(e.kind(), Kind::Conflict, "{change}: {e}");
+        assert!(e.message().contains("changed while"), "{e}");
+    }
+    // The same size, but other bytes, however little later.
+    let (_dir, path) = raw(MIB);
+    let source = open(&path);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    let was = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(was + Duration::from_nanos(4_000_000)).unwrap();
+    let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
+    assert_eq!(e.kind(), Kind::Conflict, "{e}");
+}
+
+/// Endless data; knows whether anybody still holds it.
+struct Endless {
+    dropped: Arc<AtomicBool>,
+    panics: bool,
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.dropped.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Disk for Endless {
+    fn size(&self) -> u64 {
+        1 << 40
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Range<u64>>> {
+        Ok(Some(from..from + (1 << 20)))
+    }
+
+    fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        assert!(!self.panics, "on purpose");
+        buf.fill((offset >> 18) as u8 | 1);
+        Ok(())
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        Err(Error::new(Kind::Conflict, "unreachable: it never ends"))
+    }
+}
+
+fn endless(panics: bool) -> (DiskSource, Arc<AtomicBool>) {
+    let dropped = Arc::new(AtomicBool::new(false));
+    let disk = Arc::new(Endless { dropped: Arc::clone(&dropped), panics });
+    (DiskSource::disk("endless", 512, disk).unwrap(), dropped)
+}
+
+/// Waits until nobody holds the disk any more; hangs if somebody keeps it.
+fn wait_for_end(dropped: &AtomicBool) {
+    while !dropped.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn dropping_the_future_ends_the_threads() {
+    // Once while the sink works, once while it hangs with all memory taken.
+    for hang in [false, true] {
+        let (source, dropped) = endless(false);
+        let sink = MemorySink::default();
+        sink.hang.set(hang);
+        let options = ImportOptions { memory: 1, ..ImportOptions::default() };
+        let progress = Arc::clone(&options.progress);
+        run(async {
+            let mut import = std::pin::pin!(import(source, &sink, options));
+            while progress.stats().data < 64 << 20 {
+                tokio::select! {
+                    biased;
+                    done = &mut import => panic!("it ended: {done:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        });
+        wait_for_end(&dropped);
+    }
+}
+
+#[test]
+fn an_error_ends_the_threads() {
+    let (source, dropped) = endless(false);
+    let sink = MemorySink::default();
+    sink.fail.set(Some((At::Seal, Kind::Full)));
+    assert_eq!(import_into(source, &sink, 18).unwrap_err().kind(), Kind::Full);
+    wait_for_end(&dropped);
+}
+
+#[test]
+fn a_reader_that_fails_ends_a_sink_that_hangs() {
+    let (_dir, path) = raw(100 * MIB);
+    let plan = FaultPlan::new();
+    let file = plan.wrap(&BlockFile::open(&path, OpenMode::read()).unwrap());
+    let disk = Arc::new(RawDisk::new(file).unwrap());
+    plan.fail(FaultOp::Read, 300, Fault::Io);
+    let sink = MemorySink::default();
+    sink.hang.set(true);
+    let source = DiskSource::disk("failing", 512, disk).unwrap();
+    assert_eq!(import_into(source, &sink, 18).unwrap_err().kind(), Kind::Io);
+}
+
+#[test]
+fn a_thread_that_dies_is_an_error_not_a_hang() {
+    let (source, dropped) = endless(true);
+    let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
+    assert!(e.message().contains("died"), "{e}");
+    wait_for_end(&dropped);
+}
+
+#[test]
+fn an_import_after_a_failed_one_sends_only_the_rest() {
+    let (_dir, path) = raw(130 * MIB);
+    let sink = MemorySink::default();
+    sink.fail.set(Some((At::Commit, Kind::Retry)));
+    import_into(open(&path), &sink, 18).unwrap_err();
+    sink.fail.set(None);
+    let again = import_into(open(&path), &sink, 18).unwrap();
+    assert_eq!(again.stats.sent_chunks, 0);
+    assert!(sink.disk() == noise(11, 130 * MIB));
+}

@@ -1,0 +1,157 @@
+//! `forebay import`.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::catalog::{Expect, MoveRef, NewRecord};
+use capture::{Compression, DiskSource, Format, ImportOptions, Progress, SourceOptions, import};
+use image::record::ImageKind;
+use image::{Error, Kind, Result};
+
+use super::block_on;
+use crate::cli::{CompressionArg, FormatArg, ImportArgs, KindArg, RecordArgs};
+use crate::config::Config;
+use crate::connect::Connector;
+use crate::grid::Grid;
+use crate::output::{Output, bytes, seconds};
+use crate::report::ImportReport;
+
+/// Runs the command.
+pub fn run(config: &Config, args: &ImportArgs, output: Output) -> Result<()> {
+    let report = block_on(transfer(config, args, output))?;
+    output.result(&report, human);
+    Ok(())
+}
+
+fn human(report: &ImportReport) -> String {
+    format!(
+        "{} → {}\n{} disk, {} of data, {} sent in {} chunks, {}",
+        report.name,
+        report.image,
+        bytes(report.size),
+        bytes(report.data),
+        bytes(report.sent),
+        report.chunks_sent,
+        seconds(std::time::Duration::from_secs_f64(report.seconds)),
+    )
+}
+
+async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<ImportReport> {
+    #[expect(clippy::disallowed_methods, reason = "a command for people reads the real clock")]
+    let started = Instant::now();
+    let grid = Grid::find(&config.data)?;
+    let source = open(args)?;
+    if args.new {
+        refuse_taken(&grid, args).await?;
+    }
+    let parent = parent_of(&grid, args).await?;
+    let (parent, connect) = Connector::to_push(&grid, parent.as_deref()).await?;
+    let client = connect.client(0).await?;
+    let progress = Arc::new(Progress::default());
+    let options = ImportOptions {
+        parent,
+        chunk_log2: args.chunk_size,
+        workers: NonZeroUsize::new(config.threads("import.workers")).unwrap_or(NonZeroUsize::MIN),
+        memory: config.size("import.memory") as usize,
+        engine: engine(config)?,
+        progress: Arc::clone(&progress),
+        ..ImportOptions::default()
+    };
+    let mut shown = output.progress(&args.name.to_string(), source.size().unwrap_or(0));
+    let job = tokio::task::spawn_local(async move { import(source, &client, options).await });
+    let imported = super::pull::watched(job, || {
+        let stats = progress.stats();
+        shown.at(stats.position, stats.size.max(stats.position));
+    });
+    let imported = imported.await;
+    shown.finish();
+    let imported = imported?;
+    let said = record(&args.record, parent);
+    grid.placement.record(&imported.image, &said).await?;
+    let expect = if args.new { Expect::Absent } else { Expect::Anything };
+    let to = MoveRef { image: imported.image, expect };
+    grid.placement.move_ref(&args.name, &to).await?;
+    Ok(ImportReport {
+        name: args.name.clone(),
+        image: imported.image,
+        size: imported.manifest.geometry().size(),
+        read: imported.stats.data,
+        data: imported.stats.sent_plain
+            + (imported.stats.known_chunks << imported.manifest.geometry().chunk_log2()),
+        sent: imported.stats.sent_stored,
+        chunks_sent: imported.stats.sent_chunks,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Before anything travels: a name that is taken would be refused in the end.
+async fn refuse_taken(grid: &Grid, args: &ImportArgs) -> Result<()> {
+    match grid.placement.image(&args.name.to_string()).await {
+        Err(e) if e.kind() == Kind::Gone => Ok(()),
+        Err(e) => Err(e),
+        Ok(info) => {
+            let what = format!("{}: taken already by image {}", args.name, info.image);
+            Err(Error::new(Kind::Conflict, what))
+        }
+    }
+}
+
+/// The image to lean on: the named one, else what the ref points at now.
+async fn parent_of(grid: &Grid, args: &ImportArgs) -> Result<Option<String>> {
+    if args.parent.is_some() {
+        return Ok(args.parent.clone());
+    }
+    match grid.placement.image(&args.name.to_string()).await {
+        Ok(info) => Ok(Some(info.image.to_string())),
+        Err(e) if e.kind() == Kind::Gone => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn engine(config: &Config) -> Result<blockio::EngineChoice> {
+    let engine = config.text("io.engine").parse();
+    engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))
+}
+
+fn open(args: &ImportArgs) -> Result<DiskSource> {
+    let format = args.format.map(|f| match f {
+        FormatArg::Raw => Format::Raw,
+        FormatArg::Qcow2 => Format::Qcow2,
+        FormatArg::Vmdk => Format::Vmdk,
+    });
+    let compression = args.compression.map(|c| match c {
+        CompressionArg::None => Compression::None,
+        CompressionArg::Zstd => Compression::Zstd,
+        CompressionArg::Gzip => Compression::Gzip,
+        CompressionArg::Xz => Compression::Xz,
+    });
+    let sector = args.sector_size.as_ref().and_then(|s| s.parse().ok());
+    let options = SourceOptions { format, compression, sector, size: None };
+    if args.path == Path::new("-") {
+        DiskSource::stdin(&options)
+    } else {
+        DiskSource::open(&args.path, &options)
+    }
+}
+
+fn record(said: &RecordArgs, parent: Option<image::Digest>) -> NewRecord {
+    NewRecord {
+        parent,
+        kind: match said.kind {
+            KindArg::Os => ImageKind::Os,
+            KindArg::Application => ImageKind::Application,
+            KindArg::AsDeployed => ImageKind::AsDeployed,
+            KindArg::Snapshot => ImageKind::Snapshot,
+        },
+        os: said.os.clone(),
+        architecture: said.arch.clone(),
+        firmware: said.firmware.clone(),
+        cpus: said.cpus,
+        memory_mib: said.memory_mib,
+        nics: said.nics,
+        hypervisor: said.hypervisor.clone(),
+        labels: said.labels.iter().cloned().collect(),
+    }
+}

@@ -1,0 +1,139 @@
+//! `forebay node`: the pull daemon, joining a grid, tokens, transfers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use api::grid::{NewToken, Role};
+use api::node::Transfer;
+use image::{Digest, Error, Kind, Result};
+use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
+use placement::Papers;
+
+use super::{block_on, interrupted, with_grid};
+use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RoleArg, TokenArgs};
+use crate::config::Config;
+use crate::connect::Connector;
+use crate::grid::{self, Grid, Joined, MEMBER};
+use crate::output::{Output, bytes, table};
+
+/// Runs the command.
+pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
+    match args.command {
+        None => serve(config),
+        Some(NodeCommand::Token(args)) => token(config, &args, output),
+        Some(NodeCommand::Join(args)) => join(config, &args, output),
+        Some(NodeCommand::Transfers) => {
+            let all = block_on(async { daemon_client(config).transfers().await })?;
+            output.result(&all, |all| human(all));
+            Ok(())
+        }
+        Some(NodeCommand::Cancel(CancelArgs { id })) => {
+            let ended = block_on(async { daemon_client(config).cancel(id).await })?;
+            output.result(&ended, |t| human(std::slice::from_ref(t)));
+            Ok(())
+        }
+    }
+}
+
+fn daemon_client(config: &Config) -> DaemonClient {
+    DaemonClient::new(config.path("node.socket", "node/node.sock"))
+}
+
+fn human(transfers: &[Transfer]) -> String {
+    let head = ["ID", "STATE", "IMAGE", "TO", "DONE", ""].map(str::to_owned).to_vec();
+    let rows = transfers.iter().map(|t| {
+        let p = &t.progress;
+        let state = serde_json::to_value(t.state).ok().and_then(|s| Some(s.as_str()?.to_owned()));
+        let done = format!("{} of {}", bytes(p.reused + p.written), bytes(p.data));
+        let error = t.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
+        let to = t.request.to.display().to_string();
+        vec![t.id.to_string(), state.unwrap_or_default(), t.request.image.clone(), to, done, error]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// The daemon finds images through the grid of its data directory, read anew for each transfer: it
+/// may be joined, or its papers renewed, while the daemon runs.
+struct Located {
+    data: std::path::PathBuf,
+}
+
+impl DaemonGrid for Located {
+    type Connect = Connector;
+
+    async fn locate(&self, name: &str) -> Result<(Digest, Connector)> {
+        let grid = Grid::find(&self.data)?;
+        Connector::to_pull(&grid, name).await
+    }
+}
+
+fn serve(config: &Config) -> Result<()> {
+    let socket = config.path("node.socket", "node/node.sock");
+    let pull = super::pull::options(config, true)?;
+    let options = DaemonOptions {
+        dir: config.data.join("node"),
+        transfers: config.number("node.transfers").max(1) as usize,
+        cores: pull.cores,
+        memory: pull.memory,
+        rate: pull.rate,
+        engine: pull.engine,
+    };
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
+    runtime.block_on(async {
+        let shutdown = Arc::new(tokio::sync::Notify::new());
+        // Bound before the daemon starts, so that of two daemons the second ends at once.
+        let listener = http::bind(&socket).await?;
+        let daemon = Daemon::start(Located { data: config.data.clone() }, options)?;
+        println!("forebay node serves at {}", socket.display());
+        crate::up::tell_systemd();
+        let ended = Arc::clone(&shutdown);
+        tokio::spawn(async move {
+            interrupted().await;
+            ended.notify_one();
+        });
+        http::serve(daemon, listener, async move { shutdown.notified().await }).await
+    })?;
+    // Transfers under way are gone on with at the next start.
+    runtime.shutdown_background();
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+fn token(config: &Config, args: &TokenArgs, output: Output) -> Result<()> {
+    let role = match args.role {
+        RoleArg::Node => Role::Node,
+        RoleArg::Admin => Role::Admin,
+    };
+    let name = args.name.clone();
+    let asked = NewToken { role, lifetime_secs: args.lifetime.as_secs(), name };
+    let made = with_grid(config, |grid| async move { grid.placement.new_token(&asked).await })?;
+    output.result(&made, |made| made.token.clone());
+    Ok(())
+}
+
+fn join(config: &Config, args: &JoinArgs, output: Output) -> Result<()> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => host_name()?,
+    };
+    let code: placement::JoinCode = args.token.parse()?;
+    let joined = Joined { placement: code.address.clone() };
+    let papers = block_on(async { placement::Client::join(&args.token, &name).await })?;
+    keep(&config.data, &papers, &joined)?;
+    output.result(&joined, |j| format!("joined the grid at {} as {name}", j.placement));
+    Ok(())
+}
+
+fn keep(data: &Path, papers: &Papers, joined: &Joined) -> Result<()> {
+    std::fs::create_dir_all(data).map_err(|e| Error::io(data.display(), e))?;
+    papers.store(&data.join(MEMBER))?;
+    grid::note_joined(data, joined)
+}
+
+fn host_name() -> Result<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    match name.is_empty() {
+        false => Ok(name),
+        true => Err(Error::new(Kind::Invalid, "this host has no name; give one with --name")),
+    }
+}

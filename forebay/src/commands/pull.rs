@@ -1,0 +1,165 @@
+//! `forebay pull`: asks the node daemon where one runs, and does the same job itself elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::node::{Progress, PullRequest, TransferState};
+use image::{Error, Kind, Result};
+use node::daemon::DaemonClient;
+use node::pull::{PullOptions, Watch, ordered::pull_stream, pull};
+use node::rate::Rate;
+
+use super::block_on;
+use crate::cli::PullArgs;
+use crate::config::Config;
+use crate::connect::Connector;
+use crate::grid::Grid;
+use crate::output::{Output, bytes, seconds};
+use crate::report::PullReport;
+
+/// How often progress is shown.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Runs the command.
+pub fn run(config: &Config, args: &PullArgs, output: Output) -> Result<()> {
+    if args.to == Path::new("-") {
+        return block_on(to_stdout(config, args));
+    }
+    let report = block_on(async {
+        let daemon = DaemonClient::new(config.path("node.socket", "node/node.sock"));
+        if !args.no_daemon && args.rate.is_none() && daemon.is_running().await {
+            by_daemon(&daemon, args, output).await
+        } else {
+            here(config, args, output).await
+        }
+    })?;
+    output.result(&report, human);
+    Ok(())
+}
+
+fn human(report: &PullReport) -> String {
+    let p = &report.progress;
+    let repaired = match p.repaired {
+        0 => String::new(),
+        n => format!("; {n} chunks came wrong and were fetched again"),
+    };
+    format!(
+        "{}: {} of data in {}; {} were there, {} came as {}{repaired}",
+        report.path.display(),
+        bytes(p.data),
+        seconds(Duration::from_secs_f64(report.seconds)),
+        bytes(p.reused),
+        bytes(p.written),
+        bytes(p.received),
+    )
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command for people reads the real clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The options of a pull in this process.
+pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
+    let engine = config.text("io.engine").parse();
+    let rate = config.size("node.rate");
+    Ok(PullOptions {
+        cores: config.threads("node.cores"),
+        memory: config.size("node.memory") as usize,
+        rate: (rate > 0).then(|| Arc::new(Rate::new(rate, now()))),
+        engine: engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))?,
+        sync,
+        seeds: Vec::new(),
+    })
+}
+
+async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullReport> {
+    let started = now();
+    let grid = Grid::find(&config.data)?;
+    let (image, connect) = Connector::to_pull(&grid, &args.name).await?;
+    let watch = Arc::new(Watch::default());
+    let options = options(config, !args.no_sync)?;
+    let mut shown = output.progress(&args.name, 0);
+    let path = args.to.clone();
+    // Its own task, so that an interrupt lets it put things in order before the process ends.
+    let job = tokio::spawn(pull(connect, image, path.clone(), options, Arc::clone(&watch)));
+    let ended = CancelOnDrop(Arc::clone(&watch));
+    let result = watched(job, || {
+        let p = watch.progress();
+        shown.at(p.reused + p.written, p.data);
+    });
+    let result = result.await;
+    shown.finish();
+    drop(ended);
+    result?;
+    let progress = watch.progress();
+    Ok(PullReport { image, path, progress, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Ends the pull's threads when the command is interrupted.
+struct CancelOnDrop(Arc<Watch>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Waits for a job and shows its progress meanwhile.
+pub async fn watched<T>(
+    mut job: tokio::task::JoinHandle<Result<T>>,
+    mut show: impl FnMut(),
+) -> Result<T> {
+    loop {
+        match tokio::time::timeout(TICK, &mut job).await {
+            Ok(ended) => {
+                return ended
+                    .unwrap_or_else(|e| Err(Error::caused(Kind::Io, "the job ended badly", e)));
+            }
+            Err(_) => show(),
+        }
+    }
+}
+
+async fn by_daemon(daemon: &DaemonClient, args: &PullArgs, output: Output) -> Result<PullReport> {
+    let started = now();
+    let to = absolute(&args.to)?;
+    let request = PullRequest { image: args.name.clone(), to: to.clone(), sync: !args.no_sync };
+    let mut transfer = daemon.ask(&request).await?;
+    let mut shown = output.progress(&args.name, 0);
+    while !transfer.state.is_final() {
+        tokio::time::sleep(TICK).await;
+        transfer = daemon.transfer(transfer.id).await?;
+        shown.at(transfer.progress.reused + transfer.progress.written, transfer.progress.data);
+    }
+    shown.finish();
+    match (transfer.state, transfer.error, transfer.image) {
+        (TransferState::Done, _, Some(image)) => {
+            let seconds = started.elapsed().as_secs_f64();
+            let progress: Progress = transfer.progress;
+            Ok(PullReport { image, path: to, progress, seconds })
+        }
+        (TransferState::Failed, Some(error), _) => Err(error.into()),
+        _ => Err(Error::new(Kind::Cancelled, format!("transfer {} was cancelled", transfer.id))),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io(path.display(), e))
+}
+
+async fn to_stdout(config: &Config, args: &PullArgs) -> Result<()> {
+    if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        let why = "standard output is a terminal; a disk image is not for reading";
+        return Err(Error::new(Kind::Invalid, why));
+    }
+    let grid = Grid::find(&config.data)?;
+    let (image, connect) = Connector::to_pull(&grid, &args.name).await?;
+    let watch = Arc::new(Watch::default());
+    let mut out = tokio::io::stdout();
+    pull_stream(connect, image, &mut out, &options(config, false)?, &watch).await?;
+    let p = watch.progress();
+    eprintln!("{}: {} as {}", args.name, bytes(p.size), bytes(p.received));
+    Ok(())
+}

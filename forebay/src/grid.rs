@@ -1,0 +1,135 @@
+//! How a command finds its grid: through the data directory, in which `forebay up` or `forebay node
+//! join` left what is needed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::{Digest, Error, Kind, Result};
+use placement::{Client, Papers};
+use serde::{Deserialize, Serialize};
+
+use crate::report::Serving;
+
+/// TLS of a client of the grid.
+pub type TlsClient = rustls::ClientConfig;
+/// TLS of a server of the grid.
+pub type TlsServer = rustls::ServerConfig;
+
+/// What `forebay up` says of itself to other commands on its machine.
+const UP: &str = "up.json";
+/// What `forebay node join` stored.
+const JOINED: &str = "grid.json";
+/// Papers of a machine that joined.
+pub const MEMBER: &str = "member";
+/// Papers of the admin, on the machine of `forebay up`.
+pub const ADMIN: &str = "admin";
+
+/// Where a grid that was joined is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Joined {
+    /// Address of placement, `host:port`.
+    pub placement: String,
+}
+
+/// A grid, as a member sees it.
+#[derive(Clone)]
+pub struct Grid {
+    /// Its placement.
+    pub placement: Client,
+    papers: Papers,
+}
+
+/// The data directory unless another is named.
+pub fn default_data() -> Result<PathBuf> {
+    directories::ProjectDirs::from("", "", "forebay")
+        .map(|dirs| dirs.data_dir().to_owned())
+        .ok_or_else(|| {
+            let why = "no home directory: name the data directory with --data or FOREBAY_DATA";
+            Error::new(Kind::Invalid, why)
+        })
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|e| Error::caused(Kind::Corrupt, format!("{}: {e}", path.display()), e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(path.display(), e)),
+    }
+}
+
+/// Leaves the note that other commands find the grid by; whole or not at all.
+pub fn note_serving(data: &Path, serving: &Serving) -> Result<()> {
+    write(&data.join(UP), serving)
+}
+
+/// Takes that note away.
+pub fn forget_serving(data: &Path) {
+    // Left behind, it would only make the next command's error less clear.
+    let _ = fs::remove_file(data.join(UP));
+}
+
+/// Leaves the note about a grid that was joined.
+pub fn note_joined(data: &Path, joined: &Joined) -> Result<()> {
+    write(&data.join(JOINED), joined)
+}
+
+fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value).expect("our own types serialise");
+    blockio::Fs::os().replace(path, &text).map_err(|e| Error::io(path.display(), e))
+}
+
+impl Grid {
+    /// Finds the grid of a data directory.
+    pub fn find(data: &Path) -> Result<Self> {
+        let (address, papers) = match read::<Serving>(&data.join(UP))? {
+            Some(serving) => (serving.placement.to_string(), Papers::load(&data.join(ADMIN))?),
+            None => match read::<Joined>(&data.join(JOINED))? {
+                Some(joined) => (joined.placement, Papers::load(&data.join(MEMBER))?),
+                None => return Err(no_grid(data)),
+            },
+        };
+        Ok(Self { placement: Client::new(&address, &papers)?, papers })
+    }
+
+    /// TLS for QUIC connections to the grid's servers.
+    pub fn tls(&self) -> Result<Arc<TlsClient>> {
+        quic_client(&self.papers)
+    }
+
+    /// Resolves a ref or digest to an image.
+    pub async fn resolve(&self, name: &str) -> Result<Digest> {
+        match name.parse::<Digest>() {
+            Ok(digest) => Ok(digest),
+            Err(_) => Ok(self.placement.image(name).await?.image),
+        }
+    }
+}
+
+fn no_grid(data: &Path) -> Error {
+    let message = format!(
+        "{}: no grid is known there; start one with `forebay up`, or join one with `forebay node \
+         join TOKEN` (the directory is set by --data or FOREBAY_DATA)",
+        data.display()
+    );
+    Error::new(Kind::Gone, message)
+}
+
+fn stream_papers(papers: &Papers) -> stream::transport::Papers<'_> {
+    stream::transport::Papers {
+        ca: papers.ca_pem.as_bytes(),
+        certificate: papers.cert_pem.as_bytes(),
+        key: papers.key_pem.as_bytes(),
+    }
+}
+
+fn quic_client(papers: &Papers) -> Result<Arc<TlsClient>> {
+    stream::transport::client_config(stream_papers(papers))
+}
+
+/// TLS for QUIC connections from the grid's members.
+pub fn quic_server(papers: &Papers) -> Result<Arc<TlsServer>> {
+    stream::transport::server_config(stream_papers(papers))
+}

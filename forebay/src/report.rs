@@ -1,0 +1,65 @@
+//! What commands print as JSON: stable, for programs.
+
+use std::path::PathBuf;
+
+use api::node::Progress;
+use image::{Digest, Ref};
+use serde::{Deserialize, Serialize};
+
+/// What an import did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// The name that the image got.
+    #[serde(rename = "ref")]
+    pub name: Ref,
+    /// The image.
+    pub image: Digest,
+    /// Disk size in bytes.
+    pub size: u64,
+    /// Bytes that were read from the disk; holes are not.
+    pub read: u64,
+    /// Bytes of chunks that are not zeros.
+    pub data: u64,
+    /// Bytes of frames that were sent, because the store could not be assumed to have them.
+    pub sent: u64,
+    /// Chunks that were sent.
+    pub chunks_sent: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// What a pull did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PullReport {
+    /// The image.
+    pub image: Digest,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What moved.
+    pub progress: Progress,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// What `forebay up` serves: the line that it prints with `--json`, and what `DATA/up.json` says
+/// to the other commands on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// The grid's id.
+    pub grid: String,
+    /// Where placement's API listens.
+    pub placement: std::net::SocketAddr,
+    /// Where chunks are served, one UDP address per core.
+    pub chunks: Vec<std::net::SocketAddr>,
+    /// The process.
+    pub pid: u32,
+}
+
+/// What `forebay up --json` says when it ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// Frames in the cache that did not match their checksum or digest, and were fetched anew.
+    pub bad_frames: u64,
+    /// Bytes that the cache fetched from the store.
+    pub store_egress: u64,
+}

@@ -1,0 +1,135 @@
+//! `forebay try`: the main job end to end, in processes of their own, on real files of this machine.
+
+mod disk;
+mod grid;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use crate::cli::TryArgs;
+use crate::output::{Output, bytes, table};
+use crate::report::{ImportReport, PullReport};
+use grid::Grid;
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Step {
+    what: &'static str,
+    /// Bytes of data on the disk in question.
+    disk: u64,
+    /// Bytes that travelled.
+    travelled: u64,
+    seconds: f64,
+    outcome: String,
+}
+
+/// Runs the tour.
+pub fn run(args: &TryArgs, output: Output) -> anyhow::Result<()> {
+    let dir = tempfile::Builder::new().prefix("forebay-try-").tempdir()?;
+    let path = dir.path().to_owned();
+    let result = tour(args, &path);
+    if args.keep {
+        eprintln!("kept: {}", dir.keep().display());
+    }
+    let steps = result.with_context(|| format!("in {}", path.display()))?;
+    output.result(&steps, |steps| human(steps));
+    Ok(())
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn tour(args: &TryArgs, dir: &Path) -> anyhow::Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    let from = args.from.clone().map_or_else(disk::real_files, Ok)?;
+    say(&format!("Making a disk of files under {} …", from.display()));
+    let started = now();
+    let (first, second) = (dir.join("first.raw"), dir.join("second.raw"));
+    let made = disk::make(&from, &first, args.size)?;
+    let outcome = format!("{} files", made.files);
+    steps.push(Step {
+        what: "make a disk",
+        disk: made.bytes,
+        travelled: 0,
+        seconds: started.elapsed().as_secs_f64(),
+        outcome,
+    });
+
+    say("Starting a grid: store, receiver, cache and placement in one process …");
+    let mut grid = Grid::start(dir)?;
+    say("Importing the disk as try:1 …");
+    steps.push(import(&grid, "import it", &first, "try:1")?);
+    say("Pulling try:1 over QUIC …");
+    let copy = dir.join("copy.raw");
+    steps.push(pull(&grid, "pull it", "try:1", &copy, &first)?);
+
+    say("Changing one chunk in fifty, importing that as try:2, pulling it over the copy …");
+    disk::change(&first, &second)?;
+    steps.push(import(&grid, "import a changed version", &second, "try:2")?);
+    steps.push(pull(&grid, "pull it over the first", "try:2", &copy, &second)?);
+
+    say("Stopping the grid, flipping bits in the cache's files, starting it again …");
+    grid.stop()?;
+    let flipped = disk::flip_bits(&grid.cache_dir())?;
+    grid = Grid::start(dir)?;
+    let again = dir.join("again.raw");
+    let mut step = pull(&grid, "pull through a corrupted cache", "try:2", &again, &second)?;
+    let caught = grid.stop()?.bad_frames;
+    if caught == 0 {
+        bail!("{flipped} flipped bits in the cache were not noticed");
+    }
+    step.outcome = format!("{caught} bad frames caught and repaired; {}", step.outcome);
+    steps.push(step);
+    Ok(steps)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a tour for people reads the real clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn import(grid: &Grid, what: &'static str, disk: &Path, name: &str) -> anyhow::Result<Step> {
+    let disk = disk.to_str().context("a temporary path is UTF-8")?;
+    let report: ImportReport = grid.command(&["import", disk, name])?;
+    Ok(Step {
+        what,
+        disk: report.data,
+        travelled: report.sent,
+        seconds: report.seconds,
+        outcome: format!("{} chunks sent", report.chunks_sent),
+    })
+}
+
+fn pull(
+    grid: &Grid,
+    what: &'static str,
+    name: &str,
+    to: &PathBuf,
+    original: &Path,
+) -> anyhow::Result<Step> {
+    let target = to.to_str().context("a temporary path is UTF-8")?;
+    let report: PullReport = grid.command(&["pull", name, "--to", target, "--no-daemon"])?;
+    disk::compare(to, original)?;
+    Ok(Step {
+        what,
+        disk: report.progress.data,
+        travelled: report.progress.received,
+        seconds: report.seconds,
+        outcome: format!("{} chunks; same bytes", report.progress.chunks),
+    })
+}
+
+fn human(steps: &[Step]) -> String {
+    let head = ["STEP", "DATA ON DISK", "TRAVELLED", "SECONDS", ""].map(str::to_owned).to_vec();
+    let rows = steps.iter().map(|s| {
+        let travelled = if s.travelled == 0 { "-".into() } else { bytes(s.travelled) };
+        let seconds = format!("{:.2}", s.seconds);
+        vec![s.what.to_owned(), bytes(s.disk), travelled, seconds, s.outcome.clone()]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}

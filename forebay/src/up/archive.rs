@@ -1,0 +1,98 @@
+//! Joins placement to the store.
+
+use std::time::Duration;
+
+use api::catalog::{GcReport, GcRequest, VerifyReport};
+use image::{Digest, Error, Kind};
+use placement::{Answer, Archive, Clock, ImageFacts, RefMove};
+use store::Store;
+
+/// The store, as placement uses it.
+pub struct StoreArchive {
+    store: Store,
+    /// How long garbage is kept unless a request says otherwise.
+    grace: Duration,
+    clock: Clock,
+}
+
+impl StoreArchive {
+    /// Of a store.
+    pub fn new(store: Store, grace: Duration, clock: Clock) -> Self {
+        Self { store, grace, clock }
+    }
+}
+
+impl Archive for StoreArchive {
+    fn facts(&self, image: Digest) -> Answer<'_, ImageFacts> {
+        Box::pin(async move {
+            let facts = self.store.facts(&image).await?;
+            Ok(ImageFacts {
+                size: facts.geometry.size(),
+                sector: facts.geometry.sector(),
+                chunk: facts.geometry.chunk_len() as u32,
+                sections: facts.geometry.sections(),
+                sections_present: facts.sections_present,
+                chunks_present: facts.chunks_present,
+                stored: facts.stored,
+            })
+        })
+    }
+
+    fn put_record(&self, image: Digest, token: String) -> Answer<'_, ()> {
+        let now = self.clock.now();
+        Box::pin(async move { self.store.put_record(&image, now, &token).await })
+    }
+
+    fn records(&self, image: Digest) -> Answer<'_, Vec<String>> {
+        Box::pin(async move { self.store.records(&image).await })
+    }
+
+    fn append_ref_move(&self, entry: RefMove) -> Answer<'_, ()> {
+        let RefMove { seq, name, image, at } = entry;
+        let entry = store::RefMove { seq, name, image, at };
+        Box::pin(async move { self.store.append_ref_move(&entry).await })
+    }
+
+    fn ref_log(&self) -> Answer<'_, Vec<RefMove>> {
+        Box::pin(async move {
+            let log = self.store.ref_log().await?;
+            if let Some(bad) = log.bad.first() {
+                let what = format!("the log of ref moves: {bad}");
+                return Err(Error::new(Kind::Corrupt, what));
+            }
+            let moves = log.moves.into_iter();
+            Ok(moves
+                .map(|m| RefMove { seq: m.seq, name: m.name, image: m.image, at: m.at })
+                .collect())
+        })
+    }
+
+    fn gc(&self, roots: Vec<Digest>, request: GcRequest, now: u64) -> Answer<'_, GcReport> {
+        let grace = request.grace_secs.map_or(self.grace, Duration::from_secs);
+        Box::pin(async move {
+            let report = self.store.gc(&roots, grace, request.dry_run, now).await?;
+            Ok(GcReport {
+                images: report.images,
+                condemned: report.condemned,
+                condemned_bytes: report.condemned_bytes,
+                deleted: report.deleted,
+                deleted_bytes: report.deleted_bytes,
+                sessions: report.sessions,
+                wait_secs: report.wait_secs,
+            })
+        })
+    }
+
+    fn verify(&self, image: Digest, deep: bool) -> Answer<'_, VerifyReport> {
+        Box::pin(async move {
+            let report = self.store.verify(&image, deep).await?;
+            Ok(VerifyReport {
+                sections: report.sections,
+                chunks: report.chunks,
+                bytes: report.bytes,
+                repaired: report.repaired,
+                bad: report.bad,
+            })
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! The cores that serve chunks: each a thread with its own runtime, UDP port, cache handle and file
+//! engine. A chunk is received, checked and sent on one core.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use blockio::{Engine, EngineChoice, EngineOptions};
+use cache::Cache;
+use image::signing::VerifyingKey;
+use image::{Digest, Error, Kind, Result};
+use placement::{Authority, Clock, Papers};
+use store::{Receiver, Store};
+use stream::transport::Tuning;
+use stream::{Auth, ServerLimits};
+use tokio::sync::{oneshot, watch};
+
+use crate::config::Config;
+use crate::grid::{TlsServer, quic_server};
+
+/// Running cores.
+pub struct Cores {
+    addresses: Vec<SocketAddr>,
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+/// What a core's thread is given.
+struct Core {
+    address: SocketAddr,
+    tls: Arc<TlsServer>,
+    engine: EngineChoice,
+    store: Store,
+    cache: Arc<cache::Shared>,
+    key: VerifyingKey,
+    clock: Clock,
+    stop: watch::Receiver<bool>,
+}
+
+impl Cores {
+    /// Starts them; returns when all of them listen.
+    pub async fn start(
+        config: &Config,
+        store: &Store,
+        cache: &Arc<cache::Shared>,
+        papers: &Papers,
+        authority: &Authority,
+        clock: &Clock,
+    ) -> Result<Self> {
+        let (stop, stopped) = watch::channel(false);
+        let mut cores = Self { addresses: Vec::new(), threads: Vec::new(), stop };
+        let engine = config.text("io.engine").parse();
+        let engine = engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))?;
+        let first_port = config.number("up.stream_port");
+        for number in 0..config.threads("up.cores") {
+            let port = match first_port {
+                0 => 0,
+                first => port(first as usize + number)?,
+            };
+            let core = Core {
+                address: SocketAddr::new(super::ip(config, "up.stream_ip")?, port),
+                tls: quic_server(papers)?,
+                engine,
+                store: store.clone(),
+                cache: Arc::clone(cache),
+                key: authority.verifying_key(),
+                clock: clock.clone(),
+                stop: stopped.clone(),
+            };
+            cores.add(number, core).await?;
+        }
+        Ok(cores)
+    }
+
+    async fn add(&mut self, number: usize, core: Core) -> Result<()> {
+        let (listening, listens) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("chunks-{number}"))
+            .spawn(move || run(core, listening))
+            .map_err(|e| Error::io("starting a core's thread", e))?;
+        self.threads.push(thread);
+        let ended = |_| Err(Error::new(Kind::Io, format!("core {number} ended at once")));
+        self.addresses.push(listens.await.unwrap_or_else(ended)?);
+        Ok(())
+    }
+
+    /// The addresses that nodes are told.
+    pub fn announced(&self, ip: IpAddr) -> Vec<SocketAddr> {
+        self.addresses.iter().map(|a| SocketAddr::new(ip, a.port())).collect()
+    }
+
+    /// Finishes what runs, within the limits of [`stream::serve`], and ends the threads.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        let join = || self.threads.into_iter().for_each(|t| drop(t.join()));
+        let _ = tokio::task::spawn_blocking(join).await;
+    }
+}
+
+fn port(port: usize) -> Result<u16> {
+    let what = || Error::new(Kind::Invalid, format!("up.stream_port: there is no port {port}"));
+    u16::try_from(port).map_err(|_| what())
+}
+
+fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            let _ = listening.send(Err(Error::io("starting a core's runtime", e)));
+            return;
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let (endpoint, cache) = match open(&core) {
+            Ok(opened) => opened,
+            Err(e) => {
+                let _ = listening.send(Err(e));
+                return;
+            }
+        };
+        let address = endpoint.local_addr().map_err(|e| Error::io(core.address, e));
+        if listening.send(address).is_err() {
+            return;
+        }
+        let clock = core.clock.clone();
+        let auth = Auth { key: core.key.clone(), clock: Arc::new(move || clock.now()) };
+        let receiver = Receiver::new(&core.store);
+        let sinks = move |owner: Digest| receiver.for_owner(owner);
+        let mut stop = core.stop.clone();
+        let shutdown = async move {
+            // The sender outlives the cores; if it should not, that is a stop too.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        stream::serve(endpoint, cache, Some(sinks), auth, ServerLimits::default(), shutdown).await;
+    });
+}
+
+fn open(core: &Core) -> Result<(quinn::Endpoint, Cache<Store>)> {
+    let endpoint = Tuning::default().server_endpoint(core.address, Arc::clone(&core.tls))?;
+    let options = EngineOptions { choice: core.engine, ..EngineOptions::default() };
+    let engine = Engine::start(options).map_err(|e| Error::io("starting file I/O", e))?;
+    Ok((endpoint, Cache::new(core.store.clone(), Arc::clone(&core.cache), engine)))
+}

@@ -1,0 +1,282 @@
+//! The catalogue: what the API's routes do, free of HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::catalog::{
+    Expect, GcReport, GcRequest, ImageInfo, ImageLine, ImageList, NewRecord, RefInfo, TicketAnswer,
+    TicketRequest, VerifyReport,
+};
+use api::ticket::{Grant, Ticket};
+use futures::StreamExt;
+use image::error::At;
+use image::signing::{MAX_TOKEN, SigningKey};
+use image::{Digest, Error, ImageRecord, Kind, Result};
+use tokio::sync::{Mutex, RwLock, Semaphore};
+
+use crate::archive::Archive;
+use crate::clock::Clock;
+use crate::known::Images;
+use crate::member::Member;
+use crate::names::{self, Name};
+use crate::refs::{Refs, no_such_ref};
+use crate::state::State;
+
+/// Images of a list that are looked up in the store at the same time.
+const LOOK_UPS: usize = 8;
+/// Verifications at the same time: each reads a whole image.
+const VERIFICATIONS: usize = 2;
+/// How long a move waits for a collection of garbage to end before the mover is told to come back.
+const GC_WAIT: Duration = Duration::from_secs(30);
+/// When to come back.
+const COME_BACK: Duration = Duration::from_secs(10);
+
+/// Images, refs and rights.
+pub(crate) struct Catalog {
+    state: State,
+    refs: Refs,
+    archive: Arc<dyn Archive>,
+    images: Images,
+    key: SigningKey,
+    clock: Clock,
+    /// Writing records, one at a time: each must be newer than the last.
+    recording: Mutex<()>,
+    /// Moves of refs share it; a collection of garbage has it alone. Else a ref could come to point
+    /// at an image that the collection, whose roots are older, is just deleting.
+    collecting: Arc<RwLock<()>>,
+    verifying: Semaphore,
+}
+
+impl Catalog {
+    /// The catalogue over `state`, brought up to the log in `archive`.
+    pub(crate) async fn open(
+        state: State,
+        archive: Arc<dyn Archive>,
+        key: SigningKey,
+        clock: Clock,
+    ) -> Result<Self> {
+        let refs = Refs::open(state.clone(), archive.clone(), clock.clone()).await?;
+        Ok(Self {
+            state,
+            refs,
+            images: Images::new(archive.clone(), key.verifying_key()),
+            archive,
+            key,
+            clock,
+            recording: Mutex::default(),
+            collecting: Arc::default(),
+            verifying: Semaphore::new(VERIFICATIONS),
+        })
+    }
+
+    /// One line per ref. A ref whose image the store cannot describe is in the list too, and says so.
+    pub(crate) async fn list(&self) -> Result<ImageList> {
+        let refs = self.state.refs().await?;
+        let lines = futures::stream::iter(refs).map(|r| self.line(r)).buffered(LOOK_UPS);
+        Ok(ImageList { images: lines.collect().await })
+    }
+
+    async fn line(&self, at: RefInfo) -> ImageLine {
+        let mut line = ImageLine {
+            name: at.name,
+            image: at.image,
+            size: 0,
+            stored: 0,
+            created: None,
+            os: None,
+            kind: None,
+            problem: None,
+        };
+        match self.images.get(at.image).await {
+            Ok(known) => {
+                line.size = known.facts.size;
+                line.stored = known.facts.stored;
+                if let Some(record) = &known.record {
+                    line.created = Some(record.created);
+                    line.os = record.os.clone();
+                    line.kind = Some(record.kind);
+                }
+            }
+            Err(e) => {
+                tracing::warn!(r#ref = %line.name, error = %e, "no facts of a ref's image");
+                line.problem = Some(e.to_string());
+            }
+        }
+        line
+    }
+
+    /// What is known of an image.
+    pub(crate) async fn info(&self, name: &str) -> Result<ImageInfo> {
+        let image = self.resolve(name).await?;
+        self.describe(image).await.at(|| format!("image {name}"))
+    }
+
+    async fn describe(&self, image: Digest) -> Result<ImageInfo> {
+        let known = self.images.get(image).await?;
+        let refs = self.state.refs().await?.into_iter().filter(|r| r.image == image);
+        let facts = &known.facts;
+        Ok(ImageInfo {
+            image,
+            refs: refs.map(|r| r.name).collect(),
+            size: facts.size,
+            sector: facts.sector,
+            chunk: facts.chunk,
+            sections: facts.sections,
+            sections_present: facts.sections_present,
+            chunks_present: facts.chunks_present,
+            stored: facts.stored,
+            record: known.record.clone(),
+        })
+    }
+
+    /// The image that a ref or digest names. A digest is taken at its word.
+    async fn resolve(&self, name: &str) -> Result<Digest> {
+        match names::parse(name)? {
+            Name::Image(image) => Ok(image),
+            Name::Ref(name) => {
+                let at = self.state.get_ref(&name).await?;
+                at.map(|r| r.image).ok_or_else(|| no_such_ref(&name))
+            }
+        }
+    }
+
+    /// Signs and keeps what a writer says of an image.
+    pub(crate) async fn record(&self, image: &str, said: NewRecord) -> Result<ImageInfo> {
+        let image = names::parse_digest(image)?;
+        let _one = self.recording.lock().await;
+        // Of the store itself: what is remembered may be gone.
+        self.archive.facts(image).await.at(|| format!("image {image}"))?;
+        let before = self.images.newest_record(image).await?.map_or(0, |r| r.created + 1);
+        // The newest record wins, so this one must be newer, even if the clock went back.
+        let record = signed_part(image, said, self.clock.now().max(before));
+        let token = record.sign(&self.key);
+        if token.len() > MAX_TOKEN {
+            let what = format!("image record: longer than {MAX_TOKEN} bytes when signed");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let kept = self.archive.put_record(image, token).await;
+        // Also after an error: perhaps only the answer was lost.
+        self.images.changed(&image);
+        kept.at(|| format!("image {image}: its record"))?;
+        self.describe(image).await
+    }
+
+    /// Moves or makes a ref; the image must exist.
+    pub(crate) async fn move_ref(
+        &self,
+        name: &str,
+        image: Digest,
+        expect: Expect,
+    ) -> Result<RefInfo> {
+        let name = names::parse_ref(name)?;
+        let _no_gc = tokio::time::timeout(GC_WAIT, self.collecting.read()).await.map_err(|_| {
+            let what = format!("moving ref {name}: a collection of garbage is running");
+            Error::new(Kind::Busy(COME_BACK), what)
+        })?;
+        self.archive.facts(image).await.at(|| format!("moving ref {name} to image {image}"))?;
+        self.refs.set(&name, image, expect).await
+    }
+
+    /// Deletes a ref.
+    pub(crate) async fn delete_ref(&self, name: &str) -> Result<RefInfo> {
+        self.refs.delete(&names::parse_ref(name)?).await
+    }
+
+    /// Verifies a stored image.
+    pub(crate) async fn verify(&self, name: &str, deep: bool) -> Result<VerifyReport> {
+        let image = self.resolve(name).await?;
+        let _turn = self.verifying.try_acquire().map_err(|_| {
+            let what = format!("image {name}: {VERIFICATIONS} verifications are running already");
+            Error::new(Kind::Busy(COME_BACK), what)
+        })?;
+        self.archive.verify(image, deep).await.at(|| format!("image {name}"))
+    }
+
+    /// Collects garbage: everything that no ref's image reaches.
+    pub(crate) async fn gc(self: Arc<Self>, request: GcRequest) -> Result<GcReport> {
+        // In a task of its own: the store's work does not stop when the caller hangs up, so neither
+        // may what keeps refs from moving meanwhile.
+        let task = tokio::spawn(async move {
+            let dry_run = request.dry_run;
+            let _alone = match dry_run {
+                true => None,
+                false => Some(self.collecting.clone().write_owned().await),
+            };
+            let mut roots: Vec<_> = self.refs.all().await?.iter().map(|r| r.image).collect();
+            roots.sort_unstable();
+            roots.dedup();
+            let done = self.archive.gc(roots.clone(), request, self.clock.now()).await;
+            if !dry_run {
+                self.images.keep_only(&roots);
+            }
+            done
+        });
+        let done = task.await;
+        done.map_err(|e| Error::new(Kind::Io, format!("collection of garbage: {e}")))?
+    }
+
+    /// A ticket for who asks.
+    pub(crate) async fn ticket(
+        &self,
+        member: &Member,
+        request: TicketRequest,
+    ) -> Result<TicketAnswer> {
+        let (image, grant) = match request {
+            TicketRequest::Pull { image } => {
+                let image = self.resolve(&image).await?;
+                (Some(image), Grant::Pull { image })
+            }
+            TicketRequest::Push { domain, parent } => {
+                let domain = api::ticket::push_domain(domain)?.0;
+                let parent = match parent {
+                    Some(name) => Some(self.parent(&name).await?),
+                    None => None,
+                };
+                (parent, Grant::Push { domain, parent })
+            }
+        };
+        let ticket = Ticket::new(grant, member.holder, self.clock.now());
+        let servers = self.state.servers().await?;
+        Ok(TicketAnswer { image, ticket: ticket.sign(&self.key), expires: ticket.expires, servers })
+    }
+
+    /// The image that a push leans on must exist: else the pusher would learn of it late.
+    async fn parent(&self, name: &str) -> Result<Digest> {
+        let image = self.resolve(name).await?;
+        self.archive.facts(image).await.at(|| format!("parent {name}"))?;
+        Ok(image)
+    }
+
+    /// The servers of chunks.
+    pub(crate) async fn servers(&self) -> Result<Vec<api::grid::CacheInfo>> {
+        self.state.servers().await
+    }
+}
+
+fn signed_part(image: Digest, said: NewRecord, created: u64) -> ImageRecord {
+    let NewRecord {
+        parent,
+        kind,
+        os,
+        architecture,
+        firmware,
+        cpus,
+        memory_mib,
+        nics,
+        hypervisor,
+        labels,
+    } = said;
+    ImageRecord {
+        parent,
+        kind,
+        os,
+        architecture,
+        firmware,
+        cpus,
+        memory_mib,
+        nics,
+        hypervisor,
+        labels,
+        ..ImageRecord::new(image, created)
+    }
+}

@@ -1,0 +1,188 @@
+//! The other end of placement's API: one method per route.
+
+mod wire;
+
+use api::catalog::{
+    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
+    TicketRequest, VerifyReport, VerifyRequest,
+};
+use api::grid::{CacheList, Health, JoinAnswer, JoinRequest, JoinToken, NewToken};
+use hyper::Method;
+use image::error::At;
+use image::{Digest, Error, Kind, Ref, Result};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::ca::new_key;
+use crate::clock::Clock;
+use crate::member::check_name;
+use crate::papers::Papers;
+use crate::tls;
+use crate::tokens::JoinCode;
+use wire::{Patience, Wire};
+
+const ALPN: &[&[u8]] = &[b"http/1.1"];
+
+/// Asks placement. Cheap to clone; needs a tokio runtime. A call that is dropped is cancelled.
+///
+/// Nothing is repeated by itself. A call that fails with `Retry` may be made again, but of a move of a
+/// ref one must look first whether it was done.
+#[derive(Clone, Debug)]
+pub struct Client {
+    wire: Wire,
+}
+
+impl Client {
+    /// A client of the placement at `address` (`host:port` or `https://host:port`). Whatever the
+    /// address, the server must prove to be the placement of the papers' grid.
+    pub fn new(address: &str, papers: &Papers) -> Result<Self> {
+        papers.check()?;
+        let config = tls::client(papers, ALPN, &Clock::system())?;
+        Ok(Self { wire: Wire::new(address, config)? })
+    }
+
+    /// Joins a grid: makes a key, which stays here, and has a certificate issued for it. `token` is the
+    /// text that an admin was given; the name must be free in the grid.
+    pub async fn join(token: &str, name: &str) -> Result<Papers> {
+        let code: JoinCode = token.parse()?;
+        // Found here, it does not cost the token.
+        check_name(name)?;
+        let clock = Clock::system();
+        let wire = Wire::new(&code.address, tls::joiner(code.ca, ALPN, &clock)?)?;
+        let key = new_key()?;
+        let request = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .and_then(|request| request.pem())
+            .map_err(|e| Error::caused(Kind::Io, "making a certificate signing request", e))?;
+        let body = JoinRequest { secret: code.secret, name: name.into(), request };
+        let client = Self { wire };
+        let answer: JoinAnswer = client.send(Method::POST, "/v1/join", Some(&body)).await?;
+        let papers = Papers {
+            ca_pem: answer.ca,
+            cert_pem: answer.certificate,
+            key_pem: key.serialize_pem(),
+        };
+        check_joined(&papers, &code.ca, name, &answer.grid, clock.now())
+            .at(|| format!("placement at {}: the papers that it issued", client.wire.address()))?;
+        Ok(papers)
+    }
+
+    /// That placement serves, and for which grid.
+    pub async fn health(&self) -> Result<Health> {
+        self.get("/v1/health").await
+    }
+
+    /// The servers of chunks.
+    pub async fn caches(&self) -> Result<CacheList> {
+        self.get("/v1/caches").await
+    }
+
+    /// Makes a one-time token to join.
+    pub async fn new_token(&self, asked: &NewToken) -> Result<JoinToken> {
+        self.send(Method::POST, "/v1/tokens", Some(asked)).await
+    }
+
+    /// One line per ref.
+    pub async fn images(&self) -> Result<ImageList> {
+        self.get("/v1/images").await
+    }
+
+    /// What is known of an image; `name` is a ref or a digest.
+    pub async fn image(&self, name: &str) -> Result<ImageInfo> {
+        self.get(&format!("/v1/images/{}", segment(name)?)).await
+    }
+
+    /// Says something of an image.
+    pub async fn record(&self, image: &Digest, said: &NewRecord) -> Result<ImageInfo> {
+        self.send(Method::POST, &format!("/v1/images/{image}/record"), Some(said)).await
+    }
+
+    /// Verifies a stored image; `name` is a ref or a digest. Takes as long as it takes.
+    pub async fn verify(&self, name: &str, asked: &VerifyRequest) -> Result<VerifyReport> {
+        let path = format!("/v1/images/{}/verify", segment(name)?);
+        self.wire.call(Method::POST, &path, json(Some(asked)), Patience::Endless).await
+    }
+
+    /// Moves or makes a ref. An error other than `Conflict` leaves open whether it moved.
+    pub async fn move_ref(&self, name: &Ref, to: &MoveRef) -> Result<RefInfo> {
+        self.send(Method::PUT, &ref_path(name)?, Some(to)).await
+    }
+
+    /// Deletes a ref; returns it as it was.
+    pub async fn delete_ref(&self, name: &Ref) -> Result<RefInfo> {
+        self.send(Method::DELETE, &ref_path(name)?, None::<&()>).await
+    }
+
+    /// A ticket to pull or push, for these papers.
+    pub async fn ticket(&self, asked: &TicketRequest) -> Result<TicketAnswer> {
+        self.send(Method::POST, "/v1/tickets", Some(asked)).await
+    }
+
+    /// Collects garbage. Takes as long as it takes, and goes on if the call is dropped.
+    pub async fn gc(&self, asked: &GcRequest) -> Result<GcReport> {
+        self.wire.call(Method::POST, "/v1/gc", json(Some(asked)), Patience::Endless).await
+    }
+
+    /// The OpenAPI document, JSON.
+    pub async fn openapi(&self) -> Result<serde_json::Value> {
+        self.get("/v1/openapi.json").await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.send(Method::GET, path, None::<&()>).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        self.wire.call(method, path, json(body), Patience::Usual).await
+    }
+}
+
+fn json(body: Option<&impl Serialize>) -> Option<Vec<u8>> {
+    body.map(|b| serde_json::to_vec(b).expect("our own types serialise"))
+}
+
+fn ref_path(name: &Ref) -> Result<String> {
+    Ok(format!("/v1/refs/{}", segment(&name.to_string())?))
+}
+
+/// What need not be encoded in one segment of a path.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b':');
+
+/// One segment of a path. Nothing, and what servers in between might resolve, is refused.
+fn segment(name: &str) -> Result<String> {
+    if matches!(name, "" | "." | "..") {
+        let what = format!("`{name}` is neither a ref ([tenant/]name:tag) nor a digest");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    Ok(utf8_percent_encode(name, ENCODED).to_string())
+}
+
+/// That the papers are of the grid that the token named, for this name, and go with our key.
+fn check_joined(papers: &Papers, ca: &Digest, name: &str, grid: &str, now: u64) -> Result<()> {
+    papers.check()?;
+    let member = papers.member()?;
+    if papers.ca_digest()? != *ca || member.grid != grid || member.name != name {
+        return Err(Error::new(Kind::Denied, "they are not what was asked for"));
+    }
+    tls::check_issued(papers.ca()?, &papers.certificate()?, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_segment_whatever_they_hold() {
+        assert_eq!(segment("acme/web:1").unwrap(), "acme%2Fweb:1");
+        assert_eq!(segment("a b?c#d%2e").unwrap(), "a%20b%3Fc%23d%252e");
+        for bad in ["", ".", ".."] {
+            assert_eq!(segment(bad).unwrap_err().kind(), Kind::Invalid);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! One call: a connection, a request, an answer. Errors name the address.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::ErrorBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use image::{Error, Kind, Result};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::de::DeserializeOwned;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::member::PLACEMENT;
+
+/// Time to connect, TLS included.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Time for an answer that does not depend on the size of an image; longer than a move of a ref waits
+/// for a collection of garbage.
+const ANSWER: Duration = Duration::from_secs(60);
+/// After this silence the system asks whether the other machine is there; after some times, it gives up.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Longest answer, in bytes: some hundred thousand refs.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// How long to wait for an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    Usual,
+    /// As long as the other machine is there.
+    Endless,
+}
+
+/// Where placement is, and how to be sure of it.
+#[derive(Clone)]
+pub(super) struct Wire {
+    address: Arc<str>,
+    tls: TlsConnector,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wire({})", self.address)
+    }
+}
+
+impl Wire {
+    pub(super) fn new(address: &str, config: ClientConfig) -> Result<Self> {
+        let bare = address.strip_prefix("https://").unwrap_or(address);
+        let bare = bare.strip_suffix('/').unwrap_or(bare);
+        let port = bare.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let good = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|p| p != 0));
+        if !good || bare.contains(|c: char| c == '/' || c == '@' || c.is_whitespace()) {
+            let shown = address.escape_debug();
+            let what = format!("placement's address `{shown}`: must be host:port");
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(Self { address: bare.into(), tls: TlsConnector::from(Arc::new(config)) })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends a request and decodes its answer.
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        patience: Patience,
+    ) -> Result<T> {
+        let place = || format!("placement at {}: {method} {path}", self.address);
+        let request = self.request(&method, path, body)?;
+        let stream = match timeout(CONNECT, self.connect()).await {
+            Ok(stream) => stream?,
+            Err(_) => return Err(self.away(&format!("no connection within {CONNECT:?}"))),
+        };
+        let exchange = exchange(stream, request);
+        let exchanged = match patience {
+            Patience::Endless => exchange.await,
+            Patience::Usual => timeout(ANSWER, exchange).await.unwrap_or_else(|_| {
+                Err(Error::new(Kind::Retry, format!("no answer within {ANSWER:?}")))
+            }),
+        };
+        let (status, bytes) = exchanged.map_err(|e| e.at(place()))?;
+        if status.is_success() {
+            let decoded = serde_json::from_slice(&bytes);
+            return decoded.map_err(|e| {
+                let what = format!("{}: an answer not known here: {e}", place());
+                Error::new(Kind::Unsupported, what)
+            });
+        }
+        match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(body) => Err(body.into()),
+            Err(_) => Err(Error::new(bare_status(status), format!("{}: {status}", place()))),
+        }
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Request<Full<Bytes>>> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, PLACEMENT);
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())));
+        request.map_err(|e| Error::new(Kind::Invalid, format!("{method} {path}: {e}")))
+    }
+
+    async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(&*self.address).await;
+        let stream = stream.map_err(|e| self.away(&e.to_string()))?;
+        // Neither is needed for a right answer.
+        let _ = stream.set_nodelay(true);
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let name = ServerName::try_from(PLACEMENT).expect("a DNS name");
+        self.tls.connect(name, stream).await.map_err(|e| self.not_trusted(e))
+    }
+
+    fn away(&self, why: &str) -> Error {
+        let what = format!("placement at {}: {why}; is `forebay up` running there?", self.address);
+        Error::new(Kind::Retry, what)
+    }
+
+    fn not_trusted(&self, e: std::io::Error) -> Error {
+        match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+            Some(why) => {
+                let address = &self.address;
+                let what = format!(
+                    "placement at {address}: what listens there is not the placement of this grid: \
+                     {why}"
+                );
+                Error::new(Kind::Denied, what)
+            }
+            None => self.away(&e.to_string()),
+        }
+    }
+}
+
+async fn exchange(
+    stream: TlsStream<TcpStream>,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes)> {
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
+    // Dropped with this future, whatever ends it.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
+    read(answer).await
+}
+
+async fn read(answer: Response<Incoming>) -> Result<(StatusCode, Bytes)> {
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    let body = body.map_err(|e| Error::new(Kind::Retry, format!("reading the answer: {e}")))?;
+    Ok((status, body.to_bytes()))
+}
+
+/// In TLS 1.3 a client learns only after its handshake that the server refuses its certificate.
+fn broken(e: &hyper::Error) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(e);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = io.and_then(|e| e.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::AlertReceived(alert)) = tls {
+            let what = format!("it refuses these papers ({alert:?}): of another grid, or expired?");
+            return Error::new(Kind::Denied, what);
+        }
+        cause = error.source();
+    }
+    Error::new(Kind::Retry, format!("the connection broke: {e}"))
+}
+
+/// What can be said of an answer that is not one of ours.
+fn bare_status(status: StatusCode) -> Kind {
+    match status.as_u16() {
+        400..500 => Kind::Invalid,
+        _ => Kind::Retry,
+    }
+}

@@ -1,0 +1,90 @@
+//! Bodies: JSON in, within limits; JSON or an error out.
+
+use api::ErrorBody;
+use axum::Json;
+use axum::body::HttpBody;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use image::{Error, Kind};
+use serde::de::DeserializeOwned;
+
+use super::App;
+
+/// An error as an answer.
+#[derive(Debug)]
+pub(super) struct Failure(pub Error);
+
+/// The error of an answer, for the guard to log.
+#[derive(Clone)]
+pub(super) struct Logged(pub Error);
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        Failure(e)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = api::http_status(self.0.kind());
+        let status = StatusCode::from_u16(status).expect("statuses of kinds have three digits");
+        let mut response = (status, Json(ErrorBody::from(&self.0))).into_response();
+        if let Kind::Busy(after) = self.0.kind() {
+            let seconds = HeaderValue::from(after.as_secs().max(1));
+            response.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+        response.extensions_mut().insert(Logged(self.0));
+        response
+    }
+}
+
+/// A JSON body.
+pub(super) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
+        let invalid = |what: String| Failure(Error::new(Kind::Invalid, format!("body: {what}")));
+        // A browser sends other sites' requests with its user's certificate, but never with this
+        // type unless we allow it, and we do not.
+        let json = request.headers().get(CONTENT_TYPE).is_some_and(|t| {
+            let t = t.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
+            t.trim_ascii().eq_ignore_ascii_case(b"application/json")
+        });
+        if !json {
+            return Err(invalid("its content type must be application/json".into()));
+        }
+        let limit = app.limits.body;
+        // What says that it is too long is not even begun.
+        if request.body().size_hint().lower() > limit as u64 {
+            return Err(invalid(format!("at most {limit} bytes are taken")));
+        }
+        let reading = axum::body::to_bytes(request.into_body(), limit);
+        let bytes = tokio::time::timeout(app.limits.read, reading)
+            .await
+            .map_err(|_| invalid("it did not arrive in time".into()))?
+            .map_err(|e| invalid(format!("{e}: at most {limit} bytes are taken")))?;
+        // What is read would take the list of an object's fields for the object.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(invalid("it must be a JSON object".into()));
+        }
+        serde_json::from_slice(&bytes).map(Body).map_err(|e| invalid(e.to_string()))
+    }
+}
+
+/// The one parameter of a path, decoded: nothing is known of what it holds.
+pub(super) struct Name(pub String);
+
+impl FromRequestParts<App> for Name {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        let invalid = |e| Failure(Error::new(Kind::Invalid, format!("path: {e}")));
+        path.map(|Path(name)| Name(name)).map_err(|e| invalid(e.body_text()))
+    }
+}

@@ -1,0 +1,37 @@
+//! The OpenAPI document.
+
+use axum::Json;
+use utoipa::OpenApi;
+
+use super::handlers;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Forebay placement",
+        description = "Refs, images, records, tickets and members of a grid. All routes but \
+                       /v1/health and /v1/join need a member's certificate."
+    ),
+    paths(
+        handlers::health,
+        handlers::join,
+        serve,
+        handlers::caches,
+        handlers::new_token,
+        handlers::images,
+        handlers::image,
+        handlers::record,
+        handlers::verify,
+        handlers::move_ref,
+        handlers::delete_ref,
+        handlers::ticket,
+        handlers::gc,
+    )
+)]
+pub(super) struct Document;
+
+/// This document
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]
+pub(super) async fn serve() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}

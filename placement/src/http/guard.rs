@@ -1,0 +1,70 @@
+//! Before a handler: may this peer use this route? After it: what went wrong is logged, here alone.
+
+use api::grid::Role;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use image::{Error, Kind, Result};
+
+use super::body::{Failure, Logged};
+use super::peer::Peer;
+use super::{Access, ROUTES};
+
+pub(super) async fn guard(request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let peer = request.extensions().get::<Peer>().cloned();
+    let allowed = match &peer {
+        Some(peer) => allowed(&request, peer),
+        None => Err(Error::new(Kind::Denied, "nobody knows who asks")),
+    };
+    let response = match allowed {
+        Ok(()) => next.run(request).await,
+        Err(e) => Failure(e).into_response(),
+    };
+    let peer = peer.map(|p| p.to_string()).unwrap_or_default();
+    match response.extensions().get::<Logged>().map(|l| &l.0) {
+        None => tracing::debug!(peer, %method, path, "served"),
+        Some(e) => match e.kind() {
+            Kind::Denied => tracing::warn!(peer, %method, path, reason = %e, "denied"),
+            Kind::Io | Kind::Corrupt | Kind::Full => {
+                tracing::error!(peer, %method, path, error = %e, "failed");
+            }
+            _ => tracing::debug!(peer, %method, path, error = %e, "refused"),
+        },
+    }
+    response
+}
+
+/// What is not in the list of routes is nobody's.
+fn allowed(request: &Request, peer: &Peer) -> Result<()> {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let method = match request.method().as_str() {
+        "HEAD" => "GET",
+        method => method,
+    };
+    let route = ROUTES.iter().find(|(m, p, _)| *m == method && Some(*p) == path);
+    let Some((_, _, access)) = route else {
+        return Err(Error::new(Kind::Denied, "not one of the routes that may be used"));
+    };
+    let role = match access {
+        Access::Anybody => return Ok(()),
+        _ => peer.member()?.role,
+    };
+    let good = match access {
+        Access::Anybody | Access::Member => true,
+        Access::Writer => is_writer(role),
+        Access::Admin => role == Role::Admin,
+    };
+    if good {
+        return Ok(());
+    }
+    let needed = if *access == Access::Admin { "an admin" } else { "an admin or a node" };
+    let what = format!("only {needed} may do this; the certificate is that of a {}", role.name());
+    Err(Error::new(Kind::Denied, what))
+}
+
+/// Whether a role may change what others see.
+pub(super) fn is_writer(role: Role) -> bool {
+    matches!(role, Role::Admin | Role::Node)
+}

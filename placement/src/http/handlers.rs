@@ -1,0 +1,169 @@
+//! One handler per route: out of HTTP, into the catalogue or the tokens, and back.
+
+use api::catalog::{
+    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
+    TicketRequest, VerifyReport, VerifyRequest,
+};
+use api::grid::{CacheList, Health, JoinAnswer, JoinRequest, JoinToken, NewToken};
+use axum::extract::State;
+use axum::{Extension, Json};
+use image::{Error, Kind};
+
+use super::App;
+use super::body::{Body, Failure, Name};
+use super::guard::is_writer;
+use super::peer::Peer;
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// That placement serves, and for which grid
+#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = Health)))]
+pub(super) async fn health(State(app): State<App>) -> Json<Health> {
+    let authority = &app.tokens.authority;
+    let key = authority.verifying_key().to_bytes();
+    Json(Health {
+        grid: authority.grid().into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        verifying_key: key.iter().map(|b| format!("{b:02x}")).collect(),
+    })
+}
+
+/// A new member's papers, for a token
+#[utoipa::path(
+    post, path = "/v1/join", request_body = JoinRequest,
+    responses((status = 200, body = JoinAnswer), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn join(
+    State(app): State<App>,
+    Body(request): Body<JoinRequest>,
+) -> Answer<JoinAnswer> {
+    Ok(Json(app.tokens.join(&request).await?))
+}
+
+/// The servers of chunks
+#[utoipa::path(
+    get, path = "/v1/caches",
+    responses((status = 200, body = CacheList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn caches(State(app): State<App>) -> Answer<CacheList> {
+    Ok(Json(CacheList { caches: app.catalog.servers().await? }))
+}
+
+/// A one-time token to join (admins)
+#[utoipa::path(
+    post, path = "/v1/tokens", request_body = NewToken,
+    responses((status = 200, body = JoinToken), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn new_token(
+    State(app): State<App>,
+    Body(asked): Body<NewToken>,
+) -> Answer<JoinToken> {
+    Ok(Json(app.tokens.make(&asked).await?))
+}
+
+/// One line per ref
+#[utoipa::path(
+    get, path = "/v1/images",
+    responses((status = 200, body = ImageList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn images(State(app): State<App>) -> Answer<ImageList> {
+    Ok(Json(app.catalog.list().await?))
+}
+
+/// What is known of an image
+#[utoipa::path(
+    get, path = "/v1/images/{name}",
+    params(("name" = String, Path, description = "A ref or a digest")),
+    responses((status = 200, body = ImageInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn image(State(app): State<App>, Name(name): Name) -> Answer<ImageInfo> {
+    Ok(Json(app.catalog.info(&name).await?))
+}
+
+/// Says something of an image; the newest record is the one that counts (admins and nodes)
+#[utoipa::path(
+    post, path = "/v1/images/{name}/record", request_body = NewRecord,
+    params(("name" = String, Path, description = "A digest")),
+    responses((status = 200, body = ImageInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn record(
+    State(app): State<App>,
+    Name(name): Name,
+    Body(said): Body<NewRecord>,
+) -> Answer<ImageInfo> {
+    Ok(Json(app.catalog.record(&name, said).await?))
+}
+
+/// Verifies a stored image
+#[utoipa::path(
+    post, path = "/v1/images/{name}/verify", request_body = VerifyRequest,
+    params(("name" = String, Path, description = "A ref or a digest")),
+    responses((status = 200, body = VerifyReport), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn verify(
+    State(app): State<App>,
+    Name(name): Name,
+    Body(asked): Body<VerifyRequest>,
+) -> Answer<VerifyReport> {
+    Ok(Json(app.catalog.verify(&name, asked.deep).await?))
+}
+
+/// Moves or makes a ref (admins and nodes)
+#[utoipa::path(
+    put, path = "/v1/refs/{ref}", request_body = MoveRef,
+    params(("ref" = String, Path, description = "A ref")),
+    responses((status = 200, body = RefInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn move_ref(
+    State(app): State<App>,
+    Name(name): Name,
+    Body(to): Body<MoveRef>,
+) -> Answer<RefInfo> {
+    Ok(Json(app.catalog.move_ref(&name, to.image, to.expect).await?))
+}
+
+/// Deletes a ref; the answer is the ref as it was (admins)
+#[utoipa::path(
+    delete, path = "/v1/refs/{ref}",
+    params(("ref" = String, Path, description = "A ref")),
+    responses((status = 200, body = RefInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn delete_ref(State(app): State<App>, Name(name): Name) -> Answer<RefInfo> {
+    Ok(Json(app.catalog.delete_ref(&name).await?))
+}
+
+/// The right to an image's chunks, or to push (admins and nodes)
+#[utoipa::path(
+    post, path = "/v1/tickets", request_body = TicketRequest,
+    responses((status = 200, body = TicketAnswer), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn ticket(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Body(asked): Body<TicketRequest>,
+) -> Answer<TicketAnswer> {
+    let member = peer.member()?;
+    if matches!(asked, TicketRequest::Push { .. }) && !is_writer(member.role) {
+        let role = member.role.name();
+        let what = format!("only an admin or a node may push; the certificate is that of a {role}");
+        return Err(Error::new(Kind::Denied, what).into());
+    }
+    Ok(Json(app.catalog.ticket(member, asked).await?))
+}
+
+/// Collects garbage (admins)
+#[utoipa::path(
+    post, path = "/v1/gc", request_body = GcRequest,
+    responses((status = 200, body = GcReport), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn gc(State(app): State<App>, Body(asked): Body<GcRequest>) -> Answer<GcReport> {
+    Ok(Json(app.catalog.gc(asked).await?))
+}
+
+pub(super) async fn no_such_route() -> Failure {
+    Error::new(Kind::Gone, "no such route; see /v1/openapi.json").into()
+}
+
+pub(super) async fn no_such_method() -> Failure {
+    Error::new(Kind::Unsupported, "this route has no such method; see /v1/openapi.json").into()
+}

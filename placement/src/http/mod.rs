@@ -1,0 +1,86 @@
+//! The HTTP API: which routes there are, and who may use them.
+//!
+//! [`ROUTES`] is the one list: the guard asks it before any handler runs, and refuses what is not in
+//! it; tests hold it against the router and the OpenAPI document.
+
+mod body;
+mod document;
+mod guard;
+mod handlers;
+mod peer;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{delete, get, post, put};
+
+use crate::catalog::Catalog;
+use crate::tokens::Tokens;
+
+pub use serve::Limits;
+pub(crate) use serve::serve;
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Who shows no certificate, too.
+    Anybody,
+    /// Any member of the grid.
+    Member,
+    /// Who may change what others see: admins and nodes.
+    Writer,
+    /// Admins.
+    Admin,
+}
+
+/// Method, path, who.
+const ROUTES: &[(&str, &str, Access)] = &[
+    ("GET", "/v1/health", Access::Anybody),
+    ("POST", "/v1/join", Access::Anybody),
+    ("GET", "/v1/openapi.json", Access::Member),
+    ("GET", "/v1/caches", Access::Member),
+    ("POST", "/v1/tokens", Access::Admin),
+    ("GET", "/v1/images", Access::Member),
+    ("GET", "/v1/images/{name}", Access::Member),
+    ("POST", "/v1/images/{name}/record", Access::Writer),
+    ("POST", "/v1/images/{name}/verify", Access::Member),
+    ("PUT", "/v1/refs/{ref}", Access::Writer),
+    ("DELETE", "/v1/refs/{ref}", Access::Admin),
+    // A ticket to push is for writers: the handler sees to that.
+    ("POST", "/v1/tickets", Access::Member),
+    ("POST", "/v1/gc", Access::Admin),
+];
+
+/// What handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub catalog: Arc<Catalog>,
+    pub tokens: Arc<Tokens>,
+    pub limits: Limits,
+}
+
+fn router(app: App) -> Router {
+    use handlers as h;
+    Router::new()
+        .route("/v1/health", get(h::health))
+        .route("/v1/join", post(h::join))
+        .route("/v1/openapi.json", get(document::serve))
+        .route("/v1/caches", get(h::caches))
+        .route("/v1/tokens", post(h::new_token))
+        .route("/v1/images", get(h::images))
+        .route("/v1/images/{name}", get(h::image))
+        .route("/v1/images/{name}/record", post(h::record))
+        .route("/v1/images/{name}/verify", post(h::verify))
+        .route("/v1/refs/{ref}", put(h::move_ref))
+        .route("/v1/refs/{ref}", delete(h::delete_ref))
+        .route("/v1/tickets", post(h::ticket))
+        .route("/v1/gc", post(h::gc))
+        .route_layer(from_fn_with_state(app.clone(), guard::guard))
+        .method_not_allowed_fallback(h::no_such_method)
+        .fallback(h::no_such_route)
+        .with_state(app)
+}

@@ -1,0 +1,139 @@
+//! A member's papers: its certificate, its key, and the certificate of its grid's CA.
+
+use std::fmt;
+use std::path::Path;
+
+use image::error::At;
+use image::{Digest, Error, Kind, Result};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use crate::files::{self, Probe};
+use crate::member::{Member, parse};
+use crate::tls;
+
+const CA: &str = "ca.pem";
+const CERTIFICATE: &str = "cert.pem";
+const KEY: &str = "key.pem";
+
+/// What a member needs to speak to its grid, as PEM texts. On disk a directory of three files,
+/// readable by their owner alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Papers {
+    /// The CA's certificate (`ca.pem`).
+    pub ca_pem: String,
+    /// The member's certificate (`cert.pem`).
+    pub cert_pem: String,
+    /// The member's key (`key.pem`).
+    pub key_pem: String,
+}
+
+/// Without the key.
+impl fmt::Debug for Papers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.member() {
+            Ok(member) => write!(f, "Papers({member})"),
+            Err(e) => write!(f, "Papers({e})"),
+        }
+    }
+}
+
+impl Papers {
+    /// Reads papers. Refuses a key that others can read, and one that is not the certificate's.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let missing = |e: Error| match e.kind() {
+            Kind::Gone => {
+                let why = "no papers of a member there; join the grid, or name another directory";
+                Error::new(Kind::Gone, format!("{e}: {why}"))
+            }
+            _ => e,
+        };
+        let papers = Self {
+            ca_pem: files::read_text(&dir.join(CA)).map_err(missing)?,
+            cert_pem: files::read_text(&dir.join(CERTIFICATE)).map_err(missing)?,
+            key_pem: files::read_private_text(&dir.join(KEY)).map_err(missing)?,
+        };
+        papers.check().at(|| dir.display())?;
+        Ok(papers)
+    }
+
+    /// Makes a directory of these papers: whole or not at all. Papers that are there already are
+    /// not touched: that is a conflict.
+    pub fn store(&self, dir: &Path) -> Result<()> {
+        if files::create_set(dir, &self.files(), &files::no_probe)? {
+            return Ok(());
+        }
+        let dir = dir.display();
+        let what = format!("{dir}: papers are there already; remove the directory to join anew");
+        Err(Error::new(Kind::Conflict, what))
+    }
+
+    /// As [`Papers::store`], in place of what is there.
+    pub(crate) fn replace(&self, dir: &Path, probe: Probe) -> Result<()> {
+        files::replace_set(dir, &self.files(), probe)
+    }
+
+    fn files(&self) -> [(&'static str, &[u8]); 3] {
+        [
+            (CA, self.ca_pem.as_bytes()),
+            (CERTIFICATE, self.cert_pem.as_bytes()),
+            (KEY, self.key_pem.as_bytes()),
+        ]
+    }
+
+    /// Who the papers are for.
+    pub fn member(&self) -> Result<Member> {
+        Member::from_certificate(&self.certificate()?)
+    }
+
+    /// Digest of the CA's certificate: what a join token names.
+    pub fn ca_digest(&self) -> Result<Digest> {
+        Ok(api::ticket::holder_of(&self.ca()?))
+    }
+
+    /// Until when the certificate is good, in seconds since 1970.
+    pub fn expires(&self) -> Result<u64> {
+        expiry(&self.certificate()?)
+    }
+
+    /// The certificate (DER).
+    pub fn certificate(&self) -> Result<CertificateDer<'static>> {
+        one(&self.cert_pem, CERTIFICATE)
+    }
+
+    /// The CA's certificate (DER).
+    pub fn ca(&self) -> Result<CertificateDer<'static>> {
+        one(&self.ca_pem, CA)
+    }
+
+    /// What a connection presents: the certificate, then the CA's, by which a joining machine knows
+    /// its grid.
+    pub fn chain(&self) -> Result<Vec<CertificateDer<'static>>> {
+        Ok(vec![self.certificate()?, self.ca()?])
+    }
+
+    /// The key.
+    pub fn key(&self) -> Result<PrivateKeyDer<'static>> {
+        one(&self.key_pem, KEY)
+    }
+
+    /// Whether the parts belong together.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.member()?;
+        let pair = CertifiedKey::from_der(self.chain()?, self.key()?, &tls::provider());
+        let why = |e| format!("{KEY} and {CERTIFICATE} do not belong together: {e}");
+        pair.map(drop).map_err(|e| Error::new(Kind::Corrupt, why(e)))
+    }
+}
+
+/// Until when a certificate (DER) is good, in seconds since 1970.
+pub(crate) fn expiry(der: &[u8]) -> Result<u64> {
+    Ok(parse(der)?.validity().not_after.timestamp().try_into().unwrap_or(0))
+}
+
+/// The first item of a PEM text.
+pub(crate) fn one<T: PemObject>(pem: &str, what: &str) -> Result<T> {
+    let bad = |e| Error::new(Kind::Corrupt, format!("{what}: {e}"));
+    T::from_pem_slice(pem.as_bytes()).map_err(bad)
+}

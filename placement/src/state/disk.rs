@@ -1,0 +1,201 @@
+//! The embedded state: one redb file.
+//!
+//! Assumptions: redb commits with two-slot headers and a sync, so a transaction is there whole after
+//! a crash, or not at all; the file is locked while it is open, so there is one placement per file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image::{Error, Kind, Result};
+use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
+
+use super::keys::{Keys, Transaction, Versioned};
+use crate::archive::Answer;
+use crate::files;
+
+/// Key → version, value.
+const KEYS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("keys");
+/// `revision` → the number of the last transaction.
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const REVISION: &str = "revision";
+/// Memory that redb may use for pages, in bytes.
+const CACHE: usize = 16 << 20;
+
+/// Keys in a redb file.
+pub(crate) struct Disk(Arc<Database>);
+
+impl Disk {
+    /// Opens the file; makes it, readable by its owner alone, if there is none.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        if !files::exists(path)? {
+            create(path)?;
+        }
+        open(path).map(|database| Self(Arc::new(database)))
+    }
+
+    /// In memory: for tests.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        let backend = redb::backends::InMemoryBackend::new();
+        let database = redb::Builder::new().create_with_backend(backend);
+        let database = database.expect("memory does not fail");
+        make_tables(&database).expect("memory does not fail");
+        Self(Arc::new(database))
+    }
+
+    /// Runs on a thread that may block.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, Failure> + Send + 'static,
+    ) -> Answer<'_, T> {
+        let database = self.0.clone();
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || work(&database)).await;
+            match done {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err(Failure::Conflict)) => {
+                    Err(Error::new(Kind::Conflict, "placement's state was changed meanwhile"))
+                }
+                Ok(Err(Failure::Database(e))) => Err(refused(e)),
+                Err(e) => Err(Error::new(Kind::Io, format!("placement's state: {e}"))),
+            }
+        })
+    }
+}
+
+/// Makes the file under another name and renames it: a database whose making was interrupted would
+/// look like a damaged one.
+fn create(path: &Path) -> Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    if files::exists(&new)? {
+        std::fs::remove_file(&new).map_err(|e| Error::io(new.display(), e))?;
+    }
+    drop(open(&new)?);
+    files::rename(&new, path)
+}
+
+fn open(path: &Path) -> Result<Database> {
+    let failed = |e: redb::Error| match e {
+        redb::Error::DatabaseAlreadyOpen => Error::new(
+            Kind::Conflict,
+            format!("{}: another placement is running with this state", path.display()),
+        ),
+        e => Error::new(
+            Kind::Corrupt,
+            format!(
+                "{path}: {e}; if it cannot be repaired, move it away: names are rebuilt from the \
+                 store, members stay members, unused join tokens are lost",
+                path = path.display()
+            ),
+        ),
+    };
+    let file = files::open_private(path)?;
+    let database = redb::Builder::new().set_cache_size(CACHE).create_file(file);
+    let database = database.map_err(|e| failed(e.into()))?;
+    make_tables(&database).map_err(failed)?;
+    Ok(database)
+}
+
+/// So that no reader finds a table missing.
+fn make_tables(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(KEYS)?;
+    write.open_table(META)?;
+    write.commit()?;
+    Ok(())
+}
+
+impl Keys for Disk {
+    fn get(&self, key: String) -> Answer<'_, Option<Versioned>> {
+        self.run(move |database| {
+            let table = database.begin_read()?.open_table(KEYS)?;
+            Ok(table.get(key.as_str())?.map(|v| versioned(v.value())))
+        })
+    }
+
+    fn list(&self, prefix: String) -> Answer<'_, Vec<(String, Versioned)>> {
+        self.run(move |database| {
+            let table = database.begin_read()?.open_table(KEYS)?;
+            let mut found = Vec::new();
+            for entry in table.range(prefix.as_str()..)? {
+                let (key, value) = entry?;
+                if !key.value().starts_with(&prefix) {
+                    break;
+                }
+                found.push((key.value().to_owned(), versioned(value.value())));
+            }
+            Ok(found)
+        })
+    }
+
+    fn commit(&self, transaction: Transaction) -> Answer<'_, ()> {
+        self.run(move |database| {
+            // Dropped without a commit, it changes nothing. Durable when `commit` returns (redb's
+            // default durability).
+            let write = database.begin_write()?;
+            {
+                let mut keys = write.open_table(KEYS)?;
+                compare(&keys, &transaction.compares)?;
+                let mut meta = write.open_table(META)?;
+                let revision = meta.get(REVISION)?.map_or(0, |r| r.value()) + 1;
+                meta.insert(REVISION, revision)?;
+                change(&mut keys, &transaction.changes, revision)?;
+            }
+            write.commit()?;
+            Ok(())
+        })
+    }
+}
+
+type KeyTable<'t> = Table<'t, &'static str, (u64, &'static [u8])>;
+
+fn compare(keys: &KeyTable<'_>, compares: &[(String, Option<u64>)]) -> Result<(), Failure> {
+    for (key, version) in compares {
+        if keys.get(key.as_str())?.map(|v| v.value().0) != *version {
+            return Err(Failure::Conflict);
+        }
+    }
+    Ok(())
+}
+
+fn change(
+    keys: &mut KeyTable<'_>,
+    changes: &[(String, Option<Vec<u8>>)],
+    revision: u64,
+) -> Result<(), Failure> {
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(keys.insert(key.as_str(), (revision, value.as_slice()))?),
+            None => drop(keys.remove(key.as_str())?),
+        }
+    }
+    Ok(())
+}
+
+fn versioned((version, value): (u64, &[u8])) -> Versioned {
+    Versioned { version, value: value.to_vec() }
+}
+
+/// Why a transaction was not done.
+enum Failure {
+    Conflict,
+    Database(redb::Error),
+}
+
+impl<E: Into<redb::Error>> From<E> for Failure {
+    fn from(e: E) -> Self {
+        Failure::Database(e.into())
+    }
+}
+
+fn refused(e: redb::Error) -> Error {
+    match e {
+        redb::Error::Io(e) => Error::io("placement's state", e),
+        e @ redb::Error::Corrupted(_) => {
+            Error::new(Kind::Corrupt, format!("placement's state: {e}"))
+        }
+        e => Error::new(Kind::Io, format!("placement's state: {e}; restart placement")),
+    }
+}

@@ -1,0 +1,264 @@
+//! Placement's state: refs, join tokens, members, servers.
+//!
+//! ```text
+//! format           1
+//! grid             the grid that the state belongs to
+//! seq              the last move of a ref that is in the state
+//! refs/<ref>       where a ref points
+//! tokens/<hash>    a join token that has not been used
+//! members/<name>   who holds a name
+//! servers/<name>   a server of chunks, and where it listens
+//! ```
+//!
+//! Values are JSON; a reader ignores fields that it does not know.
+
+mod disk;
+pub mod keys;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use api::catalog::RefInfo;
+use api::grid::{CacheInfo, Role};
+use image::{Digest, Error, Kind, Ref, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::archive::RefMove;
+use keys::{Keys, Transaction, Versioned, decode, encode};
+
+const FORMAT: &str = "format";
+const GRID: &str = "grid";
+const SEQ: &str = "seq";
+/// The version of the state's format.
+const VERSION: u32 = 1;
+
+/// A ref, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Target {
+    image: Digest,
+    moved: u64,
+}
+
+/// A join token that has not been used. Its secret is not here: the key is the secret's hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Token {
+    /// What the member may do.
+    pub role: Role,
+    /// The only name that it may take, if one was named.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Until when, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// Who holds a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    /// What the member may do.
+    pub role: Role,
+    /// Until when its certificate is good, in seconds since 1970.
+    pub expires: u64,
+}
+
+/// Placement's state. Cheap to clone.
+#[derive(Clone)]
+pub struct State(Arc<dyn Keys>);
+
+impl State {
+    /// Opens the embedded state in a file, for a grid.
+    pub async fn open(path: &Path, grid: &str) -> Result<Self> {
+        let path_owned = path.to_owned();
+        let disk = tokio::task::spawn_blocking(move || disk::Disk::open(&path_owned)).await;
+        let disk = disk.map_err(|e| Error::new(Kind::Io, format!("{}: {e}", path.display())))?;
+        Self::over(Arc::new(disk?), grid).await.map_err(|e| e.at(path.display()))
+    }
+
+    /// State in memory.
+    #[cfg(test)]
+    pub(crate) async fn in_memory(grid: &str) -> Self {
+        Self::over(Arc::new(disk::Disk::in_memory()), grid).await.expect("memory does not fail")
+    }
+
+    /// State in any keys.
+    pub async fn over(keys: Arc<dyn Keys>, grid: &str) -> Result<Self> {
+        let state = Self(keys);
+        state.claim(grid).await?;
+        Ok(state)
+    }
+
+    /// Makes fresh state the grid's own; refuses another version's and another grid's.
+    async fn claim(&self, grid: &str) -> Result<()> {
+        let (format, owner) = (self.get::<u32>(FORMAT).await?, self.get::<String>(GRID).await?);
+        let Some((version, _)) = format else {
+            let claim = Transaction::default()
+                .unchanged(FORMAT, None)
+                .put(FORMAT, encode(&VERSION))
+                .put(GRID, encode(&grid));
+            return self.0.commit(claim).await;
+        };
+        if version != VERSION {
+            let what =
+                format!("placement's state: version {version}; this program reads {VERSION}");
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        let owner = owner.map(|(owner, _)| owner).unwrap_or_default();
+        if owner != grid {
+            let what = format!(
+                "placement's state belongs to grid {owner}, and the CA to grid {grid}: restore the \
+                 CA's directory, or move the state away (names are rebuilt from the store)"
+            );
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        Ok(())
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<(T, Versioned)>> {
+        let Some(found) = self.0.get(key.into()).await? else { return Ok(None) };
+        Ok(Some((decode(key, &found)?, found)))
+    }
+
+    async fn list<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>> {
+        let found = self.0.list(prefix.into()).await?;
+        let line = |(key, value): (String, Versioned)| {
+            let decoded = decode(&key, &value)?;
+            Ok((key[prefix.len()..].to_owned(), decoded))
+        };
+        found.into_iter().map(line).collect()
+    }
+
+    /// Where a ref points.
+    pub async fn get_ref(&self, name: &Ref) -> Result<Option<RefInfo>> {
+        let found = self.get::<Target>(&ref_key(name)).await?;
+        Ok(found.map(|(t, _)| RefInfo { name: name.clone(), image: t.image, moved: t.moved }))
+    }
+
+    /// All refs, in the order of their names.
+    pub async fn refs(&self) -> Result<Vec<RefInfo>> {
+        let mut refs = Vec::new();
+        for (name, t) in self.list::<Target>("refs/").await? {
+            refs.push(RefInfo { name: name.parse()?, image: t.image, moved: t.moved });
+        }
+        refs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(refs)
+    }
+
+    /// Number of the last move that is in the state.
+    pub async fn seq(&self) -> Result<u64> {
+        Ok(self.get::<u64>(SEQ).await?.map_or(0, |(seq, _)| seq))
+    }
+
+    /// Puts moves (in their order) into the state, in one step and once: what is already in it is
+    /// left alone. A conflict means that somebody else changed the state at the same time.
+    pub async fn apply(&self, moves: &[RefMove]) -> Result<()> {
+        let seen = self.get::<u64>(SEQ).await?;
+        let last = seen.as_ref().map_or(0, |(seq, _)| *seq);
+        let new: Vec<_> = moves.iter().filter(|m| m.seq > last).collect();
+        let Some(newest) = new.last() else { return Ok(()) };
+        // The last move of each ref is what counts.
+        let outcome: BTreeMap<&Ref, &RefMove> = new.iter().map(|m| (&m.name, *m)).collect();
+        let change = Transaction::default()
+            .unchanged(SEQ, seen.as_ref().map(|(_, version)| version))
+            .put(SEQ, encode(&newest.seq));
+        let change = outcome.into_values().fold(change, |change, entry| {
+            let key = ref_key(&entry.name);
+            match entry.image {
+                Some(image) => change.put(&key, encode(&Target { image, moved: entry.at })),
+                None => change.delete(&key),
+            }
+        });
+        self.0.commit(change).await
+    }
+
+    /// Keeps a token under its secret's hash.
+    pub(crate) async fn add_token(&self, hash: &Digest, token: &Token) -> Result<()> {
+        let key = token_key(hash);
+        let add = Transaction::default().unchanged(&key, None).put(&key, encode(token));
+        self.0.commit(add).await
+    }
+
+    /// The unused token with this hash.
+    pub(crate) async fn token(&self, hash: &Digest) -> Result<Option<Token>> {
+        Ok(self.get(&token_key(hash)).await?.map(|(token, _)| token))
+    }
+
+    /// Forgets tokens that can no longer be used.
+    pub(crate) async fn drop_expired_tokens(&self, now: u64) -> Result<()> {
+        let tokens = self.list::<Token>("tokens/").await?;
+        let expired = tokens.iter().filter(|(_, t)| t.expires <= now);
+        let change = expired.fold(Transaction::default(), |change, (hash, _)| {
+            change.delete(&format!("tokens/{hash}"))
+        });
+        if change.changes.is_empty() {
+            return Ok(());
+        }
+        self.0.commit(change).await
+    }
+
+    /// Uses a token up and gives a name to who brought it, in one step: of two who bring the same
+    /// token, or want the same name, one gets a conflict. `seen` is what was read of the name.
+    pub(crate) async fn redeem(
+        &self,
+        hash: &Digest,
+        name: &str,
+        seen: Option<&Versioned>,
+        holder: &Holder,
+    ) -> Result<()> {
+        let (token, member) = (token_key(hash), member_key(name));
+        let Some(found) = self.0.get(token.clone()).await? else {
+            return Err(Error::new(Kind::Conflict, "the token has been used meanwhile"));
+        };
+        let redeem = Transaction::default()
+            .unchanged(&token, Some(&found))
+            .unchanged(&member, seen)
+            .delete(&token)
+            .put(&member, encode(holder));
+        self.0.commit(redeem).await
+    }
+
+    /// Who holds a name, and the version of that.
+    pub(crate) async fn holder(&self, name: &str) -> Result<Option<(Holder, Versioned)>> {
+        self.get(&member_key(name)).await
+    }
+
+    /// Gives a name to placement itself, whoever had it.
+    pub(crate) async fn reserve(&self, name: &str, role: Role, expires: u64) -> Result<()> {
+        let holder = encode(&Holder { role, expires });
+        self.0.commit(Transaction::default().put(&member_key(name), holder)).await
+    }
+
+    /// The servers of chunks, in the order of their names.
+    pub async fn servers(&self) -> Result<Vec<CacheInfo>> {
+        Ok(self.list("servers/").await?.into_iter().map(|(_, server)| server).collect())
+    }
+
+    /// Makes these, and no others, the servers of chunks.
+    pub async fn set_servers(&self, servers: &[CacheInfo]) -> Result<()> {
+        let old = self.list::<CacheInfo>("servers/").await?;
+        let gone = old.iter().filter(|(name, _)| servers.iter().all(|s| s.name != *name));
+        let change = gone.fold(Transaction::default(), |change, (name, _)| {
+            change.delete(&format!("servers/{name}"))
+        });
+        let change = servers.iter().fold(change, |change, server| {
+            change.put(&format!("servers/{}", server.name), encode(server))
+        });
+        self.0.commit(change).await
+    }
+}
+
+fn ref_key(name: &Ref) -> String {
+    format!("refs/{name}")
+}
+
+fn token_key(hash: &Digest) -> String {
+    format!("tokens/{hash}")
+}
+
+fn member_key(name: &str) -> String {
+    format!("members/{name}")
+}

@@ -1,0 +1,190 @@
+//! The embedded keys, and what refs do over keys that fail or are changed by others.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use api::catalog::Expect;
+use api::grid::{CacheInfo, Role};
+use image::{Digest, Error, Kind, Ref};
+
+use super::disk::Disk;
+use super::keys::{Keys, Transaction, Versioned};
+use super::{State, Token, VERSION};
+use crate::archive::{Answer, RefMove};
+use crate::clock::Clock;
+use crate::refs::Refs;
+use crate::tests::fake::Fake;
+
+fn put(key: &str, value: &str) -> Transaction {
+    Transaction::default().put(key, value.into())
+}
+
+#[tokio::test]
+async fn transactions_compare_and_set() {
+    let keys = Disk::in_memory();
+    keys.commit(put("a", "1").unchanged("a", None)).await.unwrap();
+    let seen = keys.get("a".into()).await.unwrap().unwrap();
+    let e = keys.commit(put("a", "2").unchanged("a", None)).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Conflict, "it exists");
+    keys.commit(put("a", "1").unchanged("a", Some(&seen))).await.unwrap();
+    // The same value, but a later version: somebody was there.
+    let e = keys.commit(put("a", "3").put("b", vec![]).unchanged("a", Some(&seen))).await;
+    assert_eq!(e.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(keys.get("b".into()).await.unwrap(), None, "all or nothing");
+    // Deleted and made again is not the same.
+    let seen = keys.get("a".into()).await.unwrap().unwrap();
+    keys.commit(Transaction::default().delete("a")).await.unwrap();
+    keys.commit(put("a", "1")).await.unwrap();
+    assert!(keys.commit(put("a", "4").unchanged("a", Some(&seen))).await.is_err());
+}
+
+#[tokio::test]
+async fn lists_hold_what_begins_with_the_prefix() {
+    let keys = Disk::in_memory();
+    for key in ["refs", "refs/b", "refs/a", "refs0", "ref/x", "tokens/a"] {
+        keys.commit(put(key, key)).await.unwrap();
+    }
+    let found = keys.list("refs/".into()).await.unwrap();
+    let names: Vec<_> = found.iter().map(|(k, v)| (k.as_str(), v.value.as_slice())).collect();
+    assert_eq!(names, [("refs/a", &b"refs/a"[..]), ("refs/b", b"refs/b")]);
+}
+
+#[tokio::test]
+async fn state_of_a_later_version_or_in_disorder_is_refused() {
+    let keys = Arc::new(Disk::in_memory());
+    State::over(keys.clone(), "grid").await.unwrap();
+    keys.commit(put("format", &(VERSION + 1).to_string())).await.unwrap();
+    let e = State::over(keys.clone(), "grid").await.err().unwrap();
+    assert_eq!(e.kind(), Kind::Unsupported, "{e}");
+    keys.commit(put("format", "{")).await.unwrap();
+    let e = State::over(keys, "grid").await.err().unwrap();
+    assert_eq!(e.kind(), Kind::Corrupt, "{e}");
+    assert!(e.message().contains("`format`"), "{e}");
+}
+
+fn entry(seq: u64, name: &str, image: Option<&str>) -> RefMove {
+    let image = image.map(|i| Digest::of_chunk(i.as_bytes()));
+    RefMove { seq, name: name.parse().unwrap(), image, at: seq }
+}
+
+#[tokio::test]
+async fn moves_are_applied_once_and_the_last_one_counts() {
+    let state = State::in_memory("grid").await;
+    let moves = [
+        entry(1, "a:1", Some("x")),
+        entry(2, "b:1", Some("x")),
+        entry(3, "a:1", Some("y")),
+        entry(4, "b:1", None),
+    ];
+    state.apply(&moves).await.unwrap();
+    state.apply(&moves).await.unwrap();
+    state.apply(&[entry(3, "b:1", Some("late"))]).await.unwrap();
+    let refs = state.refs().await.unwrap();
+    assert_eq!(refs.len(), 1);
+    assert_eq!((refs[0].image, refs[0].moved), (Digest::of_chunk(b"y"), 3));
+    assert_eq!(state.seq().await.unwrap(), 4);
+}
+
+#[tokio::test]
+async fn tokens_that_expired_are_dropped_and_servers_replaced() {
+    let state = State::in_memory("grid").await;
+    let token = |expires| Token { role: Role::Node, name: None, expires };
+    let (old, new) = (Digest::of_stored(b"old"), Digest::of_stored(b"new"));
+    state.add_token(&old, &token(10)).await.unwrap();
+    state.add_token(&new, &token(11)).await.unwrap();
+    assert_eq!(state.add_token(&new, &token(99)).await.unwrap_err().kind(), Kind::Conflict);
+    state.drop_expired_tokens(10).await.unwrap();
+    assert_eq!(state.token(&old).await.unwrap(), None);
+    assert_eq!(state.token(&new).await.unwrap(), Some(token(11)));
+
+    let server = |name: &str| CacheInfo {
+        name: name.into(),
+        server_name: format!("{name}.forebay.internal"),
+        endpoints: vec![],
+    };
+    state.set_servers(&[server("b"), server("a")]).await.unwrap();
+    assert_eq!(state.servers().await.unwrap(), [server("a"), server("b")]);
+    state.set_servers(&[server("c"), server("b")]).await.unwrap();
+    assert_eq!(state.servers().await.unwrap(), [server("b"), server("c")]);
+}
+
+/// Keys whose next commit fails, before or after it is done.
+struct Failing {
+    keys: Disk,
+    next: Mutex<Option<bool>>,
+}
+
+impl Keys for Failing {
+    fn get(&self, key: String) -> Answer<'_, Option<Versioned>> {
+        self.keys.get(key)
+    }
+
+    fn list(&self, prefix: String) -> Answer<'_, Vec<(String, Versioned)>> {
+        self.keys.list(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let next = self.next.lock().unwrap().take();
+            if next != Some(false) {
+                self.keys.commit(transaction).await?;
+            }
+            match next {
+                Some(_) => Err(Error::new(Kind::Io, "the disk is ill")),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+fn image(fake: &Fake, seed: &str) -> Digest {
+    fake.add_image(seed)
+}
+
+#[tokio::test]
+async fn a_state_that_fails_catches_up_with_the_log() {
+    let keys = Arc::new(Failing { keys: Disk::in_memory(), next: Mutex::new(None) });
+    let state = State::over(keys.clone(), "grid").await.unwrap();
+    let fake = Fake::new();
+    let refs = Refs::open(state, fake.clone(), Clock::new(|| 7)).await.unwrap();
+    let name: Ref = "a:1".parse().unwrap();
+    let (a, b) = (image(&fake, "a"), image(&fake, "b"));
+    let mut before = Expect::Absent;
+    for done in [false, true] {
+        *keys.next.lock().unwrap() = Some(done);
+        assert_eq!(refs.set(&name, a, before).await.unwrap_err().kind(), Kind::Io);
+        // In the log, so decided, whatever the state said.
+        assert_eq!(refs.all().await.unwrap()[0].image, a);
+        refs.set(&name, b, Expect::At(a)).await.unwrap();
+        before = Expect::At(b);
+    }
+    assert_eq!(fake.shelf().log.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn two_placements_over_one_state_and_store_agree() {
+    let state = State::in_memory("grid").await;
+    let fake = Fake::new();
+    let images: Vec<_> = (0..8).map(|i| image(&fake, &i.to_string())).collect();
+    let open = || Refs::open(state.clone(), fake.clone(), Clock::new(|| 7));
+    let (one, two) = (open().await.unwrap(), open().await.unwrap());
+    let name: Ref = "a:1".parse().unwrap();
+    for round in 0..4 {
+        let expect = match round {
+            0 => Expect::Absent,
+            _ => Expect::At(state.get_ref(&name).await.unwrap().unwrap().image),
+        };
+        let (a, b) = (images[2 * round], images[2 * round + 1]);
+        let (won, lost) = tokio::join!(one.set(&name, a, expect), two.set(&name, b, expect));
+        let (won, lost) = if won.is_ok() { (won, lost) } else { (lost, won) };
+        assert_eq!(state.get_ref(&name).await.unwrap().unwrap().image, won.unwrap().image);
+        assert_eq!(lost.unwrap_err().kind(), Kind::Conflict);
+    }
+    // One that moves blindly after the other moved, without having seen it.
+    one.set(&name, images[0], Expect::Anything).await.unwrap();
+    two.set(&name, images[1], Expect::Anything).await.unwrap();
+    one.delete(&name).await.unwrap();
+    assert!(two.all().await.unwrap().is_empty());
+    let log: Vec<_> = fake.shelf().log.keys().copied().collect();
+    assert_eq!(log, (1..=7).collect::<Vec<_>>());
+}

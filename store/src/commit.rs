@@ -1,0 +1,153 @@
+//! Committing an image: everything it leans on is made sure of, then the locator is written, then
+//! the manifest. The image exists when its manifest does.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use image::error::At;
+use image::{Digest, Error, Kind, Locator, Manifest, PackId, Result, SectionTable, Spot};
+
+use crate::index::Lookup;
+use crate::keys;
+use crate::objects::Created;
+use crate::receiver::Incoming;
+use crate::session::{Leans, WriterSession};
+use crate::store::{Shared, Store};
+
+impl Incoming {
+    pub(crate) async fn commit(&self, manifest: &Manifest) -> Result<Digest> {
+        let image = manifest.identity();
+        let mut committed = self.committed.lock().await;
+        if *committed == Some(image) {
+            return Ok(image);
+        }
+        self.check_manifest(manifest)?;
+        let place = || format!("committing image {image}");
+        self.writer.renew().await.at(place)?;
+        let (locator, leans) = self.locate(&image, manifest).await.at(place)?;
+        self.writer.secure(&leans).await.at(place)?;
+        self.shared.write_locator(&image, locator).await.at(place)?;
+        self.publish(&image, manifest, &leans).await.at(place)?;
+        *committed = Some(image);
+        self.writer.end().await;
+        Ok(image)
+    }
+
+    fn check_manifest(&self, manifest: &Manifest) -> Result<()> {
+        let invalid = |why: String| Err(Error::new(Kind::Invalid, format!("manifest: {why}")));
+        if manifest.domain() != self.plan.domain || *manifest.geometry() != self.plan.geometry {
+            return invalid("not of the trust domain and geometry that the session began with".into());
+        }
+        for (section, digest) in manifest.present() {
+            match self.sealed(section) {
+                Some(sealed) if sealed == digest => {}
+                Some(_) => return invalid(format!("section {section} was sealed with another digest")),
+                None => return invalid(format!("section {section} was not sealed in this session")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays out the locator from the packs that this session leans on. Its size is 44 bytes per
+    /// chunk; the session owns it until it is written.
+    async fn locate(&self, image: &Digest, manifest: &Manifest) -> Result<(Bytes, Leans)> {
+        let packs = Arc::new(self.packs());
+        let mut leans = Leans::default();
+        let mut sections = Vec::new();
+        for (section, digest) in manifest.present() {
+            let table = self.shared.table(&digest).await?;
+            let allowed = packs.clone();
+            let spots = self
+                .shared
+                .indexed(move |index| index.look(|lookup| section_spots(lookup, &table, &allowed)))
+                .await
+                .at(|| format!("section {section}"))?;
+            leans.existing.insert(keys::section(&digest));
+            leans.existing.extend(spots.iter().map(|s| keys::pack(&s.pack)));
+            sections.push((section, spots));
+        }
+        leans.making.insert(keys::manifest(image));
+        Ok((Locator::build(image, &sections), leans))
+    }
+
+    /// Creates the manifest while the session lives.
+    async fn publish(&self, image: &Digest, manifest: &Manifest, leans: &Leans) -> Result<()> {
+        let left = self.writer.remaining().await?;
+        let (key, bytes) = (keys::manifest(image), manifest.to_bytes());
+        let creating = self.shared.objects.create_same(&key, &bytes);
+        let created = tokio::time::timeout(left, creating).await.map_err(|_| {
+            let message = "creating the manifest took longer than the session lives; push again";
+            Error::new(Kind::Retry, message)
+        })??;
+        if self.writer.remaining().await.is_ok() {
+            return Ok(());
+        }
+        // It lapsed while the manifest was being created. gc counts it as live for a while longer,
+        // so this is only for a clock that jumped: make sure once more, or take it back.
+        let again = self.shared.check_existing(leans).await;
+        if again.is_err() && created == Created::New {
+            self.shared.objects.delete(&key).await?;
+        }
+        again
+    }
+}
+
+/// Where a section's chunks lie in the packs that the session leans on; those of one pack together
+/// where there is a choice.
+fn section_spots(
+    lookup: &Lookup,
+    table: &SectionTable,
+    allowed: &HashSet<PackId>,
+) -> Result<Vec<Spot>> {
+    let mut last = None;
+    let present = (0u32..).zip(table.digests()).filter(|(_, d)| !d.is_zero());
+    let spots = present.map(|(chunk, digest)| {
+        let mut copies = lookup.copies(table.domain(), digest)?;
+        copies.retain(|c| allowed.contains(&c.pack));
+        let copy = copies.iter().find(|c| Some(c.pack) == last).or(copies.first());
+        let copy = copy.ok_or_else(|| {
+            let message = format!("chunk {chunk} is no longer where it was stored; push again");
+            Error::new(Kind::Conflict, message)
+        })?;
+        last = Some(copy.pack);
+        Ok(copy.spot())
+    });
+    spots.collect()
+}
+
+impl Store {
+    /// Keeps an image that gc may have condemned: to be called before a ref is moved to an image
+    /// that was not committed just now. Afterwards the image is safe for the grace of gc, as if it
+    /// had just been committed. Gone if it is being removed already.
+    pub async fn keep(&self, image: &Digest) -> Result<()> {
+        let (shared, image) = (self.shared.clone(), *image);
+        self.run(async move {
+            let writer = WriterSession::open(shared.clone()).await?;
+            let kept = shared.keep(&writer, &image).await.at(|| format!("keeping image {image}"));
+            writer.end().await;
+            kept
+        })
+        .await
+    }
+}
+
+impl Shared {
+    async fn keep(&self, writer: &WriterSession, image: &Digest) -> Result<()> {
+        // Not from memory: another process may have removed it.
+        self.forget_image(image);
+        let manifest = self.manifest(image).await?;
+        let head = match self.head(image).await? {
+            Some(head) => head,
+            None => self.rebuild_locator(image, None).await?,
+        };
+        let mut leans = Leans::default();
+        leans.existing.insert(keys::manifest(image));
+        leans.existing.extend(manifest.present().map(|(_, digest)| keys::section(&digest)));
+        leans.existing.extend(head.locator.packs().iter().map(keys::pack));
+        writer.secure(&leans).await?;
+        // A young locator is what tells gc that the image is in use.
+        let bytes = self.locator_bytes(image, &head).await?;
+        self.write_locator(image, bytes).await.map(drop)
+    }
+}

@@ -1,0 +1,348 @@
+//! Collecting garbage in two phases: what nothing reaches is condemned; a later run, when the grace
+//! is over and no older writer is left, marks again and deletes what is still not reached.
+//!
+//! Why a push that runs at the same time loses nothing is argued in the `session` module, whose
+//! letters (C, D, L, M, X) name the steps here.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use image::error::At;
+use image::{Digest, Error, Kind, Result};
+use object_store::path::Path;
+
+use crate::condemned::{self, Condemned, Deleting, LIST_KEYS, List};
+use crate::index::Index;
+use crate::keys::{self, Key, folder, last_part};
+use crate::mark::{Reached, image_times};
+use crate::objects::{Listed, blocking};
+use crate::sealed;
+use crate::session::{FoundSession, find_sessions};
+use crate::store::{Shared, Store};
+
+/// Objects that are deleted in one request, and between two looks at the clock.
+const BATCH: usize = 1000;
+
+/// What a collection of garbage did, or with `dry_run` would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Images that are reachable.
+    pub images: u64,
+    /// Objects that were condemned now.
+    pub condemned: u64,
+    /// Their bytes.
+    pub condemned_bytes: u64,
+    /// Objects that were deleted now: condemned by an earlier run.
+    pub deleted: u64,
+    /// Their bytes.
+    pub deleted_bytes: u64,
+    /// Live writer sessions, which may hold objects back.
+    pub sessions: u64,
+    /// Seconds until what is condemned may be deleted; 0 if nothing waits.
+    pub wait_secs: u64,
+}
+
+impl Store {
+    /// Collects garbage. Images in `roots` (everything that a ref names) are kept, and so are
+    /// images that were committed, kept ([`Store::keep`]) or named by a ref move less than `grace`
+    /// ago. An object that nothing reaches is condemned first, and deleted by a run that is at
+    /// least `grace` later. `now` is in seconds since 1970. A conflict if another run is going on.
+    ///
+    /// If a root cannot be read nothing is removed: the error names it.
+    pub async fn gc(
+        &self,
+        roots: &[Digest],
+        grace: Duration,
+        dry_run: bool,
+        now: u64,
+    ) -> Result<GcReport> {
+        let (shared, roots) = (self.shared.clone(), roots.to_vec());
+        self.run(async move {
+            let Ok(_alone) = shared.collecting.try_lock() else { return Err(another_runs()) };
+            let run = Run::new(&shared, grace.as_secs(), dry_run, now);
+            run.collect(&roots).await.at(|| "gc")
+        })
+        .await
+    }
+}
+
+fn another_runs() -> Error {
+    Error::new(Kind::Conflict, "gc: another collection of garbage is running; try again later")
+}
+
+struct Run<'a> {
+    shared: &'a Shared,
+    id: String,
+    now: u64,
+    grace: u64,
+    dry_run: bool,
+    /// By the store's own clock: deleting ends one life of a session later.
+    began: u64,
+}
+
+/// A condemned list and its name.
+struct Named {
+    name: String,
+    list: Condemned,
+}
+
+/// What the lists that can be worked off now name, and what the others do. Owner of this memory:
+/// the run; it is as large as the garbage there is.
+struct Lists {
+    ready: HashSet<Path>,
+    waiting: HashSet<Path>,
+}
+
+impl Lists {
+    fn new(ready: &[Named], waiting: &[Named]) -> Self {
+        let names = |lists: &[Named]| {
+            lists.iter().flat_map(|n| &n.list.keys).map(|k| Path::from(k.as_str())).collect()
+        };
+        Self { ready: names(ready), waiting: names(waiting) }
+    }
+}
+
+/// What is to be done with objects that nothing reaches.
+#[derive(Default)]
+struct Verdict {
+    condemn: Vec<Path>,
+    /// In the order in which they are deleted: an image ends before what it leans on.
+    delete: [Vec<Path>; 4],
+    report: GcReport,
+}
+
+impl<'a> Run<'a> {
+    fn new(shared: &'a Shared, grace: u64, dry_run: bool, now: u64) -> Self {
+        let random = (shared.options.ids)();
+        let id = format!("{now:016x}-{:08x}", u32::from_le_bytes([random[0], random[1], random[2], random[3]]));
+        Self { shared, id, now, grace, dry_run, began: shared.now() }
+    }
+
+    async fn collect(&self, roots: &[Digest]) -> Result<GcReport> {
+        self.shared.refresh_index().await?;
+        let lists = self.condemned_lists().await?;
+        if self.dry_run {
+            return self.sweep(roots, lists).await;
+        }
+        let due = lists.iter().filter(|n| self.is_due(&n.list)).map(|n| n.name.clone());
+        if let Err(e) = self.place_mark(due.collect()).await {
+            let _ = self.shared.objects.delete(&keys::deleting(&self.id)).await;
+            return Err(e);
+        }
+        let swept = self.sweep(roots, lists).await;
+        let removed = self.shared.objects.delete(&keys::deleting(&self.id)).await;
+        let report = swept?;
+        removed?;
+        self.housekeeping().await?;
+        Ok(report)
+    }
+
+    fn is_due(&self, list: &Condemned) -> bool {
+        list.at.saturating_add(self.grace) <= self.now
+    }
+
+    /// Reads every condemned list; one that was never written whole is removed.
+    async fn condemned_lists(&self) -> Result<Vec<Named>> {
+        let objects = &self.shared.objects;
+        let mut lists = Vec::new();
+        for listed in objects.list_sorted(&folder("gc/condemned")).await? {
+            match condemned::read::<Condemned>(objects, &listed).await? {
+                Some(list) => lists.push(Named { name: last_part(&listed.key).to_owned(), list }),
+                None if self.dry_run => {}
+                None => objects.delete(&listed.key).await?,
+            }
+        }
+        Ok(lists)
+    }
+
+    /// D: says what may be deleted now, and makes sure that this run is alone.
+    async fn place_mark(&self, lists: Vec<String>) -> Result<()> {
+        let objects = &self.shared.objects;
+        let own = keys::deleting(&self.id);
+        let mark = Deleting { at: self.shared.now(), lists };
+        objects.create(&own, sealed::seal(Deleting::WHAT, &mark)).await?;
+        for listed in objects.list_sorted(&folder("gc/deleting")).await? {
+            if listed.key == own {
+                continue;
+            }
+            let other = condemned::read::<Deleting>(objects, &listed).await?;
+            // One that cannot be read was not acknowledged; give its run time to withdraw.
+            let at = other.map_or(listed.modified, |m| m.at);
+            if (Deleting { at, lists: Vec::new() }).counts(self.shared.now(), self.shared.life()) {
+                return Err(another_runs());
+            }
+            objects.delete(&listed.key).await?;
+        }
+        Ok(())
+    }
+
+    async fn sweep(&self, roots: &[Digest], lists: Vec<Named>) -> Result<GcReport> {
+        // L
+        let sessions: Vec<FoundSession> = find_sessions(self.shared).await?;
+        let life = self.shared.life();
+        let live: Vec<_> = sessions
+            .iter()
+            .map(|s| &s.renewal)
+            .filter(|r| self.now <= r.expires.saturating_add(life))
+            .collect();
+        let ready = |n: &Named| {
+            self.is_due(&n.list)
+                && live.iter().all(|r| r.started > n.list.at + life && !r.holds.contains(&n.name))
+        };
+        // What began before the oldest live session is not its work.
+        let oldest = live.iter().map(|r| r.started.saturating_sub(life)).min();
+        let (ready, waiting): (Vec<Named>, Vec<Named>) = lists.into_iter().partition(ready);
+        let lists = Lists::new(&ready, &waiting);
+        // M
+        let times = image_times(self.shared).await?;
+        let young = |modified| self.is_young(modified, oldest);
+        let named = Reached::by_names(self.shared, roots, &times, young).await?;
+        let mut spared = Reached::default();
+        if !ready.is_empty() {
+            // No name leads to them, and they may be condemned; but while an image exists, nothing
+            // that it leans on is deleted.
+            let stay = times.iter().filter(|(image, (exists, _))| {
+                *exists && !lists.ready.contains(&keys::manifest(image))
+            });
+            let stay: Vec<Digest> = stay.map(|(image, _)| *image).collect();
+            spared.add_readable(self.shared, stay).await?;
+        }
+        let mut verdict = self.judge(&named, &spared, &lists, young).await?;
+        verdict.report.images = named.images() as u64;
+        verdict.report.sessions = live.len() as u64;
+        let due_at = waiting.iter().map(|n| n.list.at).chain(
+            // What is condemned by this run waits, too.
+            (!verdict.condemn.is_empty()).then_some(self.now),
+        );
+        verdict.report.wait_secs =
+            due_at.map(|at| (at + self.grace).saturating_sub(self.now)).max().unwrap_or(0);
+        if !self.dry_run {
+            self.execute(&verdict, &ready).await?;
+        }
+        Ok(verdict.report)
+    }
+
+    /// Whether an object is too young to be garbage: it may be part of something unfinished.
+    fn is_young(&self, modified: u64, oldest_session: Option<u64>) -> bool {
+        modified.saturating_add(self.grace) > self.now || oldest_session.is_some_and(|s| modified >= s)
+    }
+
+    /// Looks at every object that gc may touch, after M.
+    async fn judge(
+        &self,
+        named: &Reached,
+        spared: &Reached,
+        lists: &Lists,
+        is_young: impl Fn(u64) -> bool,
+    ) -> Result<Verdict> {
+        let mut verdict = Verdict::default();
+        for name in ["manifests", "locators", "records", "sections", "packs"] {
+            let mut listed = self.shared.objects.list(&folder(name));
+            while let Some(object) = listed.try_next().await? {
+                let Some(key) = Key::parse(&object.key) else { continue };
+                if named.has(&key) {
+                    continue;
+                }
+                if lists.ready.contains(&object.key) && !spared.has(&key) {
+                    verdict.delete(&key, object);
+                } else if !lists.waiting.contains(&object.key) && !is_young(object.modified) {
+                    verdict.condemn(object);
+                }
+            }
+        }
+        Ok(verdict)
+    }
+
+    async fn execute(&self, verdict: &Verdict, ready: &[Named]) -> Result<()> {
+        self.delete(verdict).await?;
+        // Only now: a list is the reason why a writer stays clear of what it names.
+        let done = ready.iter().map(|n| keys::condemned(&n.name)).collect();
+        self.shared.objects.delete_all(done).await?;
+        // C
+        for (n, keys) in verdict.condemn.chunks(LIST_KEYS).enumerate() {
+            self.condemn(n, keys).await?;
+        }
+        Ok(())
+    }
+
+    /// X
+    async fn delete(&self, verdict: &Verdict) -> Result<()> {
+        for (stage, keys) in verdict.delete.iter().enumerate() {
+            for batch in keys.chunks(BATCH) {
+                if self.shared.now() >= self.began.saturating_add(self.shared.life()) {
+                    let message = "deleting took too long; the next run goes on with it";
+                    return Err(Error::new(Kind::Retry, message));
+                }
+                self.shared.objects.delete_all(batch.to_vec()).await?;
+            }
+            if stage == 0 && !keys.is_empty() {
+                // An image that is back after a power cut must not find its chunks gone.
+                self.shared.objects.sync_folder("manifests").await?;
+            }
+        }
+        self.forget(verdict).await
+    }
+
+    /// What was deleted is no longer kept in memory, nor leaned on.
+    async fn forget(&self, verdict: &Verdict) -> Result<()> {
+        let keys = verdict.delete.iter().flatten().filter_map(Key::parse);
+        let keys: HashSet<Key> = keys.collect();
+        let has = |key| keys.contains(&key);
+        self.shared.manifests.forget(|d| has(Key::Manifest(*d)));
+        self.shared.tables.forget(|d| has(Key::Section(*d)));
+        self.shared.heads.forget(|d| has(Key::Manifest(*d)));
+        self.shared.blocks.forget(|(d, seq, _)| has(Key::Locator(*d, *seq)));
+        let packs: Vec<_> = keys
+            .into_iter()
+            .filter_map(|k| if let Key::Pack(id) = k { Some(id) } else { None })
+            .collect();
+        self.shared.indexed(move |index| index.drop_packs(&packs)).await
+    }
+
+    async fn condemn(&self, n: usize, keys: &[Path]) -> Result<()> {
+        let name = format!("{}-{n:04x}", self.id);
+        let keys = keys.iter().map(ToString::to_string).collect();
+        // The later of two clocks: a session that the list does not wait for must see it.
+        let list = Condemned { at: self.now.max(self.shared.now()), keys };
+        let sealed = sealed::seal(Condemned::WHAT, &list);
+        self.shared.objects.create(&keys::condemned(&name), sealed).await
+    }
+
+    /// Sessions that lapsed long ago, writers that are not coming back, files left by a crash.
+    async fn housekeeping(&self) -> Result<()> {
+        let (shared, now) = (self.shared, self.now);
+        for session in find_sessions(shared).await? {
+            if session.renewal.expires.saturating_add(2 * shared.life() + self.grace) < now {
+                shared.objects.delete_all(session.keys).await?;
+            }
+        }
+        let before = now.saturating_sub(shared.options.remember_writers.as_secs());
+        shared.indexed(move |index: &Index| index.forget_sent(before)).await?;
+        if let Some(local) = shared.objects.local().cloned() {
+            let before = now.saturating_sub(self.grace.max(2 * shared.life()));
+            blocking(move || local.sweep(before)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Verdict {
+    fn delete(&mut self, key: &Key, object: Listed) {
+        let stage = match key {
+            Key::Manifest(_) => 0,
+            Key::Locator(..) | Key::Record(_) => 1,
+            Key::Section(_) => 2,
+            Key::Pack(_) => 3,
+        };
+        self.report.deleted += 1;
+        self.report.deleted_bytes += object.len;
+        self.delete[stage].push(object.key);
+    }
+
+    fn condemn(&mut self, object: Listed) {
+        self.report.condemned += 1;
+        self.report.condemned_bytes += object.len;
+        self.condemn.push(object.key);
+    }
+}

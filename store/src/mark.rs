@@ -1,0 +1,142 @@
+//! The mark phase of gc: what images reach.
+
+use std::collections::{HashMap, HashSet};
+
+use futures::TryStreamExt;
+use image::error::At;
+use image::{Digest, Kind, PackId, Result};
+
+use crate::keys::{Key, folder};
+use crate::locate::is_lost;
+use crate::store::Shared;
+
+/// What a set of images reaches. Memory: 32 bytes per image and section, 16 per pack. Owner: the
+/// run of gc.
+///
+/// A pack is reached if it holds a chunk of an image, whether or not a locator leans on that copy:
+/// a second copy is what a damaged one is repaired from.
+#[derive(Default)]
+pub(crate) struct Reached {
+    images: HashSet<Digest>,
+    sections: HashSet<Digest>,
+    packs: HashSet<PackId>,
+    /// The locator that counts; none if none parses, and then all are reached.
+    locators: HashMap<Digest, u64>,
+}
+
+/// An image in the store: whether its manifest is there, and when it was last committed or kept
+/// (seconds since 1970).
+pub(crate) type ImageTimes = HashMap<Digest, (bool, u64)>;
+
+impl Reached {
+    /// Marks from the roots, which must be readable, from images that recent ref moves name, and
+    /// from those whose objects are young.
+    pub(crate) async fn by_names(
+        shared: &Shared,
+        roots: &[Digest],
+        times: &ImageTimes,
+        is_young: impl Fn(u64) -> bool + Send + Sync,
+    ) -> Result<Self> {
+        let mut reached = Self::default();
+        for image in roots {
+            reached.add(shared, image).await.at(|| {
+                format!("image {image}, which a ref names, cannot be read, so nothing is removed")
+            })?;
+        }
+        let young = times.iter().filter(|(_, (exists, at))| *exists && is_young(*at));
+        let mut others: Vec<Digest> = young.map(|(image, _)| *image).collect();
+        others.extend(shared.recently_named(&is_young).await?);
+        reached.add_readable(shared, others).await?;
+        Ok(reached)
+    }
+
+    /// Adds what can be read of images that no name depends on.
+    pub(crate) async fn add_readable(
+        &mut self,
+        shared: &Shared,
+        images: impl IntoIterator<Item = Digest>,
+    ) -> Result<()> {
+        for image in images {
+            match self.add(shared, &image).await {
+                Ok(()) => {}
+                Err(error) if is_lost(&error) => {
+                    tracing::warn!(%image, %error, "gc: an image without a name cannot be read");
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of images.
+    pub(crate) fn images(&self) -> usize {
+        self.images.len()
+    }
+
+    /// Whether something leans on an object.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        match key {
+            Key::Pack(id) => self.packs.contains(id),
+            Key::Section(digest) => self.sections.contains(digest),
+            Key::Manifest(image) | Key::Record(image) => self.images.contains(image),
+            Key::Locator(image, seq) => {
+                let counts = self.locators.get(image).is_none_or(|s| s == seq);
+                self.images.contains(image) && counts
+            }
+        }
+    }
+
+    async fn add(&mut self, shared: &Shared, image: &Digest) -> Result<()> {
+        if self.images.contains(image) {
+            return Ok(());
+        }
+        let manifest = shared.manifest(image).await;
+        if manifest.as_ref().is_err_and(|e| e.kind() == Kind::Gone) {
+            return manifest.map(drop);
+        }
+        self.images.insert(*image);
+        if let (Some(head), _) = shared.newest_locator(image).await? {
+            self.locators.insert(*image, head.seq);
+            self.packs.extend(head.locator.packs());
+        }
+        for (_, digest) in manifest?.present() {
+            if self.sections.insert(digest) {
+                self.add_chunks(shared, &digest).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds every pack that holds a chunk of a section.
+    async fn add_chunks(&mut self, shared: &Shared, section: &Digest) -> Result<()> {
+        let table = shared.table(section).await?;
+        let packs = shared.indexed(move |index| {
+            index.look(|lookup| {
+                let mut packs = HashSet::new();
+                for digest in table.digests().iter().filter(|d| !d.is_zero()) {
+                    let copies = lookup.copies(table.domain(), digest)?;
+                    packs.extend(copies.iter().map(|c| c.pack));
+                }
+                Ok(packs)
+            })
+        });
+        self.packs.extend(packs.await?);
+        Ok(())
+    }
+}
+
+/// Lists the images.
+pub(crate) async fn image_times(shared: &Shared) -> Result<ImageTimes> {
+    let mut times = ImageTimes::new();
+    for name in ["locators", "manifests"] {
+        let mut listed = shared.objects.list(&folder(name));
+        while let Some(object) = listed.try_next().await? {
+            let Some(key) = Key::parse(&object.key) else { continue };
+            let Some(image) = key.image() else { continue };
+            let entry = times.entry(*image).or_insert((false, 0));
+            entry.0 |= matches!(key, Key::Manifest(_));
+            entry.1 = entry.1.max(object.modified);
+        }
+    }
+    Ok(times)
+}

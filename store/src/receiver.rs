@@ -1,0 +1,303 @@
+//! The receiver: takes pushed sections, verifies them to the plain bytes, and has them packed.
+//!
+//! # Which chunks a writer need not send
+//!
+//! A digest is accepted without its bytes only if the writer could have the bytes anyway: it is a
+//! chunk of the parent image, which the writer may read (who opens the session checked that), or
+//! the same writer has sent it before. Everything else is asked for even if it is stored, and
+//! deduplicated when it has come and was verified; so nobody learns what others have stored, and
+//! nobody gets at a chunk by naming its digest.
+//!
+//! That a writer has sent a chunk is remembered per writer (`Receiver::for_owner`, by the digest of
+//! its certificate) in the chunk index for a week, and goes away with the pack: a push that was
+//! interrupted goes on where it was when it starts again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use image::error::At;
+use image::frame::MAX_FRAME;
+use image::seam::{ImagePlan, ImageSession};
+use image::{
+    ChunkSet, Decoder, Digest, Error, Frame, FormatError, ImageSink, Kind, Manifest, PackId,
+    ReadContext, Result, SectionSink, SectionTable,
+};
+use tokio::sync::oneshot;
+
+use crate::keys;
+use crate::known::Parent;
+use crate::packer::{Packer, Pending, Placed, Sending, packer_ended};
+use crate::session::WriterSession;
+use crate::store::{Shared, Store};
+
+/// Takes new images into a store.
+#[derive(Clone, Debug)]
+pub struct Receiver {
+    store: Store,
+    owner: Option<Digest>,
+}
+
+impl Receiver {
+    /// A receiver whose sessions remember nothing of each other.
+    pub fn new(store: &Store) -> Self {
+        Self { store: store.clone(), owner: None }
+    }
+
+    /// The same for one writer, named by the digest of its certificate: chunks that it has sent
+    /// need not be sent again by a later session.
+    #[must_use]
+    pub fn for_owner(&self, owner: Digest) -> Self {
+        Self { store: self.store.clone(), owner: Some(owner) }
+    }
+}
+
+impl ImageSink for Receiver {
+    type Session = ReceiverSession;
+
+    async fn open(&self, _ctx: &ReadContext, plan: &ImagePlan) -> Result<ReceiverSession> {
+        plan.domain.check("image plan")?;
+        let (shared, parent) = (self.store.shared.clone(), plan.parent);
+        let domain = plan.domain;
+        let opening = async move {
+            let writer = WriterSession::open(shared.clone()).await?;
+            let parent = match parent {
+                Some(image) => Parent::find(&shared, &image, domain).await?,
+                None => None,
+            };
+            Ok((writer, parent))
+        };
+        let (writer, parent) = self.store.run(opening).await?;
+        let owner = self.owner.unwrap_or_else(|| Digest::of_stored(writer.id().as_bytes()));
+        let incoming = Incoming {
+            shared: self.store.shared.clone(),
+            packer: self.store.packers.of(plan.domain),
+            plan: plan.clone(),
+            owner,
+            writer,
+            parent,
+            packs: Mutex::default(),
+            sealed: Mutex::default(),
+            committed: tokio::sync::Mutex::new(None),
+        };
+        Ok(ReceiverSession { store: self.store.clone(), incoming: Arc::new(incoming) })
+    }
+}
+
+/// An image on its way in: what its sections share.
+pub(crate) struct Incoming {
+    pub(crate) shared: Arc<Shared>,
+    packer: Packer,
+    pub(crate) plan: ImagePlan,
+    pub(crate) owner: Digest,
+    pub(crate) writer: Arc<WriterSession>,
+    pub(crate) parent: Option<Parent>,
+    /// Packs that were seen to exist in this session, and that it may lean on.
+    packs: Mutex<HashSet<PackId>>,
+    /// Digests of the sections that were sealed.
+    sealed: Mutex<HashMap<u32, Digest>>,
+    /// The image that this session has made.
+    pub(crate) committed: tokio::sync::Mutex<Option<Digest>>,
+}
+
+impl Incoming {
+    pub(crate) fn packs(&self) -> HashSet<PackId> {
+        self.packs.lock().expect("no code panics while it holds this lock").clone()
+    }
+
+    pub(crate) fn sealed(&self, section: u32) -> Option<Digest> {
+        let sealed = self.sealed.lock().expect("no code panics while it holds this lock");
+        sealed.get(&section).copied()
+    }
+
+    fn add_packs(&self, packs: impl IntoIterator<Item = PackId>) {
+        self.packs.lock().expect("no code panics while it holds this lock").extend(packs);
+    }
+
+    /// Which of these packs exist. Each is looked for once in a session; one that is gone is
+    /// dropped from the index.
+    pub(crate) async fn confirm(&self, packs: HashSet<PackId>) -> Result<HashSet<PackId>> {
+        let known = self.packs();
+        let unknown: Vec<PackId> = packs.iter().filter(|p| !known.contains(p)).copied().collect();
+        if unknown.is_empty() {
+            return Ok(packs);
+        }
+        let names = unknown.iter().map(keys::pack).collect();
+        let missing = self.shared.objects.missing(&keys::folder("packs"), names).await?;
+        let (there, gone): (Vec<PackId>, Vec<PackId>) =
+            unknown.into_iter().partition(|p| !missing.contains(&keys::pack(p)));
+        self.add_packs(there);
+        let still = packs.into_iter().filter(|p| !gone.contains(p)).collect();
+        self.shared.indexed(move |index| index.drop_packs(&gone)).await?;
+        Ok(still)
+    }
+
+    fn check_table(&self, section: u32, table: &SectionTable) -> Result<()> {
+        let geometry = &self.plan.geometry;
+        let wrong = |why: String| Err(Error::new(Kind::Invalid, format!("section {section}: {why}")));
+        if section >= geometry.sections() {
+            return wrong(format!("the disk has {} sections", geometry.sections()));
+        }
+        if table.domain() != self.plan.domain {
+            return wrong("its table is of another trust domain".into());
+        }
+        if table.chunks() != geometry.chunks_in(section) {
+            let (has, should) = (table.chunks(), geometry.chunks_in(section));
+            return wrong(format!("its table has {has} chunks, the section {should}"));
+        }
+        if table.is_zero() {
+            return wrong("a section of zeros is not offered".into());
+        }
+        Ok(())
+    }
+}
+
+/// One image on its way into the store.
+pub struct ReceiverSession {
+    store: Store,
+    incoming: Arc<Incoming>,
+}
+
+impl ImageSession for ReceiverSession {
+    type Section = ReceiverSection;
+
+    async fn offer(&self, section: u32, table: &SectionTable) -> Result<(ChunkSet, ReceiverSection)> {
+        self.incoming.check_table(section, table)?;
+        // Before the look-up: a pack that others wait for is held open for what comes now.
+        let sending = self.incoming.packer.sending();
+        let table = Arc::new(table.clone());
+        let (incoming, offered) = (self.incoming.clone(), table.clone());
+        let known = self.store.run(async move { incoming.known(section, &offered).await }).await?;
+        let mut asked = HashSet::new();
+        let wanted = (0u32..).zip(table.digests()).filter(|(_, d)| {
+            !d.is_zero() && !known.contains(*d) && asked.insert(**d)
+        });
+        let mut set = ChunkSet::empty(table.chunks());
+        wanted.for_each(|(chunk, _)| set.insert(chunk));
+        let section = ReceiverSection {
+            store: self.store.clone(),
+            incoming: self.incoming.clone(),
+            section,
+            table,
+            missing: set.clone(),
+            decoder: None,
+            plain: Vec::new(),
+            placed: Vec::new(),
+            sending,
+        };
+        Ok((set, section))
+    }
+
+    async fn commit(&self, manifest: &Manifest) -> Result<Digest> {
+        let (incoming, manifest) = (self.incoming.clone(), manifest.clone());
+        self.store.run(async move { incoming.commit(&manifest).await }).await
+    }
+}
+
+/// One section on its way into the store. Its scratch memory: one plain chunk and a zstd context.
+pub struct ReceiverSection {
+    store: Store,
+    incoming: Arc<Incoming>,
+    section: u32,
+    table: Arc<SectionTable>,
+    /// Wanted, and not yet here.
+    missing: ChunkSet,
+    decoder: Option<Decoder>,
+    plain: Vec<u8>,
+    placed: Vec<oneshot::Receiver<Placed>>,
+    sending: Sending,
+}
+
+impl ReceiverSection {
+    /// Verifies a frame to the plain bytes, on the caller's core.
+    fn verify(&mut self, chunk: u32, frame: &Frame) -> Result<()> {
+        if frame.header().domain != self.table.domain() {
+            let wrong = FormatError::Mismatch { what: "chunk frame", which: "trust domain" };
+            return Err(wrong.into());
+        }
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => none.insert(Decoder::new()?),
+        };
+        let len = self.incoming.plan.geometry.chunk_len_at(self.section, chunk);
+        if self.plain.len() < len {
+            self.plain.resize(len, 0);
+        }
+        let expected = &self.table.digests()[chunk as usize];
+        Ok(decoder.decode(frame, expected, &mut self.plain[..len])?)
+    }
+}
+
+impl SectionSink for ReceiverSection {
+    async fn chunk(&mut self, chunk: u32, frame: Frame) -> Result<()> {
+        debug_assert!(frame.bytes().len() <= MAX_FRAME);
+        let place = |section| format!("section {section} chunk {chunk}");
+        if !self.missing.contains(chunk) {
+            let message = "it was not asked for, or has come already";
+            return Err(Error::new(Kind::Invalid, message)).at(|| place(self.section));
+        }
+        self.verify(chunk, &frame).at(|| place(self.section))?;
+        self.placed.push(self.incoming.packer.add(frame, self.incoming.owner).await?);
+        self.missing.remove(chunk);
+        Ok(())
+    }
+
+    async fn seal(self) -> Result<()> {
+        let place = format!("section {}", self.section);
+        if let Some(chunk) = self.missing.iter().next() {
+            let message = format!("{place}: chunk {chunk} has not come");
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        let Self { store, incoming, section, table, placed, sending, .. } = self;
+        drop(sending);
+        let sealing = async move { incoming.seal(section, table, placed).await };
+        store.run(sealing).await.at(|| place)
+    }
+}
+
+impl Incoming {
+    async fn seal(
+        &self,
+        section: u32,
+        table: Arc<SectionTable>,
+        placed: Vec<oneshot::Receiver<Placed>>,
+    ) -> Result<()> {
+        let mut pending: HashMap<PackId, Pending> = HashMap::new();
+        let mut stored: HashSet<Vec<PackId>> = HashSet::new();
+        for placed in placed {
+            match placed.await.map_err(|_| packer_ended())? {
+                Placed::Pending(p) => drop(pending.insert(p.pack, p)),
+                Placed::Stored(packs) => drop(stored.insert(packs)),
+            }
+        }
+        // Those stored matter, too: what was sent of them is remembered at this point.
+        self.packer.settle(pending.keys().copied().collect())?;
+        self.lean_on_stored(&stored).await?;
+        for (id, pack) in pending {
+            pack.landed().await?;
+            self.add_packs([id]);
+        }
+        let digest = table.digest();
+        self.shared.objects.create_same(&keys::section(&digest), &table.to_bytes()).await?;
+        self.shared.keep_table(&digest, &table);
+        let mut sealed = self.sealed.lock().expect("no code panics while it holds this lock");
+        sealed.insert(section, digest);
+        Ok(())
+    }
+
+    /// Each of these chunks was not written because the index knows it in one of these packs: one
+    /// of them must exist.
+    async fn lean_on_stored(&self, stored: &HashSet<Vec<PackId>>) -> Result<()> {
+        let there = self.confirm(stored.iter().flatten().copied().collect()).await?;
+        match stored.iter().find(|packs| !packs.iter().any(|p| there.contains(p))) {
+            None => Ok(()),
+            Some(packs) => {
+                let names: Vec<String> = packs.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "a chunk was stored in pack {}, which is gone; offer the section again",
+                    names.join(", ")
+                );
+                Err(Error::new(Kind::Retry, message))
+            }
+        }
+    }
+}

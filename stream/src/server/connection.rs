@@ -1,0 +1,375 @@
+//! One connection: its peer, its control stream, and a task for each of its requests.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use api::ticket::holder_of;
+use bytes::Bytes;
+use image::seam::ImagePlan;
+use image::{ChunkSource, Digest, Error, Geometry, ImageSink, Kind, ReadContext, Result};
+use quinn::{Connection, Incoming, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::budget::Budget;
+use super::push::PushState;
+use super::{Shared, pull, push};
+use crate::io;
+use crate::messages::{Limits, Message};
+use crate::session::control::{Peer, ServerControl, ServerEvent, as_request};
+use crate::session::push::Replies;
+use crate::transport::{close_code, stream_code};
+use crate::wire::Type;
+
+/// Geometries that a connection remembers.
+const MAX_GEOMETRIES: usize = 64;
+
+/// Who is at the other end, for people.
+#[derive(Clone, Debug)]
+pub(super) struct PeerName {
+    name: String,
+    addr: SocketAddr,
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.addr)
+    }
+}
+
+/// One connection, as its requests see it.
+pub(super) struct Conn<S, F, P> {
+    pub(super) shared: Rc<Shared<S, F>>,
+    pub(super) peer: PeerName,
+    pub(super) holder: Digest,
+    pub(super) budget: Budget,
+    pub(super) pushes: RefCell<HashMap<u64, Rc<PushState<P>>>>,
+    /// Push sessions that are being opened or are open.
+    pub(super) push_count: Cell<u32>,
+    pub(super) next_push: Cell<u64>,
+    control: RefCell<ServerControl>,
+    theirs: Cell<Limits>,
+    geometries: RefCell<HashMap<Digest, Geometry>>,
+}
+
+impl<S: ChunkSource, F, P> Conn<S, F, P> {
+    fn now(&self) -> u64 {
+        (self.shared.auth.clock)()
+    }
+
+    /// Whether the peer may read an image.
+    pub(super) fn may_pull(&self, image: &Digest) -> Result<()> {
+        self.control.borrow().may_pull(image, self.now())
+    }
+
+    /// Whether the peer may push such an image; `started` if it has begun before a shutdown.
+    pub(super) fn may_push(&self, plan: &ImagePlan, started: bool) -> Result<()> {
+        let (control, now) = (self.control.borrow(), self.now());
+        if started { control.may_finish_push(plan, now) } else { control.may_push(plan, now) }
+    }
+
+    /// Longest frame that the peer takes.
+    pub(super) fn max_frame(&self) -> usize {
+        self.theirs.get().frame as usize
+    }
+
+    /// The geometry of an image, from its manifest at first, then remembered.
+    pub(super) async fn geometry(&self, ctx: &ReadContext, image: &Digest) -> Result<Geometry> {
+        if let Some(known) = self.geometries.borrow().get(image) {
+            return Ok(*known);
+        }
+        let geometry = *self.shared.source.manifest(ctx, image).await?.geometry();
+        let mut all = self.geometries.borrow_mut();
+        if all.len() >= MAX_GEOMETRIES {
+            all.clear();
+        }
+        all.insert(*image, geometry);
+        Ok(geometry)
+    }
+
+    /// Logs what a request was refused for.
+    pub(super) fn log_refusal(&self, e: &Error) {
+        match e.kind() {
+            Kind::Denied => tracing::warn!(peer = %self.peer, reason = %e, "denied"),
+            kind => tracing::debug!(peer = %self.peer, kind = kind.name(), reason = %e, "failed"),
+        }
+    }
+}
+
+/// Counts a peer's connections.
+struct PeerSlot<'a> {
+    peers: &'a RefCell<HashMap<Digest, usize>>,
+    holder: Digest,
+}
+
+impl<'a> PeerSlot<'a> {
+    fn take(
+        peers: &'a RefCell<HashMap<Digest, usize>>,
+        holder: Digest,
+        max: usize,
+    ) -> Option<Self> {
+        let mut all = peers.borrow_mut();
+        let count = all.entry(holder).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Self { peers, holder })
+    }
+}
+
+impl Drop for PeerSlot<'_> {
+    fn drop(&mut self) {
+        let mut all = self.peers.borrow_mut();
+        if let Some(count) = all.get_mut(&self.holder) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.holder);
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+pub(super) async fn run<S, F, K>(incoming: Incoming, shared: Rc<Shared<S, F>>)
+where
+    S: ChunkSource + Clone + 'static,
+    F: Fn(Digest) -> K + Clone + 'static,
+    K: ImageSink + 'static,
+{
+    let addr = incoming.remote_address();
+    let opened = timeout(shared.limits.handshake, open(incoming)).await;
+    let (quic, certificate, send, recv) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(e)) => return tracing::warn!(peer = %addr, reason = %e, "connection refused"),
+        Err(_) => return tracing::warn!(peer = %addr, "connection refused: handshake too slow"),
+    };
+    let holder = holder_of(&certificate);
+    let peer = PeerName { name: subject(&certificate), addr };
+    let Some(_slot) = PeerSlot::take(&shared.peers, holder, shared.limits.per_peer) else {
+        tracing::warn!(%peer, "connection refused: too many of this peer");
+        return quic.close(close_code::BUSY, b"too many connections of this certificate");
+    };
+    let key = shared.auth.key.clone();
+    let control = ServerControl::new(Peer { key, holder }, shared.limits.announced());
+    let conn: Conn<S, F, K::Session> = Conn {
+        peer,
+        holder,
+        budget: Budget::new(shared.limits.held),
+        pushes: RefCell::new(HashMap::new()),
+        push_count: Cell::new(0),
+        next_push: Cell::new(1),
+        control: RefCell::new(control),
+        theirs: Cell::new(Limits::default()),
+        geometries: RefCell::new(HashMap::new()),
+        shared: shared.clone(),
+    };
+    drive(Rc::new(conn), quic, send, recv).await;
+}
+
+/// The TLS handshake, and the control stream, which the client opens first.
+async fn open(incoming: Incoming) -> Result<(Connection, Vec<u8>, SendStream, RecvStream)> {
+    let lost = |e| io::connection_error(&e);
+    let quic = incoming.await.map_err(lost)?;
+    let identity = quic.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'_>>>().ok());
+    let leaf = identity.and_then(|chain| chain.first().map(|c| c.to_vec()));
+    let leaf = leaf.ok_or_else(|| Error::new(Kind::Denied, "no certificate was shown"))?;
+    let (send, recv) = quic.accept_bi().await.map_err(lost)?;
+    Ok((quic, leaf, send, recv))
+}
+
+/// The name in a certificate that TLS has already verified.
+fn subject(certificate: &[u8]) -> String {
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    let name = parsed.ok().and_then(|(_, c)| {
+        let common = c.subject().iter_common_name().next();
+        common.and_then(|n| n.as_str().ok()).map(|n| n.escape_default().to_string())
+    });
+    name.unwrap_or_else(|| "a peer without a name".into())
+}
+
+/// Moves bytes of the control stream and starts a task per request, until the connection ends.
+async fn drive<S, F, K>(
+    conn: Rc<Conn<S, F, K::Session>>,
+    quic: Connection,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) where
+    S: ChunkSource + Clone + 'static,
+    F: Fn(Digest) -> K + Clone + 'static,
+    K: ImageSink + 'static,
+{
+    let limits = &conn.shared.limits;
+    let _ = send.set_priority(io::urgency(image::Priority::Guest));
+    match timeout(limits.handshake, hello(&conn, &mut send, &mut recv)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => return refuse(&conn, &quic, send, &e).await,
+        Err(_) => return quic.close(close_code::TIMEOUT, b"no HELLO in time"),
+    }
+    // Control stream and session streams come on top of the requests.
+    quic.set_max_concurrent_bi_streams((limits.requests + limits.pushes + 1).into());
+    let mut stop = conn.shared.stop.clone();
+    let mut stopping = false;
+    let mut requests = JoinSet::new();
+    loop {
+        if stopping && requests.is_empty() {
+            return quic.close(close_code::SHUTDOWN, b"shutdown");
+        }
+        let outcome = tokio::select! {
+            stream = quic.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    requests.spawn_local(request(conn.clone(), send, recv));
+                    Ok(())
+                }
+                // The connection is gone; dropping `requests` ends what still runs for it.
+                Err(_) => return,
+            },
+            Some(_) = requests.join_next(), if !requests.is_empty() => Ok(()),
+            more = recv.read_chunk(64 << 10, true) => match more {
+                Ok(Some(piece)) => control_bytes(&conn, &mut send, piece.bytes).await,
+                Ok(None) | Err(_) => return quic.close(close_code::DONE, b""),
+            },
+            _ = stop.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                conn.control.borrow_mut().go_away();
+                flush(&conn, &mut send).await
+            }
+        };
+        if let Err(e) = outcome {
+            return refuse(&conn, &quic, send, &e).await;
+        }
+    }
+}
+
+/// Reads the control stream until the client has said HELLO.
+async fn hello<S: ChunkSource, F, P>(
+    conn: &Conn<S, F, P>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<()> {
+    while !conn.control.borrow().said_hello() {
+        let mut pieces = Vec::new();
+        if !io::read(recv, conn.shared.limits.handshake, |p| pieces.push(p)).await? {
+            return Err(Error::new(Kind::Invalid, "the control stream ended before HELLO"));
+        }
+        for piece in pieces {
+            control_bytes(conn, send, piece).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes bytes of the control stream, and answers before more are read: a client that does not read
+/// its answers is not read either.
+async fn control_bytes<S: ChunkSource, F, P>(
+    conn: &Conn<S, F, P>,
+    send: &mut SendStream,
+    bytes: Bytes,
+) -> Result<()> {
+    let now = conn.now();
+    let result = conn.control.borrow_mut().receive(bytes, now);
+    loop {
+        let event = conn.control.borrow_mut().poll_event();
+        match event {
+            Some(ServerEvent::Hello { version, limits }) => {
+                tracing::debug!(peer = %conn.peer, version, "connected");
+                conn.theirs.set(limits);
+            }
+            Some(ServerEvent::Granted(granted)) => {
+                tracing::debug!(peer = %conn.peer, right = ?granted.grant, "granted");
+            }
+            Some(ServerEvent::Refused(e)) => conn.log_refusal(&e.at("ticket refused")),
+            None => break,
+        }
+    }
+    flush(conn, send).await?;
+    result
+}
+
+async fn flush<S: ChunkSource, F, P>(conn: &Conn<S, F, P>, send: &mut SendStream) -> Result<()> {
+    loop {
+        let bytes = conn.control.borrow_mut().poll_transmit();
+        let Some(bytes) = bytes else { return Ok(()) };
+        io::write(send, conn.shared.limits.stall, &mut [bytes]).await?;
+    }
+}
+
+/// Ends a connection whose peer broke the protocol. Its ERROR has been written.
+async fn refuse<S: ChunkSource, F, P>(
+    conn: &Conn<S, F, P>,
+    quic: &Connection,
+    mut send: SendStream,
+    e: &Error,
+) {
+    tracing::warn!(peer = %conn.peer, reason = %e, "connection closed: protocol");
+    io::finish(&mut send, conn.shared.limits.handshake).await;
+    quic.close(close_code::PROTOCOL, b"see the ERROR on the control stream");
+}
+
+/// One request stream.
+async fn request<S, F, K>(
+    conn: Rc<Conn<S, F, K::Session>>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) where
+    S: ChunkSource + Clone + 'static,
+    F: Fn(Digest) -> K + Clone + 'static,
+    K: ImageSink + 'static,
+{
+    let limits = &conn.shared.limits;
+    // Resolves when the client does not want the answer any more, or is gone: then the work is
+    // dropped, and with it whatever it was waiting for.
+    let given_up = send.stopped();
+    let work = async {
+        let mut replies = Replies::new();
+        let first = timeout(limits.handshake, first_message(&mut recv, &mut replies, limits.stall));
+        let result = match first.await {
+            Err(_) => Err(Error::new(Kind::Invalid, "the request did not come in time")),
+            Ok(Err(e)) => Err(as_request(e)),
+            Ok(Ok(Message::OpenPush { ctx, plan })) => {
+                push::session::<S, F, K>(&conn, &mut send, &mut recv, replies, &ctx, plan).await
+            }
+            Ok(Ok(Message::Offer { session, section, table })) => {
+                let offer = push::Offer { session, section, table };
+                push::section::<S, F, K::Session>(&conn, &mut send, &mut recv, replies, offer).await
+            }
+            Ok(Ok(other)) => pull::answer(&conn, &mut send, other).await,
+        };
+        if let Err(e) = result {
+            conn.log_refusal(&e);
+            let error = Message::Error(e).encode();
+            if io::write(&mut send, limits.stall, &mut [error]).await.is_err() {
+                return;
+            }
+            let _ = recv.stop(stream_code::REFUSED);
+        }
+        io::finish(&mut send, limits.stall).await;
+    };
+    tokio::select! {
+        biased;
+        () = work => {}
+        _ = given_up => tracing::debug!(peer = %conn.peer, "request cancelled"),
+    }
+}
+
+/// The request itself.
+async fn first_message(
+    recv: &mut RecvStream,
+    replies: &mut Replies,
+    patience: std::time::Duration,
+) -> Result<Message> {
+    const REQUESTS: [Type; 5] =
+        [Type::GetManifest, Type::GetTable, Type::GetChunks, Type::OpenPush, Type::Offer];
+    loop {
+        if let Some(message) = replies.poll(&REQUESTS)? {
+            return Ok(message);
+        }
+        if !io::read(recv, patience, |piece| replies.feed(piece)).await? {
+            return Err(Error::new(Kind::Invalid, "the stream ended before a whole request"));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Images on their way in.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use image::error::At;
+use image::frame::HEADER_LEN;
+use image::seam::{ImagePlan, ImageSession};
+use image::{
+    ChunkSource, Digest, Error, ImageSink, Kind, Priority, ReadContext, Result, SectionSink,
+};
+use quinn::{RecvStream, SendStream};
+
+use super::connection::Conn;
+use super::no_pushes;
+use crate::io;
+use crate::messages::Message;
+use crate::session::control::as_request;
+use crate::session::push::{OfferedSection, Replies, Upload, check_commit};
+use crate::wire::Type;
+
+/// A push session: what was announced, and the receiver's end of it.
+pub(super) struct PushState<P> {
+    plan: ImagePlan,
+    session: P,
+}
+
+/// A section that a client offers.
+pub(super) struct Offer {
+    pub(super) session: u64,
+    pub(super) section: u32,
+    pub(super) table: bytes::Bytes,
+}
+
+/// Counts a connection's push sessions.
+struct Slot<'a>(&'a Cell<u32>);
+
+impl<'a> Slot<'a> {
+    fn take(count: &'a Cell<u32>, max: u32) -> Result<Self> {
+        if count.get() >= max {
+            let why = format!("{max} push sessions are open on this connection");
+            return Err(Error::new(Kind::Busy(Duration::from_secs(1)), why));
+        }
+        count.set(count.get() + 1);
+        Ok(Self(count))
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Takes a session out of the connection's when its stream is over, however that came.
+struct Registered<'a, S: ChunkSource, F, P> {
+    conn: &'a Conn<S, F, P>,
+    id: u64,
+}
+
+impl<S: ChunkSource, F, P> Drop for Registered<'_, S, F, P> {
+    fn drop(&mut self) {
+        self.conn.pushes.borrow_mut().remove(&self.id);
+    }
+}
+
+/// A session stream: OPEN_PUSH → PUSH, then COMMIT → COMMITTED, until the client ends the stream.
+pub(super) async fn session<S, F, K>(
+    conn: &Conn<S, F, K::Session>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+    mut replies: Replies,
+    ctx: &ReadContext,
+    plan: ImagePlan,
+) -> Result<()>
+where
+    S: ChunkSource + Clone + 'static,
+    F: Fn(Digest) -> K + Clone + 'static,
+    K: ImageSink + 'static,
+{
+    let limits = &conn.shared.limits;
+    conn.may_push(&plan, false)?;
+    let sinks = conn.shared.sinks.as_ref().ok_or_else(no_pushes)?;
+    let _slot = Slot::take(&conn.push_count, limits.pushes)?;
+    let session = sinks(conn.holder).open(ctx, &plan).await?;
+    let id = conn.next_push.replace(conn.next_push.get() + 1);
+    let state = Rc::new(PushState { plan, session });
+    conn.pushes.borrow_mut().insert(id, state.clone());
+    let _registered = Registered { conn, id };
+    io::write(send, limits.stall, &mut [Message::Push(id).encode()]).await?;
+    while let Some(bytes) = next_commit(recv, &mut replies).await? {
+        let answer = match commit(conn, &state, &bytes).await {
+            Ok(image) => Message::Committed(image),
+            Err(e) => {
+                conn.log_refusal(&e);
+                Message::Error(e)
+            }
+        };
+        io::write(send, limits.stall, &mut [answer.encode()]).await?;
+    }
+    Ok(())
+}
+
+/// Waits for a COMMIT for as long as the connection lives; `None` at the end of the stream.
+async fn next_commit(recv: &mut RecvStream, replies: &mut Replies) -> Result<Option<bytes::Bytes>> {
+    loop {
+        if let Some(Message::Commit(bytes)) = replies.poll(&[Type::Commit]).map_err(as_request)? {
+            return Ok(Some(bytes));
+        }
+        if !io::read(recv, Duration::MAX, |piece| replies.feed(piece)).await? {
+            return replies.end().map(|()| None);
+        }
+    }
+}
+
+async fn commit<S: ChunkSource, F, P: ImageSession>(
+    conn: &Conn<S, F, P>,
+    state: &PushState<P>,
+    bytes: &[u8],
+) -> Result<Digest> {
+    conn.may_push(&state.plan, true)?;
+    let manifest = check_commit(&state.plan, bytes)?;
+    state.session.commit(&manifest).await
+}
+
+/// A section stream: OFFER → WANT, FRAME … END → SEALED.
+pub(super) async fn section<S: ChunkSource, F, P: ImageSession>(
+    conn: &Conn<S, F, P>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+    replies: Replies,
+    offer: Offer,
+) -> Result<()> {
+    let patience = conn.shared.limits.stall;
+    let state = conn.pushes.borrow().get(&offer.session).cloned();
+    let state = state.ok_or_else(|| {
+        let why = format!("push session {} is not open on this connection", offer.session);
+        Error::new(Kind::Gone, why)
+    })?;
+    conn.may_push(&state.plan, false)?;
+    let offered = OfferedSection::check(&state.plan, offer.section, &offer.table)?;
+    // One frame is being assembled while the receiver works on the one before.
+    let frames = 2 * (HEADER_LEN + state.plan.geometry.chunk_len());
+    let _held = conn.budget.take(frames, Priority::Background).await?;
+    let place = || format!("section {}", offer.section);
+    let (want, mut sink) = state.session.offer(offer.section, &offered.table).await?;
+    OfferedSection::check_want(&offered.table, &want).at(place)?;
+    io::write(send, patience, &mut [Message::Want(want.clone()).encode()]).await?;
+    let mut upload = replies.into_upload(offered, want);
+    loop {
+        match upload.poll().at(place)? {
+            Some(Upload::Frame { chunk, frame }) => sink.chunk(chunk, frame).await?,
+            Some(Upload::End) => break,
+            None => {
+                if !io::read(recv, patience, |piece| upload.feed(piece)).await? {
+                    return Err(Error::new(Kind::Retry, "the stream ended before END")).at(place);
+                }
+            }
+        }
+    }
+    sink.seal().await?;
+    io::write(send, patience, &mut [Message::Sealed.encode()]).await
+}

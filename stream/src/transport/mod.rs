@@ -1,0 +1,193 @@
+//! QUIC and TLS settings, and the endpoints that have them.
+//!
+//! One endpoint per core, each on its own UDP port: with several sockets on one port the kernel
+//! spreads connections by a hash, unevenly, and a connection's packets should be handled on the core
+//! that handles its chunks. Bind to port 0 and announce [`quinn::Endpoint::local_addr`].
+
+mod socket;
+mod tls;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use image::error::At;
+use image::{Error, Kind, Result};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub use socket::{MAX_BATCH, SplitSocket};
+pub use tls::{ALPN, Papers, client_config, server_config};
+
+/// Settings of a connection. The defaults are for a grid: little loss, round trips below some
+/// milliseconds, 10 Gb/s and more.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Longest UDP payload that is looked for on the path and accepted, in bytes. A batch of packets
+    /// costs about the same whatever its length, so the longest that the path carries is best: on
+    /// loopback one connection moved 0.9 GB/s with 1452 bytes, 3.1 with 8972, 4.6 with 65507
+    /// (benches/throughput.rs, two cores). The search takes about twelve round trips, during which
+    /// data flows in short packets; probes that are too long cost nothing but themselves.
+    pub max_payload: u16,
+    /// Bytes that may be in flight before the first acknowledgement: a few chunks. A grid's links
+    /// carry more than that, and slow start would cost a short read several round trips.
+    pub initial_window: u64,
+    /// Bytes of one stream that are taken before its reader has read them. At 0.5 ms of round trip
+    /// 4 MiB feed 8 GB/s.
+    pub stream_window: u32,
+    /// Bytes of a connection that are taken before their readers have read them. It bounds the
+    /// memory that a peer can fill.
+    pub connection_window: u32,
+    /// Bytes of a connection that were written and are not acknowledged. It bounds the memory that a
+    /// slow reader holds; a guest's read waits behind at most so many bytes of others.
+    pub send_window: u64,
+    /// Streams that the other side may have open.
+    pub streams: u32,
+    /// A connection on which nothing is heard for so long is dead.
+    pub idle_timeout: Duration,
+    /// The client says something after so long, so that an idle connection lives on.
+    pub keep_alive: Duration,
+    /// Bytes that the kernel keeps for a socket in each direction. It may grant less
+    /// (`net.core.rmem_max`, `net.core.wmem_max`), which costs speed.
+    pub socket_buffer: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            max_payload: MAX_BATCH as u16,
+            initial_window: 1 << 20,
+            stream_window: 4 << 20,
+            connection_window: 32 << 20,
+            send_window: 8 << 20,
+            streams: 64,
+            idle_timeout: Duration::from_secs(12),
+            keep_alive: Duration::from_secs(4),
+            socket_buffer: 4 << 20,
+        }
+    }
+}
+
+impl Tuning {
+    fn transport(&self, incoming_streams: u32) -> Result<TransportConfig> {
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(self.max_payload);
+        let mut cubic = quinn::congestion::CubicConfig::default();
+        cubic.initial_window(self.initial_window);
+        let idle = quinn::IdleTimeout::try_from(self.idle_timeout)
+            .map_err(|e| Error::new(Kind::Invalid, format!("idle timeout: {e}")))?;
+        let mut config = TransportConfig::default();
+        config
+            .mtu_discovery_config(Some(mtu))
+            .congestion_controller_factory(Arc::new(cubic))
+            .max_concurrent_bidi_streams(incoming_streams.into())
+            .max_concurrent_uni_streams(0u32.into())
+            .stream_receive_window(self.stream_window.into())
+            .receive_window(self.connection_window.into())
+            .send_window(self.send_window)
+            .max_idle_timeout(Some(idle))
+            .datagram_receive_buffer_size(None);
+        Ok(config)
+    }
+
+    /// The client's QUIC settings: no streams from the server, keep-alive.
+    pub fn client(&self, tls: Arc<rustls::ClientConfig>) -> Result<quinn::ClientConfig> {
+        let crypto = QuicClientConfig::try_from(tls)
+            .map_err(|e| Error::new(Kind::Invalid, format!("TLS for QUIC: {e}")))?;
+        let mut transport = self.transport(0)?;
+        transport.keep_alive_interval(Some(self.keep_alive));
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
+        Ok(config)
+    }
+
+    /// The server's QUIC settings: bounded streams, no migration.
+    pub fn server(&self, tls: Arc<rustls::ServerConfig>) -> Result<quinn::ServerConfig> {
+        let crypto = QuicServerConfig::try_from(tls)
+            .map_err(|e| Error::new(Kind::Invalid, format!("TLS for QUIC: {e}")))?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config
+            .transport_config(Arc::new(self.transport(self.streams)?))
+            .migration(false)
+            .max_incoming(1024)
+            .incoming_buffer_size(64 << 10)
+            .incoming_buffer_size_total(8 << 20);
+        Ok(config)
+    }
+
+    fn endpoint(
+        &self,
+        addr: SocketAddr,
+        server: Option<quinn::ServerConfig>,
+    ) -> Result<quinn::Endpoint> {
+        let io = |e| Error::io(format!("UDP socket on {addr}"), e);
+        let socket = self.bind(addr).map_err(io)?;
+        let mut config = EndpointConfig::default();
+        config
+            .max_udp_payload_size(self.max_payload)
+            .map_err(|e| Error::new(Kind::Invalid, format!("longest UDP payload: {e}")))?;
+        let runtime: Arc<dyn quinn::Runtime> = Arc::new(TokioRuntime);
+        let socket = Arc::new(SplitSocket(runtime.wrap_udp_socket(socket).map_err(io)?));
+        quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime).map_err(io)
+    }
+
+    fn bind(&self, addr: SocketAddr) -> std::io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_recv_buffer_size(self.socket_buffer)?;
+        socket.set_send_buffer_size(self.socket_buffer)?;
+        // Linux says twice what it grants, for its own bookkeeping.
+        let granted = socket.recv_buffer_size()? / 2;
+        if granted < self.socket_buffer {
+            let wanted = self.socket_buffer;
+            tracing::info!(%addr, granted, wanted, "small socket buffer: raise net.core.rmem_max");
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        Ok(socket.into())
+    }
+
+    /// An endpoint that connects. Call it inside the runtime that will drive it.
+    pub fn client_endpoint(&self, addr: SocketAddr) -> Result<quinn::Endpoint> {
+        self.endpoint(addr, None)
+    }
+
+    /// An endpoint that listens. Call it inside the runtime that will drive it; port 0 picks a free
+    /// one.
+    pub fn server_endpoint(
+        &self,
+        addr: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+    ) -> Result<quinn::Endpoint> {
+        let config = self.server(tls)?;
+        self.endpoint(addr, Some(config)).at(|| "server endpoint")
+    }
+}
+
+/// Codes with which the protocol ends a stream.
+pub mod stream_code {
+    use super::VarInt;
+
+    /// Whoever asked has lost interest. It is also what QUIC libraries send when a stream is dropped.
+    pub const CANCELLED: VarInt = VarInt::from_u32(0);
+    /// An ERROR on this stream says why.
+    pub const REFUSED: VarInt = VarInt::from_u32(1);
+    /// The other side did not take or give a byte for too long.
+    pub const STALLED: VarInt = VarInt::from_u32(2);
+}
+
+/// Codes with which the protocol closes a connection.
+pub mod close_code {
+    use super::VarInt;
+
+    /// Nothing more to say.
+    pub const DONE: VarInt = VarInt::from_u32(0);
+    /// The peer broke the protocol; an ERROR on the control stream says how.
+    pub const PROTOCOL: VarInt = VarInt::from_u32(1);
+    /// The server is shutting down.
+    pub const SHUTDOWN: VarInt = VarInt::from_u32(2);
+    /// Too many connections.
+    pub const BUSY: VarInt = VarInt::from_u32(3);
+    /// No HELLO in time.
+    pub const TIMEOUT: VarInt = VarInt::from_u32(4);
+}

@@ -1,0 +1,197 @@
+//! Pushes through a real server on loopback.
+
+mod common;
+
+use std::rc::Rc;
+
+use api::Grant;
+use common::{MemImage, World};
+use forebay_stream::Client;
+use image::error::Result;
+use image::seam::{ImagePlan, ImageSession};
+use image::{Digest, Domain, Error, ImageSink, Kind, ReadContext, SectionSink};
+
+fn plan(image: &MemImage) -> ImagePlan {
+    let geometry = *image.manifest.geometry();
+    ImagePlan { domain: Domain::PUBLIC, geometry, parent: None }
+}
+
+/// Pushes one section; how many chunks had to be sent.
+async fn push_section<S: ImageSession>(session: &S, image: &MemImage, section: u32) -> Result<u32> {
+    let (want, mut sink) = session.offer(section, &image.tables[section as usize]).await?;
+    for chunk in want.iter() {
+        sink.chunk(chunk, image.frames[&(section, chunk)].clone()).await?;
+    }
+    sink.seal().await?;
+    Ok(want.count())
+}
+
+#[test]
+fn a_whole_image_is_pushed_and_committed() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, holder) = grid.pusher().await;
+        let image = grid.image();
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        // Both sections at the same time.
+        let (a, b) =
+            futures::join!(push_section(&session, image, 0), push_section(&session, image, 1));
+        assert_eq!((a.unwrap() + b.unwrap()) as usize, image.frames.len());
+        assert_eq!(session.commit(&image.manifest).await.unwrap(), image.id);
+        let received = grid.world.sink.received.borrow();
+        assert_eq!(received.opened, [(holder, plan(image))], "the receiver knows who pushes");
+        assert_eq!(received.chunks.len(), image.plain.len());
+        assert!(received.chunks.iter().all(|(at, plain)| image.plain[at] == *plain));
+        assert_eq!(received.committed, [image.id]);
+    });
+}
+
+#[test]
+fn what_the_receiver_has_is_not_sent() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        let known = image.tables[0].digests()[1];
+        grid.world.sink.received.borrow_mut().known.push(known);
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        let sent = push_section(&session, image, 0).await.unwrap();
+        assert_eq!(sent, image.place(0).chunks.count() - 1);
+        assert!(!grid.world.sink.received.borrow().chunks.contains_key(&(0, 1)));
+        // A section of which everything is known is sealed without a chunk.
+        grid.world.sink.received.borrow_mut().known.extend(image.tables[1].digests());
+        assert_eq!(push_section(&session, image, 1).await.unwrap(), 0);
+        assert_eq!(grid.world.sink.received.borrow().sealed, [0, 1]);
+    });
+}
+
+#[test]
+fn the_receivers_errors_pass_and_leave_the_session_usable() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        grid.world.sink.received.borrow_mut().fail_seal =
+            Some(Error::new(Kind::Full, "store: no space left"));
+        let e = push_section(&session, image, 1).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Full);
+        assert!(e.message().contains("store: no space left"), "{e}");
+        push_section(&session, image, 1).await.unwrap();
+        push_section(&session, image, 0).await.unwrap();
+        grid.world.sink.received.borrow_mut().fail_commit =
+            Some(Error::new(Kind::Conflict, "a pack was condemned"));
+        let e = session.commit(&image.manifest).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Conflict);
+        assert_eq!(session.commit(&image.manifest).await.unwrap(), image.id);
+    });
+}
+
+#[test]
+fn bytes_that_are_not_the_tables_are_refused_while_they_are_sent() {
+    // Chunks of noise, so that what follows the wrong one fills more than the windows.
+    let image = MemImage::new(64 << 20, 18, |_, c, len| match c {
+        0..100 => common::noise(u64::from(c) + 1, len),
+        _ => vec![0; len],
+    });
+    World::new(image).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        let (want, mut sink) = session.offer(0, &image.tables[0]).await.unwrap();
+        let mut result = Ok(());
+        for chunk in want.iter() {
+            // Every chunk under the number of another.
+            result = sink.chunk(chunk, image.frames[&(0, (chunk + 1) % 100)].clone()).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        let e = result.expect_err("the server stops the stream");
+        assert_eq!(e.kind(), Kind::Corrupt, "{e}");
+        assert!(e.message().contains("section table"), "{e}");
+        assert!(grid.world.sink.received.borrow().chunks.is_empty());
+    });
+}
+
+#[test]
+fn what_does_not_belong_to_the_announced_image_is_refused() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        let e = session.offer(0, &image.tables[1]).await.map(|_| ()).unwrap_err();
+        assert_eq!(e.kind(), Kind::Invalid, "{e}");
+        let other = MemImage::new(1 << 20, 16, |_, c, len| vec![c as u8 + 1; len]);
+        let e = session.commit(&other.manifest).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Invalid, "{e}");
+        let (_, mut sink) = session.offer(1, &image.tables[1]).await.unwrap();
+        let unwanted = sink.chunk(2, image.frames[&(1, 1)].clone()).await.unwrap_err();
+        assert_eq!(unwanted.kind(), Kind::Invalid);
+        let e = sink.seal().await.unwrap_err();
+        assert!(e.message().contains("chunk 0 was wanted and not sent"), "{e}");
+        assert!(grid.world.sink.received.borrow().committed.is_empty());
+    });
+}
+
+#[test]
+fn dropping_the_session_or_the_client_ends_it_on_the_server() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let plan = plan(grid.image());
+        let session = client.open(&ReadContext::default(), &plan).await.unwrap();
+        drop(session);
+        grid.world.sink.until(|r| r.closed == 1).await;
+        let session = client.open(&ReadContext::default(), &plan).await.unwrap();
+        let (_, half) = session.offer(1, &grid.image().tables[1]).await.unwrap();
+        drop((half, session, client));
+        grid.world.sink.until(|r| r.closed == 2).await;
+        assert!(grid.world.sink.received.borrow().sealed.is_empty());
+    });
+}
+
+#[test]
+fn sessions_are_bounded_and_belong_to_their_connection() {
+    let mut world = World::new(MemImage::small());
+    world.limits.pushes = 2;
+    world.run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let (ctx, plan) = (ReadContext::default(), plan(grid.image()));
+        let one = client.open(&ctx, &plan).await.unwrap();
+        let two = client.open(&ctx, &plan).await.unwrap();
+        let e = client.open(&ctx, &plan).await.map(|_| ()).unwrap_err();
+        assert!(matches!(e.kind(), Kind::Busy(_)), "{e:?}");
+        drop(one);
+        grid.world.sink.until(|r| r.closed == 1).await;
+        let _three = client.open(&ctx, &plan).await.unwrap();
+        drop(two);
+        // Another connection cannot use this one's sessions: its own numbers begin anew.
+        let (other, _) = grid.pusher().await;
+        let mine = other.open(&ctx, &plan).await.unwrap();
+        push_section(&mine, grid.image(), 1).await.unwrap();
+    });
+}
+
+#[test]
+fn leaning_on_a_parent_needs_the_right_to_read_it() {
+    World::new(MemImage::small()).run(async |grid| {
+        let member = grid.world.ca.member("node-2");
+        let (mine, other) = (Digest::of_chunk(b"mine"), Digest::of_chunk(b"other"));
+        let ticket = grid.ticket(Grant::Push { domain: 0, parent: Some(mine) }, &member);
+        let client = Client::connect(grid.options(&member, vec![ticket])).await.unwrap();
+        let ctx = ReadContext::default();
+        let leaning = |parent| ImagePlan { parent: Some(parent), ..plan(grid.image()) };
+        client.open(&ctx, &leaning(mine)).await.unwrap();
+        let e = client.open(&ctx, &leaning(other)).await.map(|_| ()).unwrap_err();
+        assert_eq!(e.kind(), Kind::Denied, "{e}");
+        client.add_ticket(&grid.ticket(Grant::Pull { image: other }, &member)).await.unwrap();
+        client.open(&ctx, &leaning(other)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_server_of_chunks_takes_no_images() {
+    let image: Rc<MemImage> = MemImage::small();
+    World::new(image).run_without_sink(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let e = client.open(&ReadContext::default(), &plan(grid.image())).await.map(|_| ());
+        assert_eq!(e.unwrap_err().kind(), Kind::Unsupported);
+    });
+}
