@@ -1,16 +1,20 @@
 //! What every engine promises, held against each of them.
 
 use std::future::Future;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use blockio::fake::{Fault, FaultOp, FaultPlan, MemFs};
 use blockio::{
-    Arena, BlockFile, Buf, Cause, Engine, EngineChoice, EngineKind, EngineOptions, OpenMode, cause,
+    Arena, Backing, BlockFile, Buf, Cause, Engine, EngineChoice, EngineKind, EngineOptions,
+    FileKind, OpenMode, SyncWhat, cause,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
@@ -159,7 +163,13 @@ async fn follow(engine: &Engine, file: &BlockFile, arena: &Arena, steps: &[Step]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 48,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/engines.regressions",
+        ))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_file_is_what_was_written_to_it(steps in steps()) {
@@ -325,6 +335,125 @@ fn the_last_handle_may_go_first() {
             assert!(bytes == pattern(i, SLOT), "block {i}");
         }
     });
+}
+
+/// Something to read from that does not answer before it is told to: a pipe in a disk's place.
+#[derive(Debug)]
+struct Slow(OwnedFd);
+
+impl Backing for Slow {
+    fn kind(&self) -> FileKind {
+        FileKind::Regular
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn read_at(&self, buf: &mut [u8], _offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.0, buf)?)
+    }
+
+    fn write_at(&self, _buf: &[u8], _offset: u64) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn sync(&self, _what: SyncWhat) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn try_lock_exclusive(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    fn same_file(&self, _path: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+fn slow() -> (BlockFile, io::PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    (BlockFile::from_backing("slow", Box::new(Slow(reader.into()))), writer)
+}
+
+async fn yield_often() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn what_the_kernel_holds_stays_out_of_reach() {
+    on_each(4, |engine, file, arena| async move {
+        let (disk, mut writer) = slow();
+        assert!(abandon(engine.read_at(&disk, buf(&arena, &[1; 100]), 0)));
+        // The descriptor is the engine's as well, until then.
+        drop(disk);
+        yield_often().await;
+        assert_eq!((engine.stats().in_flight, arena.available()), (1, 31));
+        // Others are not held up.
+        write(&engine, &file, &arena, b"meanwhile", 0).await;
+        let mut others: Vec<_> = std::iter::from_fn(|| arena.try_acquire()).collect();
+        others.iter_mut().for_each(|buf| buf.fill(9));
+        writer.write_all(&[7; 100]).unwrap();
+        let landed = arena.acquire().await;
+        assert_eq!(landed[..100], [7; 100], "the kernel wrote into the buffer it was given");
+        assert!(others.iter().all(|buf| buf.iter().all(|byte| *byte == 9)));
+    });
+}
+
+#[test]
+fn the_line_holds_back_what_the_disk_does_not_take() {
+    on_each(2, |engine, _file, arena| async move {
+        let (disk, mut writer) = slow();
+        let mut tasks = JoinSet::new();
+        for _ in 0..5 {
+            let (engine, disk, buf) = (engine.clone(), disk.clone(), buf(&arena, &[0; 10]));
+            tasks.spawn(async move { engine.read_at(&disk, buf, 0).await.0 });
+        }
+        yield_often().await;
+        assert_eq!(engine.stats().in_flight, 2);
+        // One that waits in line is gone at once when it is dropped, and so is its buffer.
+        assert!(abandon(engine.read_at(&disk, buf(&arena, &[0; 10]), 0)));
+        assert_eq!(arena.available(), 32 - 5);
+        writer.write_all(&[3; 50]).unwrap();
+        while let Some(read) = tasks.join_next().await {
+            assert_eq!(read.unwrap().unwrap(), 10);
+        }
+    });
+}
+
+#[test]
+fn a_runtime_that_ends_waits_for_the_kernel() {
+    for kind in kinds() {
+        let (disk, mut writer) = slow();
+        let arena = arena(2);
+        let runtime = runtime();
+        let engine = runtime.block_on(async {
+            let engine = Engine::start(options(kind, 2)).unwrap();
+            abandon(engine.read_at(&disk, buf(&arena, &[0; 10]), 0));
+            yield_often().await;
+            engine
+        });
+        let ending = std::thread::spawn(move || drop(runtime));
+        for _ in 0..1000 {
+            std::thread::yield_now();
+        }
+        assert!(!ending.is_finished(), "{kind}: memory the kernel may write to was let go");
+        assert_eq!(arena.available(), 1);
+        writer.write_all(&[3; 10]).unwrap();
+        ending.join().unwrap();
+        assert_eq!(arena.available(), 2);
+        drop(engine);
+    }
 }
 
 #[test]

@@ -8,8 +8,7 @@ use blockio::Engine;
 use image::error::At;
 use image::frame::HEADER_LEN;
 use image::{
-    ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, ReadContext, Result,
-    SectionTable,
+    ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, ReadContext, Result, SectionTable,
 };
 
 use crate::gone::Absent;
@@ -57,9 +56,8 @@ impl<S: ChunkSource + 'static> Cache<S> {
 
     async fn get_manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
         let (core, ctx, image) = (Rc::clone(&self.core), without_deadline(ctx), *image);
-        let fetch = || async move {
-            check_manifest(&image, core.source.manifest(&ctx, &image).await?)
-        };
+        let fetch =
+            || async move { check_manifest(&image, core.source.manifest(&ctx, &image).await?) };
         match papers::get(self.shared(), image, Absent::Manifest(image), fetch).await? {
             Paper::Manifest(manifest) => Ok(manifest),
             Paper::Table(_) => Err(confused(&image)),

@@ -18,9 +18,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use image::{
-    ChunkSet, ChunkSink, ChunkSource, Error, Frame, Kind, Place, ReadContext, Result,
-};
+use image::{ChunkSet, ChunkSink, ChunkSource, Error, Frame, Kind, Place, ReadContext, Result};
 
 use crate::cache::Core;
 use crate::flights::{Fetch, FlightKey};
@@ -79,9 +77,8 @@ impl<S: ChunkSource + 'static> Flight<S> {
     /// Flies.
     pub(crate) async fn run(self) {
         let result = self.watched().await;
-        let missing = || {
-            Error::new(Kind::Retry, "the source ended without an error, but did not give this")
-        };
+        let missing =
+            || Error::new(Kind::Retry, "the source ended without an error, but did not give this");
         self.fail_open(&result.err().unwrap_or_else(missing), true);
     }
 
@@ -115,12 +112,12 @@ impl<S: ChunkSource + 'static> Flight<S> {
         let (copies, missing) = self.split();
         let repair = self.ctx.repair;
         let (lost, fetched) =
-            tokio::join!(self.from_copies(copies), self.from_source(missing, repair));
-        let refetched = self.from_source(lost, repair).await;
+            tokio::join!(self.use_copies(copies), self.ask_source(missing, repair));
+        let refetched = self.ask_source(lost, repair).await;
         let bad = self.bad.borrow().keys().copied().collect::<Vec<_>>();
         let repaired = match repair {
             true => Ok(()),
-            false => self.from_source(bad, true).await,
+            false => self.ask_source(bad, true).await,
         };
         fetched.and(refetched).and(repaired)
     }
@@ -134,14 +131,18 @@ impl<S: ChunkSource + 'static> Flight<S> {
             (Vec::new(), Vec::new()),
             |(mut copies, mut missing), (chunk, job)| {
                 let here = self.ctx.repair || disk.is_some_and(|disk| disk.contains(&job.key));
-                if here { copies.push(chunk) } else { missing.push(chunk) }
+                if here {
+                    copies.push(chunk)
+                } else {
+                    missing.push(chunk)
+                }
                 (copies, missing)
             },
         )
     }
 
     /// Lands what good copies there are here; returns the chunks without one.
-    async fn from_copies(&self, chunks: Vec<u32>) -> Vec<u32> {
+    async fn use_copies(&self, chunks: Vec<u32>) -> Vec<u32> {
         let copies = futures::stream::iter(chunks)
             .map(|chunk| async move { (chunk, self.copy_of(chunk).await) })
             .buffer_unordered(READS_AT_ONCE);
@@ -196,7 +197,7 @@ impl<S: ChunkSource + 'static> Flight<S> {
     }
 
     /// Asks the source for chunks, in one request.
-    async fn from_source(&self, chunks: Vec<u32>, repair: bool) -> Result<()> {
+    async fn ask_source(&self, chunks: Vec<u32>, repair: bool) -> Result<()> {
         if chunks.is_empty() {
             return Ok(());
         }
@@ -222,9 +223,7 @@ impl<S: ChunkSource + 'static> Flight<S> {
             false => check_frame(frame, &job.key, job.plain_len).map_err(Error::from),
         };
         // A copy of its own: what the source gives may be a slice of much more.
-        let owned = checked.and_then(|()| {
-            Ok(Frame::parse(Bytes::copy_from_slice(frame.bytes()))?)
-        });
+        let owned = checked.and_then(|()| Ok(Frame::parse(Bytes::copy_from_slice(frame.bytes()))?));
         match owned {
             Ok(frame) => self.land(chunk, frame, Origin::Source),
             Err(error) => {

@@ -164,3 +164,85 @@ impl Flights {
         len
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::{Event, Inbox, mailbox};
+    use futures::FutureExt;
+    use image::{Digest, Domain, Kind};
+
+    fn key() -> FlightKey {
+        let digest = Digest::of_chunk(b"x");
+        FlightKey { key: Key { domain: Domain::PUBLIC, digest }, repair: false }
+    }
+
+    fn waiter(inbox: &Inbox) -> Waiter {
+        Waiter { mailbox: Arc::clone(inbox.mailbox()), chunk: 0 }
+    }
+
+    fn board(flights: &Flights, inbox: &Inbox, priority: Priority, fetch: &Arc<Fetch>) -> Boarded {
+        flights.board(key(), waiter(inbox), priority, fetch, || false)
+    }
+
+    fn error_of(inbox: &mut Inbox) -> Option<Kind> {
+        match inbox.next().now_or_never()? {
+            Event::Failed(_, error) => Some(error.kind()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_has_landed_meanwhile_is_not_fetched_again() {
+        let (flights, inbox, fetch) = (Flights::new(), mailbox(1), Arc::default());
+        let boarded = flights.board(key(), waiter(&inbox), Priority::Guest, &fetch, || true);
+        assert!(matches!(boarded, Boarded::Landed));
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[test]
+    fn one_more_fetch_overtakes_and_only_the_last_to_fail_is_heard() {
+        let (flights, mut inbox) = (Flights::new(), mailbox(1));
+        let [slow, fast, third] = [(); 3].map(|()| Arc::new(Fetch::default()));
+        assert!(matches!(board(&flights, &inbox, Priority::Background, &slow), Boarded::Leads));
+        assert!(matches!(board(&flights, &inbox, Priority::Trace, &third), Boarded::Joined));
+        assert!(matches!(board(&flights, &inbox, Priority::Guest, &fast), Boarded::Leads));
+        assert!(matches!(board(&flights, &inbox, Priority::Guest, &third), Boarded::Joined));
+        let error = Error::new(Kind::Retry, "failed");
+        flights.fail(&key(), &third, &error);
+        flights.fail(&key(), &fast, &error);
+        flights.fail(&key(), &fast, &error);
+        assert_eq!((error_of(&mut inbox), flights.len()), (None, 1));
+        flights.fail(&key(), &slow, &error);
+        assert_eq!((error_of(&mut inbox), flights.len()), (Some(Kind::Retry), 0));
+    }
+
+    #[test]
+    fn a_fetch_is_told_when_nobody_waits_and_gives_up_unless_somebody_comes() {
+        let (flights, first, second) = (Flights::new(), mailbox(1), mailbox(1));
+        let fetch = Arc::new(Fetch::default());
+        board(&flights, &first, Priority::Guest, &fetch);
+        board(&flights, &second, Priority::Guest, &fetch);
+        flights.leave(&key(), first.mailbox());
+        assert!(fetch.deserted.notified().now_or_never().is_none());
+        assert!(flights.is_awaited(&key()));
+        flights.leave(&key(), second.mailbox());
+        assert!(fetch.deserted.notified().now_or_never().is_some());
+        assert!(!flights.is_awaited(&key()));
+        assert!(matches!(board(&flights, &first, Priority::Guest, &fetch), Boarded::Joined));
+        assert!(!flights.give_up(&key(), &fetch), "somebody came after all");
+        flights.leave(&key(), first.mailbox());
+        assert!(flights.give_up(&key(), &fetch));
+        assert_eq!(flights.len(), 0);
+    }
+
+    #[test]
+    fn a_repair_flies_alone() {
+        let (flights, inbox, fetch) = (Flights::new(), mailbox(1), Arc::default());
+        board(&flights, &inbox, Priority::Guest, &fetch);
+        let repair = FlightKey { repair: true, ..key() };
+        let boarded = flights.board(repair, waiter(&inbox), Priority::Guest, &fetch, || false);
+        assert!(matches!(boarded, Boarded::Leads));
+        assert_eq!((flights.land(&key()).len(), flights.len()), (1, 1));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use image::{Digest, Domain, Error, Frame, FormatError};
+use image::{Digest, Domain, Error, FormatError, Frame};
 
 /// A chunk, wherever it occurs: images of one trust domain that hold the same bytes share one
 /// cached frame.

@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 use crate::gone::Absent;
 use crate::memory::OVERHEAD;
 use crate::s3fifo::S3Fifo;
-use crate::shared::Shared;
 use crate::sharded::lock;
+use crate::shared::Shared;
 
 /// A manifest or a table.
 #[derive(Clone)]

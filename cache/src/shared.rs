@@ -251,9 +251,9 @@ fn open_disk(
     options: &Options,
     memory: &Arc<Memory>,
 ) -> Result<(Arc<Disk>, LogWriter)> {
-    let segment = options.segment.unwrap_or_else(|| {
-        (budget.bytes / 256).clamp(64 << 20, 2 << 30).min(budget.bytes / 4)
-    });
+    let segment = options
+        .segment
+        .unwrap_or_else(|| (budget.bytes / 256).clamp(64 << 20, 2 << 30).min(budget.bytes / 4));
     if !(4096..=2 << 30).contains(&segment) || segment > budget.bytes / 4 {
         let bytes = budget.bytes;
         let why = format!(

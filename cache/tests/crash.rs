@@ -34,10 +34,10 @@ async fn fill(fs: &MemFs, images: &[TestImage]) {
 #[test]
 fn recovers_from_every_power_cut() {
     let images: Vec<_> =
-        (0..12).map(|n| TestImage::of(n * 100..n * 100 + 12, Stuff::Text)).collect();
+        (0..6).map(|n| TestImage::of(n * 100..n * 100 + 4, Stuff::Mixed)).collect();
     let disk = MemFs::new();
     on_core(fill(&disk, &images));
-    let plan = CrashPlan { per_point: 4, ..CrashPlan::default() };
+    let plan = CrashPlan { per_point: 16, ..CrashPlan::default() };
     let (mut cuts, mut hits, mut bad, mut most) = (0, 0, 0, 0);
     on_core(async {
         for crash in disk.crash_images(plan) {
@@ -48,7 +48,7 @@ fn recovers_from_every_power_cut() {
                 image.check(&image.all(), first.read(&image.all()).await.unwrap());
             }
             let status = first.status();
-            assert_eq!(status.disk_hits + u64::from(source.given_in_all()), 144, "{crash}");
+            assert_eq!(status.disk_hits + u64::from(source.given_in_all()), 24, "{crash}");
             cuts += 1;
             hits += status.disk_hits;
             bad += status.disk_bad_frames;
@@ -57,12 +57,12 @@ fn recovers_from_every_power_cut() {
             first.settle();
             first.close();
             let second = rig(&source, crash.disk());
-            let image = &images[11];
+            let image = &images[5];
             image.check(&image.all(), second.read(&image.all()).await.unwrap());
             assert_eq!(second.status().disk_bad_frames, 0, "{crash}");
         }
     });
     // Else nothing was tested: there were cuts, they did harm, and much was found all the same.
     assert!(cuts > 500 && bad > 100, "{cuts} cuts left {bad} bad frames");
-    assert!(most >= 60 && hits > cuts * 10, "{hits} hits in {cuts} cuts, at most {most}");
+    assert!(most >= 8 && hits > cuts, "{hits} hits in {cuts} cuts, at most {most}");
 }

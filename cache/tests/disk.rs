@@ -570,3 +570,45 @@ fn budgets_that_make_no_sense_are_refused() {
         assert_eq!(error.kind(), image::Kind::Invalid);
     }
 }
+
+#[test]
+fn digests_that_the_index_cannot_tell_apart_are_never_mixed_up() {
+    // Nothing here is decoded, so any digest will do: these agree in their first twelve bytes.
+    let mut image = TestImage::of(0..2, Stuff::Text);
+    let [a, b] = [1u8, 2].map(|last| {
+        let mut bytes = [9; 32];
+        bytes[20] = last;
+        image::Digest(bytes)
+    });
+    image.frames = [a, b]
+        .into_iter()
+        .zip(&image.frames)
+        .map(|(digest, frame)| {
+            let header = frame.header();
+            image::Frame::new(
+                header.codec,
+                header.domain,
+                digest,
+                header.plain_len,
+                frame.payload(),
+            )
+        })
+        .collect();
+    let table = image::SectionTable::new(image.table.domain(), vec![a, b]);
+    let geometry = *image.manifest.geometry();
+    let manifest = image::Manifest::new(table.domain(), geometry, vec![table.digest()]);
+    (image.id, image.manifest, image.table) =
+        (manifest.identity(), Arc::new(manifest), Arc::new(table));
+    on_core(async {
+        let (source, fs) = (Fake::new([image.clone()]), MemFs::new());
+        let mut rig = Rig::on_disk(&source, &fs);
+        for _ in 0..4 {
+            image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+            rig.settle();
+        }
+        assert!(
+            rig.status().disk_hits > 0 && source.given_in_all() > 2,
+            "they push each other out"
+        );
+    });
+}

@@ -22,7 +22,9 @@ enum Op {
     Settle,
     DropChunk(u8, u8),
     DropAll,
-    Restart { kill: bool },
+    Restart {
+        kill: bool,
+    },
     Fault(FaultOp, u64),
 }
 
@@ -131,8 +133,7 @@ proptest! {
 #[test]
 fn cores_that_read_all_at_once_get_right_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    let images: Vec<_> =
-        (0..8).map(|n| TestImage::of(n * 20..n * 20 + 40, Stuff::Noise)).collect();
+    let images: Vec<_> = (0..8).map(|n| TestImage::of(n * 20..n * 20 + 40, Stuff::Noise)).collect();
     let source = Fake::new(images.iter().cloned());
     let disk = DiskBudget { dir: dir.path().into(), bytes: DISK, reserve: 0 };
     let budget = Budget { memory: MEMORY, in_flight: 8 << 20, disk: Some(disk) };

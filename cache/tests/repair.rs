@@ -5,7 +5,9 @@ mod common;
 use std::sync::atomic::Ordering;
 
 use blockio::fake::MemFs;
-use common::{CHUNK, Fake, Rig, Stuff, TestImage, disk_budget, disk_options, on_core, plain, repair};
+use common::{
+    CHUNK, Fake, Rig, Stuff, TestImage, disk_budget, disk_options, on_core, plain, repair,
+};
 use forebay_cache::Budget;
 use image::{ChunkSource, Codec, Decoder, Frame, Kind, ReadContext};
 
@@ -192,5 +194,25 @@ fn papers_that_do_not_fit_their_digest_are_refused() {
             let error = cache.section_table(&ctx, &good.id, 0).await.unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt, "{error}");
         }
+    });
+}
+
+#[test]
+fn a_repair_does_not_wait_for_a_fetch_that_it_would_not_believe() {
+    on_core(async {
+        let (image, source) = (image(), Fake::new([image()]));
+        source.tamper(|_, ctx, frame| if ctx.repair { frame } else { forged(&frame) });
+        let gate = source.gate();
+        let rig = Rig::in_memory(&source, 8 << 20);
+        let all = image.all();
+        let (plain, repaired, ()) =
+            tokio::join!(rig.read(&all), read_repaired(&rig, &image), async {
+                while source.requests.load(Ordering::Relaxed) < 2 {
+                    tokio::task::yield_now().await;
+                }
+                gate.add_permits(100);
+            });
+        assert_eq!(plain.unwrap().len(), 6);
+        image.check(&all, repaired.unwrap());
     });
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use forebay_cache::{Budget, Cache, Options, Shared};
 use common::{CHUNK, Fake, Rig, Stuff, TestImage, engine, on_core, on_core_paused, read};
+use forebay_cache::{Budget, Cache, Options, Shared};
 use futures::future::join_all;
 use image::{ChunkSink, ChunkSource, Error, Frame, Kind, Priority, ReadContext, Result};
 use tokio::sync::mpsc;
@@ -366,6 +366,34 @@ fn a_core_that_ends_leaves_nobody_waiting_on_another() {
             gate.add_permits(20);
             image.check(&image.all(), read(&cache, &image.all()).await.unwrap());
         });
+    });
+}
+
+#[test]
+fn a_core_that_ends_while_it_fetches_a_manifest_leaves_nobody_waiting() {
+    let image = image();
+    let source = Fake::new([image.clone()]);
+    let budget = Budget { memory: 64 << 20, in_flight: 64 << 20, disk: None };
+    let (shared, _) = Shared::open(budget, Options::default()).unwrap();
+    let cache_here = || Cache::new(Arc::clone(&source), Arc::clone(&shared), engine());
+    // A core whose runtime is not driven any further once the fetch has begun.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let core = tokio::task::LocalSet::new();
+    let ctx = ReadContext::default();
+    core.block_on(&runtime, async {
+        let cache = cache_here();
+        let ask = cache.manifest(&ctx, &image.id);
+        assert!(futures::poll!(std::pin::pin!(ask)).is_pending());
+    });
+    let papers = source.papers.load(Ordering::Relaxed);
+    on_core(async {
+        let cache = cache_here();
+        let mut ask = std::pin::pin!(cache.manifest(&ctx, &image.id));
+        assert!(futures::poll!(&mut ask).is_pending());
+        drop(core);
+        assert_eq!(ask.await.unwrap_err().kind(), Kind::Retry);
+        assert_eq!(source.papers.load(Ordering::Relaxed), papers, "it had joined");
+        cache.manifest(&ctx, &image.id).await.unwrap();
     });
 }
 

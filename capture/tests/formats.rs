@@ -305,6 +305,7 @@ fn agrees_with_qemu_img() {
         ("a.qcow2", &["-O", "qcow2"][..]),
         ("b.qcow2", &["-c", "-O", "qcow2"]),
         ("c.qcow2", &["-O", "qcow2", "-o", "cluster_size=2M"]),
+        ("g.qcow2", &["-c", "-O", "qcow2", "-o", "cluster_size=2M"]),
         ("d.qcow2", &["-O", "qcow2", "-o", "preallocation=metadata"]),
         ("e.vmdk", &["-O", "vmdk"]),
         ("f.vmdk", &["-O", "vmdk", "-o", "subformat=streamOptimized"]),

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use forebay_capture::{DiskSource, ImportOptions, SourceOptions, import};
 use common::{MemorySink, assert_imports, import_into, noise, run, stream};
+use forebay_capture::{DiskSource, ImportOptions, SourceOptions, import};
 use image::Kind;
 use image::geometry::MAX_DISK;
 use proptest::prelude::*;

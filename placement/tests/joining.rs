@@ -258,6 +258,17 @@ async fn only_servers_can_serve() {
         let e = serves(&grid, &grid.member(role, "n1")).await.unwrap_err();
         assert!(e.to_string().contains("ertificate"), "{e}");
     }
+    // Both of what keeps them from it: no name to serve under, and not the usage.
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    for role in [Role::Node, Role::Admin, Role::Server] {
+        let der = grid.member(role, "n1").certificate().unwrap();
+        let certificate = X509Certificate::from_der(&der).unwrap().1;
+        let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+        let names = &certificate.subject_alternative_name().unwrap().unwrap().value.general_names;
+        let named = names.iter().any(|n| !matches!(n, GeneralName::URI(_)));
+        assert_eq!((usage.server_auth, named), (role == Role::Server, role == Role::Server));
+        assert!(usage.client_auth && !usage.any && !certificate.is_ca());
+    }
     let own = Papers::load(&grid.dir.path().join("server")).unwrap();
     assert_eq!(own.member().unwrap().role, Role::Server);
     serves(&grid, &own).await.unwrap();

@@ -56,7 +56,7 @@ impl Incoming {
         let mut leans = Leans::default();
         let mut sections = Vec::new();
         for (section, digest) in manifest.present() {
-            let table = self.shared.table(&digest).await?;
+            let table = self.shared.table(&digest).await.map_err(taken_away)?;
             let allowed = packs.clone();
             let spots = self
                 .shared
@@ -90,6 +90,14 @@ impl Incoming {
             self.shared.objects.delete(&key).await?;
         }
         again
+    }
+}
+
+/// What was there when the section was sealed is gone: the push must begin again.
+fn taken_away(e: Error) -> Error {
+    match e.kind() {
+        Kind::Gone => Error::new(Kind::Conflict, format!("{e}; push again")),
+        _ => e,
     }
 }
 

@@ -114,8 +114,7 @@ struct Verdict {
 
 impl<'a> Run<'a> {
     fn new(shared: &'a Shared, grace: u64, dry_run: bool, now: u64) -> Self {
-        let random = (shared.options.ids)();
-        let id = format!("{now:016x}-{:08x}", u32::from_le_bytes([random[0], random[1], random[2], random[3]]));
+        let id = format!("{now:016x}-{}", shared.new_id());
         Self { shared, id, now, grace, dry_run, began: shared.now() }
     }
 

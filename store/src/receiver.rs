@@ -157,6 +157,15 @@ pub struct ReceiverSession {
     incoming: Arc<Incoming>,
 }
 
+impl ReceiverSession {
+    /// Prolongs the session now. It also happens in the background, three times in a session's
+    /// life. A conflict if it has lapsed.
+    pub async fn renew(&self) -> Result<()> {
+        let incoming = self.incoming.clone();
+        self.store.run(async move { incoming.writer.renew().await }).await
+    }
+}
+
 impl ImageSession for ReceiverSession {
     type Section = ReceiverSection;
 

@@ -239,7 +239,7 @@ async fn adopt_marker(objects: &Objects, options: &StoreOptions) -> Result<Strin
         );
         return Err(Error::new(Kind::Invalid, message));
     }
-    let store: String = (options.ids)().iter().map(|b| format!("{b:02x}")).collect();
+    let store = hex(&(options.ids)());
     let marker = sealed::seal(MARKER, &Marker { store: store.clone() });
     match objects.create(&key, marker).await {
         Ok(()) => Ok(store),
@@ -247,6 +247,10 @@ async fn adopt_marker(objects: &Objects, options: &StoreOptions) -> Result<Strin
         Err(e) if e.kind() == Kind::Conflict => read().await?.ok_or(e),
         Err(e) => Err(e),
     }
+}
+
+fn hex(id: &[u8; 16]) -> String {
+    PackId(*id).to_string()
 }
 
 fn parse_marker(bytes: &[u8]) -> Result<String> {
@@ -267,6 +271,11 @@ impl Shared {
     /// Seconds since 1970.
     pub(crate) fn now(&self) -> u64 {
         (self.options.clock)()
+    }
+
+    /// A name that was never used: 32 hex digits.
+    pub(crate) fn new_id(&self) -> String {
+        hex(&(self.options.ids)())
     }
 
     /// A session's life in seconds.

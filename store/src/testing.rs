@@ -112,6 +112,9 @@ pub enum Unacknowledged {
     OneLost(usize),
     /// All were made, but of the one at this place of the log only the first half.
     OneTorn(usize),
+    /// All were made, but no removal was, acknowledged or not, save those of manifests: a local
+    /// file system makes removals durable only where it is told to.
+    RemovalsLost,
 }
 
 type FaultRule = Box<dyn Fn(Verb, &str) -> Option<Fault> + Send>;
@@ -134,6 +137,8 @@ struct State {
     limit: Option<u64>,
     sizes: BTreeMap<Path, u64>,
     gates: Vec<Arc<GateState>>,
+    /// State of the random numbers that say how long a request lets others go first; 0 for never.
+    jitter: u64,
     requests: HashMap<Verb, u64>,
 }
 
@@ -222,6 +227,8 @@ impl TestStore {
             match &change.bytes {
                 Some(bytes) if torn => after.replace(&key, bytes.slice(..bytes.len() / 2)).await,
                 Some(bytes) => after.replace(&key, bytes.clone()).await,
+                None if fate == Unacknowledged::RemovalsLost
+                    && !change.key.starts_with("manifests/") => {}
                 None => after.remove(&key).await,
             }
         }
@@ -262,6 +269,12 @@ impl TestStore {
     /// Holds at most so many bytes from now on.
     pub fn limit(&self, bytes: u64) {
         self.state().limit = Some(bytes);
+    }
+
+    /// From now on each request lets others go first, for as long as the dice say that start at
+    /// `seed`: tasks that run at the same time meet in a different order for each seed.
+    pub fn jitter(&self, seed: u64) {
+        self.state().jitter = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     }
 
     /// Holds up requests of this kind for objects whose name starts so.
@@ -342,6 +355,9 @@ impl TestStore {
             let here = |g: &&Arc<GateState>| g.verb == verb && key.starts_with(&g.prefix);
             state.gates.iter().filter(here).cloned().collect()
         };
+        for _ in 0..self.roll() {
+            tokio::task::yield_now().await;
+        }
         for gate in gates {
             gate.reached.notify_one();
             // Never gives a permit: it ends when the gate is opened.
@@ -349,6 +365,19 @@ impl TestStore {
         }
         let state = self.state();
         state.fault.as_ref().and_then(|rule| rule(verb, key))
+    }
+
+    /// How often a request lets others go first: mostly a little, sometimes for long.
+    fn roll(&self) -> u64 {
+        let mut state = self.state();
+        if state.jitter == 0 {
+            return 0;
+        }
+        state.jitter ^= state.jitter << 13;
+        state.jitter ^= state.jitter >> 7;
+        state.jitter ^= state.jitter << 17;
+        let dice = state.jitter >> 33;
+        if dice % 8 == 0 { dice / 8 % 200 } else { dice / 8 % 6 }
     }
 
     fn begin(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt};
 use image::error::At;
-use image::pack::Entry;
+use image::pack::{Entry, PACK_HEADER_LEN, check_pack_header};
 use image::{Digest, Error, Kind, Locator, Manifest, PackId, Result, SectionTable, Spot};
 
 use crate::cache::Cache;
@@ -197,7 +197,10 @@ impl Run<'_> {
     }
 
     async fn read_footer(&self, id: &PackId) -> Result<Entries> {
-        let len = self.shared.objects.head(&keys::pack(id)).await?.len;
+        let key = keys::pack(id);
+        let len = self.shared.objects.head(&key).await?.len;
+        let header = self.shared.objects.range(&key, 0..PACK_HEADER_LEN as u64).await?;
+        check_pack_header(&header).at(|| format!("pack {id}: offset 0"))?;
         let footer = read_footer(&self.shared.objects, id, len).await?;
         let bytes = 120 * footer.entries.len();
         let entries: Entries =

@@ -101,7 +101,7 @@ impl ImageSink for Client {
     type Session = PushSession;
 
     async fn open(&self, ctx: &ReadContext, plan: &ImagePlan) -> Result<PushSession> {
-        let session = self.session(ctx.priority).await?;
+        let session = self.session().await?;
         let (patience, message) =
             (self.patience(), Message::OpenPush { ctx: *ctx, plan: plan.clone() });
         let opened = async {

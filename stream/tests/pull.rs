@@ -132,7 +132,7 @@ fn a_deadline_ends_the_read_on_both_sides() {
         let source = &grid.world.source;
         source.0.hang.set(true);
         let ctx = ReadContext {
-            deadline: Some(Duration::from_millis(100)),
+            deadline: Some(Duration::from_secs(1)),
             priority: Priority::Guest,
             ..ReadContext::default()
         };

@@ -89,7 +89,7 @@ fn bytes_that_are_not_the_tables_are_refused_while_they_are_sent() {
     // Chunks of noise, so that what follows the wrong one fills more than the windows.
     let image = MemImage::new(64 << 20, 18, |_, c, len| match c {
         0..100 => common::noise(u64::from(c) + 1, len),
-        _ => vec![0; len],
+        _ => Vec::new(),
     });
     World::new(image).run(async |grid| {
         let (client, _) = grid.pusher().await;

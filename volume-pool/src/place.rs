@@ -10,9 +10,16 @@
 //!                    ────────────────── work, sync ──────────────────
 //! PATH               ◀──────────────────── rename ───────────────────
 //! ```
+//! An earlier image keeps its name until its first byte is to change: a pull that comes to nothing
+//! before has changed nothing. That rename is durable before the first write, or a power cut could
+//! leave a mixture under PATH.
+//!
 //! Whoever holds the exclusive lock of the inode under the partial name (or, before the rename, under
 //! PATH) may work; the lock follows the inode through the renames, and dies with its process.
 
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use blockio::{BlockFile, FileKind, Fs, OpenMode};
@@ -20,6 +27,9 @@ use image::{Error, Kind, Result};
 
 /// How often opening is tried while others rename or finish under our hands.
 const TRIES: u32 = 100;
+
+/// Symbolic links that are followed before it is called a loop.
+const MAX_LINKS: u32 = 40;
 
 /// A target's names.
 #[derive(Debug)]
@@ -32,7 +42,7 @@ pub(crate) enum Place {
         path: PathBuf,
         /// The name that it has until then.
         partial: PathBuf,
-        /// Whether it had the final name when it was found.
+        /// Whether it had the final name when it was found, and has it until it is changed.
         was_complete: bool,
     },
 }
@@ -68,8 +78,26 @@ fn partial_name(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(partial))
 }
 
+/// Follows symbolic links at the end of `path`, also to where nothing is yet: else the link would be
+/// replaced by a file, and what it points at left behind.
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::io(path.display(), e);
+    let mut at = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match std::fs::symlink_metadata(&at) {
+            Ok(meta) if meta.is_symlink() => {
+                let link = std::fs::read_link(&at).map_err(failed)?;
+                at = at.parent().unwrap_or(Path::new("")).join(link);
+            }
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
+            _ => return Ok(at),
+        }
+    }
+    Err(Error::new(Kind::Invalid, format!("{}: too many symbolic links", path.display())))
+}
+
 /// The error names the path already.
-fn io(e: std::io::Error) -> Error {
+fn io(e: io::Error) -> Error {
     Error::io("target", e)
 }
 
@@ -79,7 +107,7 @@ fn busy(path: &Path) -> Error {
 }
 
 /// Opens or makes, and locks, what an image at `path` will be worked on in. Nothing that was there is
-/// changed but its name.
+/// changed.
 pub(crate) fn open(fs: &Fs, path: &Path) -> Result<Opened> {
     let partial = partial_name(path)?;
     for _ in 0..TRIES {
@@ -92,60 +120,46 @@ pub(crate) fn open(fs: &Fs, path: &Path) -> Result<Opened> {
 
 /// One try; nothing if a name moved under our hands.
 fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
-    match fs.open(path, OpenMode::write()) {
+    let there = match fs.open(path, OpenMode::write()) {
         Ok(file) if file.kind() == FileKind::Block => {
             let place = Place::Device { path: path.to_owned() };
             return lock(&file, path).map(|()| Some(Opened { place, file, fresh: false }));
         }
-        Ok(file) => return reuse(fs, file, path, partial),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Ok(file) => Some(file),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        // The kernel refuses a device that is mounted or claimed.
+        Err(e) if e.kind() == ErrorKind::ResourceBusy => return Err(busy(path)),
         Err(e) => return Err(io(e)),
-    }
-    let (file, fresh) = match fs.open(partial, OpenMode::write()) {
-        Ok(file) => (file, false),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            match fs.open(partial, OpenMode::create_new()) {
-                Ok(file) => (file, true),
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(None),
+    };
+    // An interrupted pull is gone on with, whatever is at the path. Else an earlier image is changed
+    // in place, so that only what differs has to travel; but not if it has other names: whoever made
+    // those wants the old bytes there.
+    let (file, fresh, was_complete) = match fs.open(partial, OpenMode::write()) {
+        Ok(file) => (file, false, false),
+        Err(e) if e.kind() == ErrorKind::NotFound => match there.filter(has_no_other_name) {
+            Some(old) => (old, false, true),
+            None => match fs.open(partial, OpenMode::create_new()) {
+                Ok(file) => (file, true, false),
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(None),
                 Err(e) => return Err(io(e)),
-            }
-        }
+            },
+        },
         Err(e) => return Err(io(e)),
     };
     lock(&file, path)?;
-    if !file.same_file(partial).unwrap_or(false) {
+    // Between the open and the lock whoever had it may have finished and moved it.
+    let name = if was_complete { path } else { partial };
+    if !file.same_file(name).unwrap_or(false) {
         return Ok(None);
     }
-    Ok(Some(Opened { place: Place::file(path, partial, false), file, fresh }))
+    Ok(Some(Opened { place: Place::file(path, partial, was_complete), file, fresh }))
 }
 
-/// An earlier image is at `path`: an interrupted pull beside it is gone on with, else the image
-/// itself is moved aside and changed in place, so that only what differs has to travel.
-fn reuse(fs: &Fs, old: BlockFile, path: &Path, partial: &Path) -> Result<Option<Opened>> {
-    match fs.open(partial, OpenMode::write()) {
-        Ok(file) => {
-            lock(&file, path)?;
-            let still = file.same_file(partial).unwrap_or(false);
-            return Ok(still.then(|| Opened {
-                place: Place::file(path, partial, false),
-                file,
-                fresh: false,
-            }));
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(io(e)),
-    }
-    lock(&old, path)?;
-    if !old.same_file(path).unwrap_or(false) {
-        return Ok(None);
-    }
-    match fs.rename_new_durable(path, partial) {
-        Ok(()) => {
-            Ok(Some(Opened { place: Place::file(path, partial, true), file: old, fresh: false }))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(None),
-        Err(e) => Err(io(e)),
-    }
+fn has_no_other_name(file: &BlockFile) -> bool {
+    let Some(fd) = file.descriptor() else { return true };
+    let meta = fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    // If in doubt, leave it alone.
+    meta.is_ok_and(|meta| meta.nlink() == 1)
 }
 
 fn lock(file: &BlockFile, path: &Path) -> Result<()> {

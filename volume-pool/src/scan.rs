@@ -48,8 +48,11 @@ pub(crate) fn scan(
     Ok(found)
 }
 
+/// An earlier image may end before this one does; what will be added to it is zeros.
 fn read(file: &BlockFile, plain: &mut [u8], at: u64) -> Result<()> {
-    file.read_exact_at(plain, at).map_err(|e| Error::io("target", e))
+    let there = file.read_at(plain, at).map_err(|e| Error::io("target", e))?;
+    plain[there..].fill(0);
+    Ok(())
 }
 
 /// The chunks of a section in which the file has anything but holes.

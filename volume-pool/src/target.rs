@@ -6,8 +6,10 @@
 //! There is no state beside the bytes themselves: an interrupted pull is gone on with by hashing
 //! what is there. At 6.5 GB/s a core that costs less than keeping a map would, and cannot be wrong.
 
+use std::io;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use blockio::{BlockFile, Engine, FileKind, Fs};
 use image::{ChunkSet, Error, Geometry, Kind, Result, SectionTable};
@@ -24,65 +26,78 @@ pub struct Target {
     file: BlockFile,
     geometry: Geometry,
     fresh: bool,
-    /// Something was changed: the bytes are neither the old image nor yet the new one.
-    dirty: AtomicBool,
-    finished: AtomicBool,
+    /// Whether the file may be changed: it has its partial name, durably, and its size.
+    begun: Mutex<bool>,
 }
 
 impl Target {
     /// Opens or makes what an image of this geometry at `path` will be worked on in, and locks it:
     /// a second pull to the same path is a [`Kind::Conflict`]. Symbolic links are followed.
     ///
-    /// What is at `path` is not changed, but an earlier image there loses its name until the new
-    /// one is complete; if nothing is written it gets it back.
+    /// What is at `path` is not changed yet. Once its first byte is to change, an earlier image
+    /// there loses its name until the new one is complete. A program that has it open without
+    /// having locked it is not noticed: do not pull over an image that is in use.
     pub fn open(path: &Path, geometry: Geometry) -> Result<Self> {
-        // A link would otherwise be replaced by a file, and what it points at left behind.
-        let real = match std::fs::canonicalize(path) {
-            Ok(real) => real,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => path.to_owned(),
-            Err(e) => return Err(Error::io(path.display(), e)),
-        };
-        Self::open_in(&Fs::os(), &real, geometry)
+        Self::open_in(&Fs::os(), &place::resolve(path)?, geometry)
     }
 
     /// The same on any file system.
     pub fn open_in(fs: &Fs, path: &Path, geometry: Geometry) -> Result<Self> {
         let Opened { place, file, fresh } = place::open(fs, path)?;
-        let target = Self {
-            fs: fs.clone(),
-            place,
-            file,
-            geometry,
-            fresh,
-            dirty: AtomicBool::new(fresh),
-            finished: AtomicBool::new(false),
-        };
-        target.fit()?;
+        let begun = Mutex::new(false);
+        let target = Self { fs: fs.clone(), place, file, geometry, fresh, begun };
+        if target.file.kind() == FileKind::Block {
+            target.check_device()?;
+        }
         Ok(target)
     }
 
-    /// Gives a file its size; checks that a device has it.
-    fn fit(&self) -> Result<()> {
-        let size = self.file.size().map_err(|e| self.io(e))?;
-        let wanted = self.geometry.size();
-        if self.file.kind() == FileKind::Block {
-            let sector = self.file.sectors().logical;
-            if sector > self.geometry.sector() {
-                let image = self.geometry.sector();
-                let path = self.place.path().display();
-                tracing::warn!(
-                    "{path}: sectors of {sector} bytes, but the image has {image}: its partition table may not be understood there"
-                );
-            }
-            if size < wanted {
-                let what = format!("a device of {size} bytes is too small for {wanted}");
-                return Err(self.error(Kind::Invalid, &what));
-            }
-        } else if size != wanted {
-            self.dirty.store(true, Ordering::Relaxed);
-            self.file.set_len(wanted).map_err(|e| self.io(e))?;
+    /// Whether the image fits the device. With other sectors than the image's the device holds the
+    /// same bytes, which is all that matters to a VM; but partition tables count in sectors.
+    fn check_device(&self) -> Result<()> {
+        let (size, wanted) = (self.file.size().map_err(|e| self.io(e))?, self.geometry.size());
+        if size < wanted {
+            let what = format!("a device of {size} bytes is too small for {wanted}");
+            return Err(self.error(Kind::Invalid, &what));
+        }
+        let (sector, image) = (self.file.sectors().logical, self.geometry.sector());
+        if sector != image {
+            let path = self.place.path().display();
+            tracing::warn!(
+                "{path}: sectors of {sector} bytes, but the image has {image}: its partition table \
+                 may not be understood there"
+            );
         }
         Ok(())
+    }
+
+    /// Makes the file ready to be changed. The first call blocks for a rename and a sync of the
+    /// directory.
+    fn begin(&self) -> Result<()> {
+        // It is set when all has been done.
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if *begun {
+            return Ok(());
+        }
+        if let Place::File { path, partial, was_complete } = &self.place {
+            if *was_complete {
+                self.check_still(path)?;
+                // Nothing is replaced: whoever makes a partial file heeds our lock.
+                self.fs.rename_durable(path, partial).map_err(|e| self.io(e))?;
+            }
+            self.file.set_len(self.geometry.size()).map_err(|e| self.io(e))?;
+        }
+        *begun = true;
+        Ok(())
+    }
+
+    /// Whether our file still has the name that it should have.
+    fn check_still(&self, name: &Path) -> Result<()> {
+        if self.file.same_file(name).unwrap_or(false) {
+            return Ok(());
+        }
+        let name = name.display();
+        Err(self.error(Kind::Conflict, &format!("somebody moved or replaced {name} meanwhile")))
     }
 
     /// Whether it was made by this pull: every byte is zero, and nothing needs a scan.
@@ -99,15 +114,14 @@ impl Target {
         let Found { missing, to_zero } = scanned
             .await
             .map_err(|e| Error::caused(Kind::Io, format!("scanning the target: {e}"), e))??;
-        for chunk in to_zero {
-            let start = self.geometry.chunk_start(section, chunk);
-            let end = start + self.geometry.chunk_len_at(section, chunk) as u64;
-            self.dirty.store(true, Ordering::Relaxed);
-            let zeroed = match self.file.kind() {
-                FileKind::Block => self.file.zero_range(start..end),
-                FileKind::Regular => self.file.punch_hole(start..end),
-            };
-            zeroed.map_err(|e| self.io(e))?;
+        if !to_zero.is_empty() {
+            self.begin()?;
+            let (file, geometry) = (self.file.clone(), self.geometry);
+            let work =
+                move || to_zero.into_iter().try_for_each(|c| zero(&file, &geometry, section, c));
+            let zeroed = tokio::task::spawn_blocking(work).await;
+            let died = |e| Error::caused(Kind::Io, format!("zeroing the target: {e}"), e);
+            zeroed.map_err(died)?.map_err(|e| self.io(e))?;
         }
         Ok(missing)
     }
@@ -121,7 +135,7 @@ impl Target {
         plain: Verified,
     ) -> Result<()> {
         debug_assert_eq!(plain.len(), self.geometry.chunk_len_at(section, chunk));
-        self.dirty.store(true, Ordering::Relaxed);
+        self.begin()?;
         let at = self.geometry.chunk_start(section, chunk);
         let (written, _buf) = engine.write_at(&self.file, plain.into_buf(), at).await;
         written.map_err(|e| self.io(e))
@@ -130,25 +144,36 @@ impl Target {
     /// Gives the complete image its name. With `sync` everything is durable when this returns; a
     /// lost write is always reported then.
     pub fn finish(&self, sync: bool) -> Result<()> {
+        let size = self.file.size().map_err(|e| self.io(e))?;
+        // An earlier image that is the new one already was not touched, and need not be.
+        if self.file.kind() == FileKind::Regular && (self.fresh || size != self.geometry.size()) {
+            self.begin()?;
+        }
         if sync {
             self.file.sync_data().map_err(|e| self.io(e))?;
         }
-        if let Place::File { path, partial, .. } = &self.place {
+        if let Place::File { path, partial, was_complete } = &self.place
+            && (!*was_complete || self.has_begun())
+        {
+            self.check_still(partial)?;
             let named = match sync {
                 true => self.fs.rename_durable(partial, path),
                 false => self.fs.rename_soon(partial, path),
             };
             named.map_err(|e| self.io(e))?;
         }
-        self.finished.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn has_begun(&self) -> bool {
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn error(&self, kind: Kind, what: &str) -> Error {
         Error::new(kind, format!("{}: {what}", self.place.path().display()))
     }
 
-    fn io(&self, e: std::io::Error) -> Error {
+    fn io(&self, e: io::Error) -> Error {
         let error = Error::io("target", e);
         match error.kind() {
             Kind::Full => {
@@ -166,16 +191,28 @@ impl Target {
 }
 
 impl Drop for Target {
-    /// An earlier image that was not touched gets its name back.
+    /// A file that we made and put nothing into is of no use to anybody.
     fn drop(&mut self) {
-        let untouched =
-            !self.dirty.load(Ordering::Relaxed) && !self.finished.load(Ordering::Relaxed);
-        if let Place::File { path, partial, was_complete: true } = &self.place
-            && untouched
-            && let Err(error) = self.fs.rename_new_durable(partial, path)
+        if let Place::File { partial, .. } = &self.place
+            && self.fresh
+            && !self.has_begun()
+            && let Err(error) = self.fs.remove_file(partial)
         {
-            let partial = partial.display();
-            tracing::warn!(%error, "the earlier image is still called {partial}");
+            tracing::debug!(%error, "an empty partial file stays");
         }
     }
+}
+
+/// Makes a chunk's place read as zeros: a hole in a file, where there can be holes; written zeros on
+/// a device.
+fn zero(file: &BlockFile, geometry: &Geometry, section: u32, chunk: u32) -> io::Result<()> {
+    let start = geometry.chunk_start(section, chunk);
+    let place: Range<u64> = start..start + geometry.chunk_len_at(section, chunk) as u64;
+    if file.kind() == FileKind::Regular {
+        match file.punch_hole(place.clone()) {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
+            done => return done,
+        }
+    }
+    file.zero_range(place)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use blockio::fake::{CrashPlan, FaultOp, FaultPlan, MemFs};
 use blockio::{Arena, Engine, EngineKind, EngineOptions, Fs, OpenMode};
 use forebay_volume_pool::{Target, Verified};
-use image::{Digest, Domain, Geometry, Kind, Result, SectionTable, is_zero};
+use image::{Decoder, Digest, Domain, Encoder, Geometry, Kind, Result, SectionTable, is_zero};
 use proptest::prelude::*;
 
 const CHUNK: usize = 16 << 10;
@@ -126,12 +126,73 @@ fn an_interrupted_pull_is_gone_on_with_and_never_shows() {
 }
 
 #[test]
-fn an_earlier_image_that_was_not_touched_keeps_its_name() {
+fn a_pull_that_comes_to_nothing_has_changed_nothing() {
     let (_, fs) = memory();
-    let disk = Disk::new("abc", 0);
+    let old = Disk::new("abc", 0);
+    pull(&fs, "/d/disk", &old, true).unwrap();
+    // Shorter, longer and equal images; looked at, but not a byte of them arrived.
+    for new in [Disk::new("xy", 512), Disk::new("xyzxyz", 0), Disk::new("xbz", 0)] {
+        on_runtime(async {
+            let target = Target::open_in(&fs, Path::new("/d/disk"), new.geometry()).unwrap();
+            target.scan(0, &new.table()).await.unwrap();
+            assert_eq!(content(&fs, "/d/disk").unwrap(), old.bytes);
+        });
+        assert_eq!(content(&fs, "/d/disk").unwrap(), old.bytes);
+    }
+    drop(Target::open_in(&fs, Path::new("/d/new"), old.geometry()).unwrap());
+    assert_eq!(fs.list("/d").unwrap(), ["disk"]);
+}
+
+#[test]
+fn an_earlier_image_that_is_the_new_one_is_not_touched() {
+    let (memory, fs) = memory();
+    let disk = Disk::new("ab.c", 512);
     pull(&fs, "/d/disk", &disk, true).unwrap();
-    drop(Target::open_in(&fs, Path::new("/d/disk"), disk.geometry()).unwrap());
+    memory.settle();
+    assert_eq!(pull(&fs, "/d/disk", &disk, true).unwrap(), 0);
+    let log = memory.log();
+    assert!(log.iter().all(|op| !op.can_be_lost()), "{log:?}");
     assert_eq!(content(&fs, "/d/disk").unwrap(), disk.bytes);
+}
+
+#[test]
+fn an_image_that_only_lost_its_end_is_cut_under_the_partial_name() {
+    let (memory, fs) = memory();
+    let (old, new) = (Disk::new("abcd", 0), Disk::new("ab", 0));
+    pull(&fs, "/d/disk", &old, true).unwrap();
+    memory.settle();
+    assert_eq!(pull(&fs, "/d/disk", &new, true).unwrap(), 0);
+    assert_eq!(content(&fs, "/d/disk").unwrap(), new.bytes);
+    for image in memory.crash_images(CrashPlan::default()) {
+        let found = content(&image.fs(), "/d/disk");
+        let whole = found.iter().all(|f| *f == old.bytes || *f == new.bytes);
+        assert!(whole, "{image}");
+    }
+}
+
+#[test]
+fn what_others_do_to_the_names_meanwhile_is_a_conflict() {
+    let (_, fs) = memory();
+    let (old, new) = (Disk::new("abc", 0), Disk::new("xyz", 0));
+    let (path, partial) = (Path::new("/d/disk"), "/d/.disk.forebay-partial");
+    // The earlier image is moved away before the first write.
+    pull(&fs, "/d/disk", &old, true).unwrap();
+    on_runtime(async {
+        let target = Target::open_in(&fs, path, new.geometry()).unwrap();
+        fs.rename_durable("/d/disk", "/d/moved").unwrap();
+        let e = fill(&target, &new, 1).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Conflict, "{e}");
+    });
+    assert_eq!(content(&fs, "/d/moved").unwrap(), old.bytes);
+    // Something else takes the partial name before the end.
+    on_runtime(async {
+        let target = Target::open_in(&fs, path, new.geometry()).unwrap();
+        fill(&target, &new, usize::MAX).await.unwrap();
+        fs.replace(partial, b"not an image").unwrap();
+        let e = target.finish(true).unwrap_err();
+        assert_eq!(e.kind(), Kind::Conflict, "{e}");
+    });
+    assert_eq!(content(&fs, "/d/disk"), None);
 }
 
 #[test]
@@ -228,6 +289,82 @@ fn a_power_cut_at_any_instant_leaves_a_whole_image_or_none() {
         }
         assert!(images > 50, "only {images} images");
     }
+}
+
+/// The power goes again while the pull after the first cut is under way.
+#[test]
+fn two_power_cuts_are_no_worse_than_one() {
+    let (memory, fs) = memory();
+    let (old, new) = (Disk::new("ab.", 0), Disk::new("aX.Y", 512));
+    pull(&fs, "/d/disk", &old, true).unwrap();
+    memory.settle();
+    pull(&fs, "/d/disk", &new, true).unwrap();
+    let few = CrashPlan { per_point: 8, ..CrashPlan::default() };
+    for first in memory.crash_images(few) {
+        pull(&first.fs(), "/d/disk", &new, true).unwrap();
+        for second in first.disk().crash_images(few) {
+            let found = content(&second.fs(), "/d/disk");
+            let whole = found.iter().all(|f| *f == old.bytes || *f == new.bytes);
+            assert!(whole, "{first}, then {second}");
+            pull(&second.fs(), "/d/disk", &new, true).unwrap();
+            assert_eq!(content(&second.fs(), "/d/disk").unwrap(), new.bytes);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_called_verified_that_is_not() {
+    let disk = Disk::new("ab", 0);
+    let digest = Digest::of_chunk(disk.chunk(0));
+    let arena = Arena::new("test", CHUNK, 2 * CHUNK).unwrap();
+    let buf = |bytes: &[u8]| {
+        let mut buf = arena.try_acquire().unwrap();
+        buf.copy_from(bytes);
+        buf
+    };
+    assert!(Verified::check(buf(disk.chunk(0)), CHUNK, &digest).is_ok());
+    assert!(Verified::check(buf(disk.chunk(1)), CHUNK, &digest).is_err());
+    assert!(Verified::check(buf(disk.chunk(0)), CHUNK - 512, &digest).is_err());
+    let frame = Encoder::new().unwrap().encode(Domain::PUBLIC, digest, disk.chunk(0));
+    let mut decoder = Decoder::new().unwrap();
+    let mut decode = |digest: &Digest, len| {
+        Verified::decode(&mut decoder, &frame, digest, arena.try_acquire().unwrap(), len)
+    };
+    assert_eq!(&*decode(&digest, CHUNK).unwrap(), disk.chunk(0));
+    assert!(decode(&digest, CHUNK - 512).is_err());
+    assert!(decode(&Digest::of_chunk(disk.chunk(1)), CHUNK).is_err());
+}
+
+#[test]
+fn a_file_with_another_name_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, kept) = (dir.path().join("disk"), dir.path().join("kept"));
+    let (old, new) = (Disk::new("abc", 0), Disk::new("abX", 0));
+    pull(&Fs::os(), path.to_str().unwrap(), &old, true).unwrap();
+    std::fs::hard_link(&path, &kept).unwrap();
+    assert_eq!(pull(&Fs::os(), path.to_str().unwrap(), &new, true).unwrap(), 3);
+    assert_eq!(std::fs::read(&path).unwrap(), new.bytes);
+    assert_eq!(std::fs::read(&kept).unwrap(), old.bytes);
+}
+
+#[test]
+fn a_link_that_leads_nowhere_yet_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("link");
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    std::os::unix::fs::symlink("sub/../sub/disk", &link).unwrap();
+    let disk = Disk::new("ab", 0);
+    on_runtime(async {
+        let target = Target::open(&link, disk.geometry()).unwrap();
+        fill(&target, &disk, usize::MAX).await.unwrap();
+        target.finish(true).unwrap();
+    });
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read(dir.path().join("sub/disk")).unwrap(), disk.bytes);
+    let around = dir.path().join("around");
+    std::os::unix::fs::symlink("around", &around).unwrap();
+    let e = Target::open(&around, disk.geometry()).unwrap_err();
+    assert!(e.message().contains("links"), "{e}");
 }
 
 #[test]

@@ -183,8 +183,11 @@ impl Job {
             Ok(()) => Message::End,
             Err(error) => Message::Failed(error),
         };
+        // Who hears the end may count on the file being closed.
+        let Job { sink, file, plan, .. } = self;
+        drop((file, plan));
         // Nobody there: nobody to tell.
-        let _ = self.sink.blocking_send(last);
+        let _ = sink.blocking_send(last);
     }
 
     /// One read after the other, with the system reading `depth` pieces ahead.

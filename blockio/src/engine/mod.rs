@@ -30,10 +30,15 @@ use crate::arena::{Arena, Buf};
 use crate::file::BlockFile;
 use pending::{Payload, Verb};
 
-/// Operations under way at once, unless told otherwise.
-const DEPTH: u32 = 64;
+/// Operations under way at once, unless told otherwise. Measured (`benches/cpu.rs`, buffered writes
+/// of 256 KiB, processor time per chunk beside making it): 19 µs at depth 4 and 16, 23 µs at 64,
+/// when the chunks no longer fit the processor's cache; of this the runtime's own thread pays 3 µs.
+/// For comparison, `pwrite` on that thread takes 17 µs of it, and it waits when the disk is slow.
+const DEPTH: u32 = 16;
 
-/// Threads that the portable engine keeps busy at once, unless told otherwise.
+/// Threads that the portable engine keeps busy at once, unless told otherwise. Measured
+/// (`benches/cpu.rs`, as above): 24 µs with one, two and four, so that the number is free to serve
+/// disks that answer several readers at once.
 const THREADS: u32 = 4;
 
 /// How an engine reaches the disk.
@@ -101,7 +106,7 @@ pub struct EngineOptions {
     /// Operations under way at once (portable), each on a thread of the runtime's blocking pool.
     pub threads: u32,
     /// Arenas whose memory the ring pins and registers, so that direct I/O need not look up its
-    /// pages each time. All of their memory is then resident for as long as the engine lives. Where
+    /// pages each time; buffered I/O gains nothing by it, and does without. All of their memory is then resident for as long as the engine lives. Where
     /// the limit on locked memory does not allow it, they are used unregistered.
     pub register: Vec<Arena>,
 }

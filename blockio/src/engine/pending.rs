@@ -5,6 +5,7 @@
 //! so that a write that failed unheard is noted on its file.
 
 use std::io;
+use std::ops::Deref;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -99,11 +100,27 @@ impl Reply {
 /// The engine's end: the operation itself.
 #[derive(Debug)]
 pub(super) struct Pending {
+    /// Gone once the outcome has been sent: by the time the caller hears of it, the engine holds
+    /// neither the file nor the buffer any more, and a lock or a claim that hangs on the file is
+    /// the caller's to give up.
+    parts: Option<Parts>,
+}
+
+#[derive(Debug)]
+pub(super) struct Parts {
     pub(super) file: BlockFile,
     pub(super) verb: Verb,
     pub(super) payload: Payload,
     pub(super) offset: u64,
-    reply: Option<oneshot::Sender<Outcome>>,
+    reply: oneshot::Sender<Outcome>,
+}
+
+impl Deref for Pending {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        self.parts.as_ref().expect("the parts leave only with the operation")
+    }
 }
 
 impl Pending {
@@ -113,46 +130,51 @@ impl Pending {
         payload: Payload,
         offset: u64,
     ) -> (Pending, Reply) {
-        let (sender, receiver) = oneshot::channel();
-        let pending = Pending { file, verb, payload, offset, reply: Some(sender) };
-        (pending, Reply { receiver })
+        let (reply, receiver) = oneshot::channel();
+        let parts = Parts { file, verb, payload, offset, reply };
+        (Pending { parts: Some(parts) }, Reply { receiver })
     }
 
     /// Does the operation on this thread, and tells the caller.
     pub(super) fn run_blocking(mut self) {
-        let payload = std::mem::replace(&mut self.payload, Payload::None);
-        let (result, payload) = run_blocking(&self.file, self.verb, payload, self.offset);
-        self.payload = payload;
-        self.deliver(result);
+        if let Some(mut parts) = self.parts.take() {
+            let (result, payload) =
+                run_blocking(&parts.file, parts.verb, parts.payload, parts.offset);
+            parts.payload = payload;
+            parts.deliver(result);
+        }
     }
 
     /// Tells the caller; `result` is what the kernel said.
     pub(super) fn finish(mut self, result: io::Result<usize>) {
-        let result = match (self.verb, result) {
-            (Verb::Sync, result) => self.file.note_sync(result.map(drop)).map(|()| 0),
-            (_, Ok(done)) => Ok(done),
-            (_, Err(error)) => Err(self.file.at(self.verb.name(), Some(self.offset), error)),
-        };
-        self.deliver(result);
+        if let Some(parts) = self.parts.take() {
+            let result = match (parts.verb, result) {
+                (Verb::Sync, result) => parts.file.note_sync(result.map(drop)).map(|()| 0),
+                (_, result) => result.map_err(|error| parts.at(error)),
+            };
+            parts.deliver(result);
+        }
+    }
+}
+
+impl Parts {
+    fn at(&self, error: io::Error) -> io::Error {
+        self.file.at(self.verb.name(), Some(self.offset), error)
     }
 
-    fn deliver(&mut self, result: io::Result<usize>) {
-        if let Some(reply) = self.reply.take() {
-            let payload = std::mem::replace(&mut self.payload, Payload::None);
-            let (file, verb) = (self.file.clone(), self.verb);
-            // Nobody there: the outcome comes back and is dropped, which notes a lost write.
-            drop(reply.send(Outcome { file, verb, result: Some(result), payload }));
-        }
+    fn deliver(self, result: io::Result<usize>) {
+        let Parts { file, verb, payload, reply, .. } = self;
+        // Nobody there: the outcome comes back and is dropped, which notes a lost write.
+        drop(reply.send(Outcome { file, verb, result: Some(result), payload }));
     }
 }
 
 impl Drop for Pending {
     /// An operation that was never done was cancelled. A sync that was not done has lost nothing.
     fn drop(&mut self) {
-        if self.reply.is_some() {
-            let error = io::Error::from(Errno::CANCELED);
-            let error = self.file.at(self.verb.name(), Some(self.offset), error);
-            self.deliver(Err(error));
+        if let Some(parts) = self.parts.take() {
+            let cancelled = parts.at(Errno::CANCELED.into());
+            parts.deliver(Err(cancelled));
         }
     }
 }

@@ -277,3 +277,51 @@ impl Disk {
         self.segments.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockio::fake::MemFs;
+    use blockio::{EngineKind, EngineOptions, OpenMode};
+    use image::{Codec, Digest, Domain};
+
+    /// A tier with one frame in it, and room for one read at a time.
+    fn disk_with_a_frame() -> (Disk, Key) {
+        let digest = Digest::of_chunk(b"x");
+        let frame = Frame::new(Codec::Raw, Domain::PUBLIC, digest, 100, &[7; 100]);
+        let key = Key { domain: Domain::PUBLIC, digest };
+        let file = MemFs::new().fs().open("/seg", OpenMode::create()).unwrap();
+        file.write_all_at(frame.bytes(), 64).unwrap();
+        let disk = Disk::new(0, 1, Duration::from_secs(2)).unwrap();
+        disk.segments_mut().insert(3, Segment { file, bytes: 228 });
+        disk.index.insert(&key, Spot::new(3, 64, 164));
+        (disk, key)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_answer_is_a_miss_and_then_given_up() {
+        let (disk, key) = disk_with_a_frame();
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
+        assert!(disk.read(&engine, &key, 100).await.is_some());
+        let slot = disk.small.try_acquire().unwrap();
+        for _ in 1..MAX_FAILED_READS {
+            assert!(disk.read(&engine, &key, 100).await.is_none());
+        }
+        assert!(disk.contains(&key), "the frame is not to blame");
+        assert_eq!(disk.state(), DiskState::Recovering);
+        assert!(disk.read(&engine, &key, 100).await.is_none());
+        assert!(matches!(disk.state(), DiskState::Off(why) if why.contains("no answer in 2s")));
+        drop(slot);
+        assert!(!disk.contains(&key));
+        assert!(disk.read(&engine, &key, 100).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_frame_of_a_segment_that_has_gone_is_a_miss() {
+        let (disk, key) = disk_with_a_frame();
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
+        disk.segments_mut().clear();
+        assert!(disk.read(&engine, &key, 100).await.is_none());
+        assert_eq!(disk.index.frames(), 0);
+    }
+}

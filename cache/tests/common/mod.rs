@@ -27,6 +27,8 @@ pub const DIR: &str = "/cache";
 pub enum Stuff {
     /// Frames of about a hundred bytes.
     Text,
+    /// Frames of about a thousand bytes.
+    Mixed,
     /// Frames of a chunk and a header.
     Noise,
 }
@@ -50,6 +52,7 @@ pub fn plain(seed: u64, stuff: Stuff) -> Vec<u8> {
     };
     match stuff {
         Stuff::Noise => (0..CHUNK).map(|_| next()).collect(),
+        Stuff::Mixed => (0..CHUNK).map(|i| if i < 1000 { next() | 1 } else { 0 }).collect(),
         Stuff::Text => {
             let word: Vec<u8> = (0..8).map(|_| next() | 1).collect();
             word.iter().copied().cycle().take(CHUNK).collect()
@@ -71,7 +74,13 @@ impl TestImage {
         let table = SectionTable::new(Domain::PUBLIC, digests);
         let manifest = Manifest::new(Domain::PUBLIC, geometry, vec![table.digest()]);
         let id = manifest.identity();
-        Self { id, manifest: Arc::new(manifest), table: Arc::new(table), plain: Arc::new(plain), frames }
+        Self {
+            id,
+            manifest: Arc::new(manifest),
+            table: Arc::new(table),
+            plain: Arc::new(plain),
+            frames,
+        }
     }
 
     pub fn chunks(&self) -> u32 {
@@ -152,10 +161,7 @@ impl Fake {
     }
 
     /// From now on frames go through `f`.
-    pub fn tamper(
-        &self,
-        f: impl Fn(u32, &ReadContext, Frame) -> Frame + Send + Sync + 'static,
-    ) {
+    pub fn tamper(&self, f: impl Fn(u32, &ReadContext, Frame) -> Frame + Send + Sync + 'static) {
         *self.tamper.lock().unwrap() = Some(Box::new(f));
     }
 

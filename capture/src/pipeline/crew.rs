@@ -20,13 +20,15 @@ use std::thread;
 
 use blockio::{Arena, Buf};
 use futures::executor::block_on;
-use image::{ChunkSet, Digest, Domain, Encoder, Error, Frame, Geometry, Kind, Result, SectionTable};
+use image::{
+    ChunkSet, Digest, Domain, Encoder, Error, Frame, Geometry, Kind, Result, SectionTable,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::queue::Queue;
 use super::reader;
 use super::section::{Hashed, Held, Open, Plain};
-use super::{FRAME_ROOM, ImportOptions, piece_len};
+use super::{FRAME_ROOM, ImportOptions};
 use crate::progress::Progress;
 use crate::source::{Content, Disk};
 
@@ -95,10 +97,10 @@ impl Crew {
     pub(super) fn start(
         content: Content,
         geometry: Geometry,
+        piece: usize,
         options: &ImportOptions,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
         let workers = options.workers.get();
-        let piece = piece_len(geometry.chunk_log2());
         let arena = Arena::new("import", piece, options.memory_bytes())
             .map_err(|e| Error::io("memory for an import", e))?;
         let (events, inbox) = mpsc::unbounded_channel();

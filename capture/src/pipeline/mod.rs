@@ -105,9 +105,11 @@ pub struct Imported {
     pub stats: Stats,
 }
 
-/// Length of a piece: at least a chunk, and both divide a section.
-fn piece_len(chunk_log2: u8) -> usize {
-    MIN_PIECE.max(1 << chunk_log2)
+/// Length of a piece: at least a chunk and a granule of the source. All are powers of two and divide
+/// a section.
+fn piece_len(chunk_log2: u8, granule: usize) -> usize {
+    debug_assert!(granule.is_power_of_two() && granule <= 4 << 20);
+    MIN_PIECE.max(1 << chunk_log2).max(granule)
 }
 
 /// Makes an image of a disk.
@@ -133,12 +135,13 @@ pub async fn import<K: ImageSink>(
     options.progress.set_size(size.unwrap_or(0));
     let plan = ImagePlan { domain: options.domain, geometry, parent: options.parent };
     let session = sink.open(&options.context, &plan).await.at(|| &name)?;
+    let piece = piece_len(options.chunk_log2, source.granule());
     let content = source.into_content();
     let disk = match &content {
         Content::Disk(disk) => Some(Arc::clone(disk)),
         Content::Stream(_) => None,
     };
-    let (mut crew, events) = Crew::start(content, geometry, &options)?;
+    let (mut crew, events) = Crew::start(content, geometry, piece, &options)?;
     let shared = crew.shared();
     let sent = tokio::select! {
         // A thread's error is the cause of whatever else may be ready.

@@ -76,7 +76,11 @@ impl Open {
             let start = (chunk - first_chunk) as usize * self.chunk_len;
             let range = start..(start + self.chunk_len).min(piece.len());
             parts.set(chunk, digest);
-            parts.held.push(Held { chunk, digest, plain: Plain { piece: Arc::clone(&piece), range } });
+            parts.held.push(Held {
+                chunk,
+                digest,
+                plain: Plain { piece: Arc::clone(&piece), range },
+            });
         }
     }
 

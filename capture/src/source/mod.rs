@@ -44,6 +44,12 @@ pub trait Disk: Send + Sync {
     /// What the medium or the format says, with the offset.
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
+    /// What is read as a whole, however little of it is asked for (a compressed cluster), in bytes:
+    /// a power of two, at most 4 MiB. Reads of multiples of it, aligned to it, are cheapest.
+    fn granule(&self) -> usize {
+        1
+    }
+
     /// Asked when everything has been read: whether it was one disk all the while.
     ///
     /// # Errors
@@ -160,6 +166,14 @@ impl DiskSource {
         match &self.content {
             Content::Disk(disk) => Some(disk.size()),
             Content::Stream(stream) => stream.size(),
+        }
+    }
+
+    /// See [`Disk::granule`].
+    pub(crate) fn granule(&self) -> usize {
+        match &self.content {
+            Content::Disk(disk) => disk.granule(),
+            Content::Stream(_) => 1,
         }
     }
 

@@ -9,6 +9,7 @@
 mod header;
 mod strict;
 
+use std::io::ErrorKind;
 use std::ops::Range;
 
 use blockio::BlockFile;
@@ -23,13 +24,14 @@ use strict::Exact;
 /// A qcow2 file without references to others. Clusters that are not allocated are not read.
 pub(super) struct Qcow2Disk {
     access: FormatAccess<Exact>,
+    cluster: usize,
     fingerprint: Fingerprint,
 }
 
 impl Qcow2Disk {
     pub(super) fn open(file: BlockFile) -> Result<Self> {
         let fingerprint = Fingerprint::take(&file)?;
-        header::check(&file)?;
+        let cluster = header::check(&file)?;
         let mut qcow2 = Qcow2::<Exact>::open_image(Exact::new(file), false).map_err(bad)?;
         // The header's own parser and imago's must agree that there is nothing else to open.
         let others = [qcow2.implicit_backing_file(), qcow2.implicit_external_data_file()];
@@ -41,7 +43,7 @@ impl Qcow2Disk {
         }
         qcow2.set_backing(None);
         qcow2.set_data_file(None);
-        Ok(Self { access: FormatAccess::new(qcow2), fingerprint })
+        Ok(Self { access: FormatAccess::new(qcow2), cluster, fingerprint })
     }
 }
 
@@ -76,6 +78,10 @@ impl Disk for Qcow2Disk {
         self.access.read(buf, offset).map_err(|e| bad(e).at(place()))
     }
 
+    fn granule(&self) -> usize {
+        self.cluster
+    }
+
     fn check_unchanged(&self) -> Result<()> {
         self.fingerprint.check()
     }
@@ -86,5 +92,9 @@ fn bad(e: std::io::Error) -> Error {
     if blockio::errno(&e).is_some() {
         return Error::io("qcow2", e);
     }
-    Error::caused(Kind::Corrupt, format!("qcow2: {e}"), e)
+    let hint = match e.kind() {
+        ErrorKind::UnexpectedEof => ": is the copy complete?",
+        _ => "",
+    };
+    Error::caused(Kind::Corrupt, format!("qcow2: {e}{hint}"), e)
 }

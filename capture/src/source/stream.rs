@@ -103,9 +103,7 @@ fn decoder(
             let input = BufReader::with_capacity(INPUT, reader);
             Box::new(zstd::stream::read::Decoder::with_buffer(input)?)
         }
-        Compression::Gzip => {
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(INPUT, reader)))
-        }
+        Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(INPUT, reader))),
         Compression::Xz => {
             let input = BufReader::with_capacity(INPUT, reader);
             let stream = liblzma::stream::Stream::new_stream_decoder(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use image::{Error, Kind, Priority, Result};
+use image::{Error, Kind, Result};
 
 use super::session::Session;
 use super::{ClientLimits, Tickets};
@@ -50,6 +50,12 @@ enum State {
     Up { failures: u32, since: Instant, session: Arc<Session> },
 }
 
+/// What a link can give at once.
+enum Ready {
+    Now(Arc<Session>),
+    Later { attempt: Opening, new: bool },
+}
+
 #[expect(clippy::disallowed_methods, reason = "a driver: back-off is measured in real time")]
 fn now() -> Instant {
     Instant::now()
@@ -76,19 +82,6 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How good a choice this link is for a request; lower is better. A connection that has to be
-    /// opened first is a good choice for who has time, and a poor one for a guest.
-    pub(crate) fn cost(&self, priority: Priority) -> usize {
-        const FAR: usize = usize::MAX / 2;
-        let waiting = if priority == Priority::Guest { FAR } else { 0 };
-        match &*self.state() {
-            State::Up { session, .. } if session.usable() => session.load(),
-            State::Up { .. } | State::Opening { .. } => waiting,
-            State::Down { until, .. } if until.is_some_and(|until| now() < until) => FAR + 1,
-            State::Down { .. } => waiting,
-        }
-    }
-
     /// The session, if there is one now.
     pub(crate) fn current(&self) -> Option<Arc<Session>> {
         match &*self.state() {
@@ -104,44 +97,57 @@ impl Link {
         }
     }
 
-    /// The session; connects if need be.
-    pub(crate) async fn session(self: &Arc<Self>) -> Result<Arc<Session>> {
-        let attempt = {
-            let mut state = self.state();
-            if let State::Up { failures, since, session } = &*state
-                && !session.usable()
-            {
-                *state = self.after_loss(*failures, *since);
-            }
-            match &*state {
-                State::Up { session, .. } => return Ok(session.clone()),
-                State::Opening { attempt, .. } => attempt.clone(),
-                State::Down { failures, until, why } => {
-                    if let Some(left) = until.and_then(|t| t.checked_duration_since(now()))
-                        && !left.is_zero()
-                    {
-                        return Err(self.resting(left, why.as_ref()));
-                    }
-                    let (failures, attempt) = (*failures, self.attempt());
-                    *state = State::Opening { failures, attempt: attempt.clone() };
-                    attempt
-                }
-            }
-        };
-        attempt.await
+    /// Connects, if it is not connected and not resting, and does not wait for it.
+    pub(crate) fn wake(self: &Arc<Self>) -> bool {
+        self.ready().is_ok_and(|ready| matches!(ready, Ready::Later { new: true, .. }))
     }
 
+    /// The session; connects if need be.
+    pub(crate) async fn session(self: &Arc<Self>) -> Result<Arc<Session>> {
+        match self.ready()? {
+            Ready::Now(session) => Ok(session),
+            Ready::Later { attempt, .. } => attempt.await,
+        }
+    }
+
+    /// The session or the attempt to get one, which is started if need be.
+    fn ready(self: &Arc<Self>) -> Result<Ready> {
+        let mut state = self.state();
+        if let State::Up { failures, since, session } = &*state
+            && !session.usable()
+        {
+            *state = self.after_loss(*failures, *since);
+        }
+        match &*state {
+            State::Up { session, .. } => Ok(Ready::Now(session.clone())),
+            State::Opening { attempt, .. } => {
+                Ok(Ready::Later { attempt: attempt.clone(), new: false })
+            }
+            State::Down { failures, until, why } => {
+                let left = until.and_then(|until| until.checked_duration_since(now()));
+                if let Some(left) = left.filter(|left| !left.is_zero()) {
+                    return Err(resting(left, why.as_ref()));
+                }
+                let (failures, attempt) = (*failures, self.attempt());
+                *state = State::Opening { failures, attempt: attempt.clone() };
+                Ok(Ready::Later { attempt, new: true })
+            }
+        }
+    }
+
+    /// Starts to connect. The attempt goes on when everybody who waits for it has gone.
     fn attempt(self: &Arc<Self>) -> Opening {
         let (link, dial, addr) = (Arc::downgrade(self), self.dial.clone(), self.addr);
-        async move {
+        let attempt = async move {
             let result = Session::open(&dial, addr).await;
             if let Some(link) = Weak::upgrade(&link) {
                 link.opened(&result);
             }
             result
-        }
-        .boxed()
-        .shared()
+        };
+        let attempt = attempt.boxed().shared();
+        tokio::spawn(attempt.clone().map(drop));
+        attempt
     }
 
     fn opened(&self, result: &Result<Arc<Session>>) {
@@ -169,16 +175,16 @@ impl Link {
         let until = (failures > 1 || why.is_some()).then(|| now() + pause(failures, self.addr));
         State::Down { failures, until, why }
     }
+}
 
-    fn resting(&self, left: Duration, why: Option<&Error>) -> Error {
-        if let Some(e) = why
-            && matches!(e.kind(), Kind::Denied | Kind::Unsupported | Kind::Invalid)
-        {
-            return e.clone();
-        }
-        let why = why.map_or("the connection was lost again and again", Error::message);
-        Error::new(Kind::Busy(left), format!("waiting before the next attempt: {why}"))
+fn resting(left: Duration, why: Option<&Error>) -> Error {
+    if let Some(e) = why
+        && matches!(e.kind(), Kind::Denied | Kind::Unsupported | Kind::Invalid)
+    {
+        return e.clone();
     }
+    let why = why.map_or("the connection was lost again and again", Error::message);
+    Error::new(Kind::Busy(left), format!("waiting before the next attempt: {why}"))
 }
 
 #[cfg(test)]

@@ -14,10 +14,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::select_ok;
 use image::error::At;
 use image::{
-    ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, Priority, ReadContext, Result,
-    SectionTable,
+    ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, ReadContext, Result, SectionTable,
 };
 use tokio::time::timeout;
 
@@ -46,7 +47,7 @@ pub struct ClientLimits {
 impl Default for ClientLimits {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(10),
+            connect: Duration::from_secs(5),
             answer: Duration::from_secs(60),
             frame: image::frame::MAX_FRAME as u32,
         }
@@ -140,8 +141,8 @@ struct Inner {
 pub struct Client(Arc<Inner>);
 
 impl Client {
-    /// Connects to one of the server's endpoints, and to the others when they are needed. The error is
-    /// that of the last endpoint tried. Call it inside the runtime that drives the endpoint.
+    /// Connects to the server's endpoints, and is ready with the first that answers. Call it inside the
+    /// runtime that drives the endpoint.
     pub async fn connect(options: ClientOptions) -> Result<Self> {
         let ClientOptions { endpoint, config, servers, server_name, tickets, limits } = options;
         let dial = Dial { endpoint, config, server_name, limits, tickets: Tickets::default() };
@@ -149,7 +150,7 @@ impl Client {
         let dial = Arc::new(dial);
         let links = servers.iter().map(|addr| Link::new(*addr, dial.clone())).collect();
         let client = Self(Arc::new(Inner { dial, links, manifests: Mutex::default() }));
-        client.session(Priority::Background).await?;
+        client.session().await?;
         Ok(client)
     }
 
@@ -159,7 +160,7 @@ impl Client {
         self.0.links.iter().for_each(|link| link.hurry());
         let current: Vec<_> = self.0.links.iter().filter_map(|link| link.current()).collect();
         let sessions = match current.is_empty() {
-            true => vec![self.session(Priority::Background).await?],
+            true => vec![self.session().await?],
             false => current,
         };
         let mut granted = None;
@@ -184,18 +185,21 @@ impl Client {
         self.0.dial.limits.answer
     }
 
-    /// A session with little to do.
-    pub(crate) async fn session(&self, priority: Priority) -> Result<Arc<Session>> {
-        let mut links: Vec<_> = self.0.links.iter().collect();
-        links.sort_by_key(|link| link.cost(priority));
-        let mut last = Error::new(Kind::Invalid, "the server has no endpoints");
-        for link in links {
-            match link.session().await {
-                Ok(session) => return Ok(session),
-                Err(e) => last = e,
+    /// The session with the least to do. If all are busy, one more is opened, which nobody waits for
+    /// while there is another: an endpoint that does not answer costs the others nothing.
+    pub(crate) async fn session(&self) -> Result<Arc<Session>> {
+        let links = &self.0.links;
+        let up = links.iter().filter_map(|link| link.current());
+        if let Some(best) = up.min_by_key(|session| session.load()) {
+            if best.load() > 0 {
+                links.iter().find(|link| link.wake());
             }
+            return Ok(best);
         }
-        Err(last)
+        if links.is_empty() {
+            return Err(Error::new(Kind::Invalid, "the server has no endpoints"));
+        }
+        select_ok(links.iter().map(|link| link.session().boxed())).await.map(|(first, _)| first)
     }
 
     /// Asks, and gives each part of the answer to `take`.
@@ -207,7 +211,7 @@ impl Client {
         take: impl AsyncFnMut(Answer) -> Result<()>,
     ) -> Result<()> {
         let work = async {
-            let session = self.session(ctx.priority).await?;
+            let session = self.session().await?;
             let result = self.exchange(&session, ctx, message, asked, take).await;
             result.at(|| session.name())
         };

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use api::ticket::holder_of;
 use bytes::Bytes;
@@ -245,7 +246,7 @@ async fn drive<S, F, K>(
     }
 }
 
-/// Reads the control stream until the client has said HELLO.
+/// Reads the control stream until the client has said HELLO. The caller limits the time.
 async fn hello<S: ChunkSource, F, P>(
     conn: &Conn<S, F, P>,
     send: &mut SendStream,
@@ -253,7 +254,7 @@ async fn hello<S: ChunkSource, F, P>(
 ) -> Result<()> {
     while !conn.control.borrow().said_hello() {
         let mut pieces = Vec::new();
-        if !io::read(recv, conn.shared.limits.handshake, |p| pieces.push(p)).await? {
+        if !io::read(recv, Duration::MAX, |p| pieces.push(p)).await? {
             return Err(Error::new(Kind::Invalid, "the control stream ended before HELLO"));
         }
         for piece in pieces {
@@ -360,7 +361,7 @@ async fn request<S, F, K>(
 async fn first_message(
     recv: &mut RecvStream,
     replies: &mut Replies,
-    patience: std::time::Duration,
+    patience: Duration,
 ) -> Result<Message> {
     const REQUESTS: [Type; 5] =
         [Type::GetManifest, Type::GetTable, Type::GetChunks, Type::OpenPush, Type::Offer];

@@ -111,8 +111,9 @@ impl MemImage {
         for s in 0..geometry.sections() {
             let mut digests = Vec::new();
             for c in 0..geometry.chunks_in(s) {
+                // An empty chunk stands for zeros, to save the tests' time.
                 let plain = fill(s, c, geometry.chunk_len_at(s, c));
-                if is_zero(&plain) {
+                if plain.is_empty() || is_zero(&plain) {
                     digests.push(Digest::ZERO);
                     continue;
                 }
@@ -131,7 +132,7 @@ impl MemImage {
     /// Two sections, the last chunk short; noise, text and zeros in turn; 64 KiB chunks.
     pub fn small() -> Rc<Self> {
         Self::new((64 << 20) + (200 << 10) + 512, 16, |s, c, len| match (s, c % 3) {
-            (0, _) if c > 20 => vec![0; len],
+            (0, _) if c > 20 => Vec::new(),
             (_, 0) => noise(u64::from(s * 1000 + c + 1), len),
             (_, 1) => vec![c as u8; len],
             _ => vec![0; len],

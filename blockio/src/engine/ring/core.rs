@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::registered::Registered;
-use crate::arena::Arena;
+use crate::arena::{Arena, Buf};
 use crate::engine::EngineStats;
 use crate::engine::pending::{Payload, Pending, Verb};
 
@@ -303,14 +303,14 @@ impl Op {
             (Verb::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             (Verb::Read, Payload::Buf(buf)) => {
                 let (start, len) = (buf.start().wrapping_add(self.done), self.left(buf.len()));
-                match registered.index(buf) {
+                match self.piece(buf, registered) {
                     Some(piece) => opcode::ReadFixed::new(fd, start, len, piece).offset(at).build(),
                     None => opcode::Read::new(fd, start, len).offset(at).build(),
                 }
             }
             (Verb::Write, Payload::Buf(buf)) => {
                 let (start, len) = (buf.start().wrapping_add(self.done), self.left(buf.len()));
-                match registered.index(buf) {
+                match self.piece(buf, registered) {
                     Some(piece) => {
                         opcode::WriteFixed::new(fd, start, len, piece).offset(at).build()
                     }
@@ -323,6 +323,13 @@ impl Op {
             }
             (verb, payload) => unreachable!("{verb:?} of {payload:?} does not come to a ring"),
         }
+    }
+
+    /// The registered piece to name, where that pays. Measured (`benches/cpu.rs`, writes of 256 KiB,
+    /// processor time beside making the chunk): past the page cache 8.9 µs instead of 10.5, into it
+    /// 23 instead of 19.
+    fn piece(&self, buf: &Buf, registered: &Registered) -> Option<u16> {
+        if self.pending.file.is_direct() { registered.index(buf) } else { None }
     }
 
     fn left(&self, len: usize) -> u32 {
@@ -374,5 +381,73 @@ fn no_ring(error: io::Error) -> io::Error {
             io::Error::new(io::ErrorKind::Unsupported, format!("no io_uring: {error}"))
         }
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::OpenMode;
+    use crate::fake::MemFs;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
+
+    fn op(verb: Verb, len: usize, mode: OpenMode) -> Op {
+        let file = MemFs::new().fs().open("/f", mode).unwrap();
+        let mut buf = Arena::new("test", 8192, 8192).unwrap().try_acquire().unwrap();
+        buf.set_len(len);
+        let (pending, _) = Pending::new(file, verb, Payload::Buf(buf), 0);
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Op { pending, done: 0, again: 0, permit }
+    }
+
+    fn ends(op: &mut Op, answer: i32) -> Option<Result<usize, i32>> {
+        match op.step(answer) {
+            Step::More => None,
+            Step::Done(result) => Some(result.map_err(|error| error.raw_os_error().unwrap_or(0))),
+        }
+    }
+
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let mut op = op(Verb::Write, 1000, OpenMode::create());
+        assert_eq!(ends(&mut op, 300), None);
+        assert_eq!((op.done, op.left(1000)), (300, 700));
+        assert_eq!(ends(&mut op, -Errno::INTR.raw_os_error()), None);
+        assert_eq!(ends(&mut op, 700), Some(Ok(1000)));
+    }
+
+    #[test]
+    fn a_write_that_gets_nowhere_is_an_error() {
+        let mut short = op(Verb::Write, 1000, OpenMode::create());
+        assert_eq!(ends(&mut short, 0), Some(Err(0)));
+        let mut full = op(Verb::Write, 1000, OpenMode::create());
+        assert_eq!(ends(&mut full, 999), None);
+        let nospc = Errno::NOSPC.raw_os_error();
+        assert_eq!(ends(&mut full, -nospc), Some(Err(nospc)));
+    }
+
+    #[test]
+    fn a_read_ends_when_full_or_at_the_end() {
+        let mut op1 = op(Verb::Read, 1000, OpenMode::create());
+        assert_eq!(ends(&mut op1, 600), None);
+        assert_eq!(ends(&mut op1, 0), Some(Ok(600)));
+        let mut op2 = op(Verb::Read, 1000, OpenMode::create());
+        assert_eq!(ends(&mut op2, 1000), Some(Ok(1000)));
+    }
+
+    #[test]
+    fn a_direct_read_does_not_ask_again_from_within_a_sector() {
+        let mut op1 = op(Verb::Read, 8192, OpenMode::create().direct());
+        assert_eq!(ends(&mut op1, 4096), None);
+        assert_eq!(ends(&mut op1, 100), Some(Ok(4196)));
+    }
+
+    #[test]
+    fn the_kernel_cannot_keep_us_spinning() {
+        let again = Errno::AGAIN.raw_os_error();
+        let mut op = op(Verb::Read, 1000, OpenMode::create());
+        let turns = (0..).take_while(|_| ends(&mut op, -again).is_none()).count();
+        assert_eq!(turns, MAX_AGAIN as usize);
     }
 }

@@ -30,8 +30,8 @@ const FEATURES: [(&str, &str); 5] = [
 ];
 const EXTERNAL_DATA: u32 = 2;
 
-/// Refuses, by name, what must not be read as if it were plain.
-pub(super) fn check(file: &BlockFile) -> Result<()> {
+/// Refuses, by name, what must not be read as if it were plain. Returns the length of a cluster.
+pub(super) fn check(file: &BlockFile) -> Result<usize> {
     let size = file.size().map_err(read_error)?;
     let mut bytes = [0; LEN];
     let read = file.read_at(&mut bytes, 0).map_err(read_error)?;
@@ -51,7 +51,13 @@ pub(super) fn check(file: &BlockFile) -> Result<()> {
         let hint = "decrypt it with `qemu-img convert`, or import its bytes as they are";
         return Err(unsupported(format!("the qcow2 file is encrypted: {hint} (--format raw)")));
     }
-    header.check_l1()
+    let cluster_log2 = header.u32(20);
+    if !(9..=21).contains(&cluster_log2) {
+        let what = format!("qcow2: a cluster size of 2^{cluster_log2} bytes is out of bounds");
+        return Err(Error::new(Kind::Corrupt, what));
+    }
+    header.check_l1(cluster_log2)?;
+    Ok(1 << cluster_log2)
 }
 
 /// The error of a file that wants another one opened.
@@ -103,8 +109,8 @@ impl Header<'_> {
             if self.read(&mut head, at)? < head.len() {
                 break;
             }
-            let [kind, len] = [0, 4]
-                .map(|i| u32::from_be_bytes(head[i..i + 4].try_into().expect("four bytes")));
+            let [kind, len] =
+                [0, 4].map(|i| u32::from_be_bytes(head[i..i + 4].try_into().expect("four bytes")));
             match kind {
                 0 => break,
                 DATA_FILE_NAME => return self.text(at + 8, len).map(Some),
@@ -122,12 +128,7 @@ impl Header<'_> {
     }
 
     /// Whether the L1 table is there and covers the disk: it is allocated at once.
-    fn check_l1(&self) -> Result<()> {
-        let cluster_log2 = self.u32(20);
-        if !(9..=21).contains(&cluster_log2) {
-            let what = format!("qcow2: a cluster size of 2^{cluster_log2} bytes is out of bounds");
-            return Err(Error::new(Kind::Corrupt, what));
-        }
+    fn check_l1(&self, cluster_log2: u32) -> Result<()> {
         let (size, entries, at) = (self.u64(24), u64::from(self.u32(36)), self.u64(40));
         // An L2 table is one cluster of 8-byte entries, each of which maps a cluster.
         let per_entry = 1u64 << (2 * cluster_log2 - 3);

@@ -50,7 +50,9 @@ impl Header {
             return Err(no_header(file)?);
         }
         if read < bytes.len() {
-            return Err(corrupt(format!("the file ends after {read} bytes: is the copy complete?")));
+            return Err(corrupt(format!(
+                "the file ends after {read} bytes: is the copy complete?"
+            )));
         }
         let raw = Raw(&bytes);
         check_descriptor(file, &raw)?;

@@ -134,6 +134,10 @@ impl Disk for VmdkDisk {
         Ok(())
     }
 
+    fn granule(&self) -> usize {
+        self.header.grain as usize
+    }
+
     fn check_unchanged(&self) -> Result<()> {
         self.fingerprint.check()
     }
