@@ -114,8 +114,9 @@ fn serves_from_the_source_while_it_recovers() {
 }
 
 /// Reads everything from a log that was damaged; whatever it gives must be right, and what it does
-/// not give must come from the source. Returns how many frames did.
-async fn read_damaged(image: &TestImage, name: &str, bytes: &[u8], what: &str) -> u32 {
+/// not give must come from the source. Returns how many frames did, and how many the log was said to
+/// have.
+async fn read_damaged(image: &TestImage, name: &str, bytes: &[u8], what: &str) -> (u32, u32) {
     let source = Fake::new([image.clone()]);
     let fs = fs_with(&[(name, bytes)]);
     let budget = Budget { memory: 1 << 20, ..disk_budget(4 << 20) };
@@ -124,6 +125,7 @@ async fn read_damaged(image: &TestImage, name: &str, bytes: &[u8], what: &str) -
     image.check(&image.all(), rig.read(&image.all()).await.expect(what));
     let fetched = source.given_in_all();
     assert_eq!(u64::from(fetched) + rig.status().disk_hits, 6, "{what}");
+    let recovered = rig.status().disk_hits + rig.status().disk_bad_frames;
     // What was fetched replaces what was damaged, at once and after another start.
     rig.settle();
     assert_eq!(rig.status().disk_frames, 6, "{what}");
@@ -132,7 +134,7 @@ async fn read_damaged(image: &TestImage, name: &str, bytes: &[u8], what: &str) -
     rig.settle();
     image.check(&image.all(), rig.read(&image.all()).await.expect(what));
     assert_eq!((source.given_in_all(), rig.status().disk_hits), (fetched, 6), "{what}");
-    fetched
+    (fetched, recovered as u32)
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn a_flipped_bit_costs_one_frame() {
         for byte in 0..good.len() {
             let mut bad = good.clone();
             bad[byte] ^= 1 << (byte % 8);
-            let fetched = read_damaged(&image, &name, &bad, &format!("byte {byte}")).await;
+            let (fetched, _) = read_damaged(&image, &name, &bad, &format!("byte {byte}")).await;
             let expected = match byte {
                 0..64 => 6,
                 _ if byte < frames_end => 1,
@@ -163,8 +165,8 @@ fn a_log_cut_anywhere_gives_the_frames_before_the_cut() {
     on_core(async {
         for len in 0..good.len() {
             let whole = (0..6).filter(|n| len >= 64 + lens[..=*n].iter().sum::<usize>()).count();
-            let fetched = read_damaged(&image, &name, &good[..len], &format!("cut at {len}")).await;
-            assert_eq!(fetched, 6 - whole as u32, "cut at {len}");
+            let found = read_damaged(&image, &name, &good[..len], &format!("cut at {len}")).await;
+            assert_eq!(found, (6 - whole as u32, whole as u32), "cut at {len}");
         }
     });
 }
@@ -178,7 +180,21 @@ fn a_broken_header_in_a_segment_without_a_footer_costs_what_follows() {
     on_core(async {
         let mut bad = good[..frames_end].to_vec();
         bad[64 + first + 20] ^= 1;
-        assert_eq!(read_damaged(&image, &name, &bad, "header of the second frame").await, 5);
+        assert_eq!(read_damaged(&image, &name, &bad, "second header").await, (5, 1));
+    });
+}
+
+#[test]
+fn what_lies_behind_the_last_whole_frame_is_cut_off() {
+    let (name, good) = sealed_segment(image());
+    let frames_end = good.len() - 64 - 6 * 48;
+    let mut torn = good[..frames_end].to_vec();
+    torn.extend(image().frames[0].bytes().iter().take(50).chain([0xff; 5000].iter()));
+    on_core(async {
+        let fs = fs_with(&[(&name, &torn)]);
+        let rig = Rig::on_disk(&Fake::new([image()]), &fs);
+        assert_eq!(rig.status().disk_bytes, good.len() as u64);
+        assert_eq!(bytes_of(&fs, &name), good);
     });
 }
 
@@ -304,6 +320,22 @@ fn a_disk_that_fails_to_read_is_switched_off_and_serving_goes_on() {
         rig.settle();
         assert_eq!(rig.status().disk_frames, 0);
         image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+    });
+}
+
+#[test]
+fn failed_reads_among_good_ones_are_the_sectors_fault() {
+    on_core(async {
+        let image = TestImage::of(0..40, Stuff::Text);
+        let source = Fake::new([TestImage::of(0..40, Stuff::Text)]);
+        let (fs, plan, clock) = (MemFs::new(), FaultPlan::new(), common::Clock::default());
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        rig.read(&image.all()).await.unwrap();
+        rig.settle();
+        (1..20).for_each(|nth| _ = plan.fail(FaultOp::Read, 2 * nth, Fault::Io));
+        image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+        assert_eq!(rig.status().disk, DiskState::On);
+        assert_eq!(source.given_in_all(), 40 + 19);
     });
 }
 
@@ -494,7 +526,34 @@ fn a_smaller_budget_is_kept_after_a_restart() {
         rig.read(&TestImage::of(500..501, Stuff::Noise).all()).await.unwrap();
         rig.settle();
         assert!(disk_bytes(&fs) <= 1 << 20, "{}", disk_bytes(&fs));
+        let frames = rig.status().disk_frames;
+        assert!(frames * (CHUNK as u64 + 64) <= 1 << 20, "{frames} frames in the index");
         image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+    });
+}
+
+#[test]
+fn a_working_set_larger_than_the_disk_is_written_twice_at_most() {
+    on_core(async {
+        let image = TestImage::of(0..100, Stuff::Noise);
+        let source = Fake::new([image.clone()]);
+        let fs = MemFs::new();
+        let mut rig = Rig::new(&source, disk_budget(1 << 20), disk_options(&fs));
+        for _ in 0..4 {
+            // In pieces, so that each is read from disk before it is pushed out.
+            for part in 0..50 {
+                for _ in 0..2 {
+                    rig.read(&image.place(|chunk| chunk % 50 == part)).await.unwrap();
+                    rig.settle();
+                }
+            }
+            assert!(disk_bytes(&fs) <= 1 << 20);
+        }
+        let (written, fetched) = (rig.status().disk_written_bytes, rig.status().source_bytes);
+        assert!(
+            written > fetched && written <= 2 * fetched,
+            "{written} written, {fetched} fetched"
+        );
     });
 }
 

@@ -443,6 +443,7 @@ fn a_cache_too_small_for_a_section_still_gives_all_of_it() {
             image.check(&image.all(), rig.read(&image.all()).await.unwrap());
             assert!(rig.status().memory_bytes <= memory);
         }
+        assert_eq!(source.given_in_all(), 3 * 64, "nothing was fetched twice for one read");
     });
 }
 
@@ -504,5 +505,34 @@ fn places_that_are_none_are_refused() {
         let ctx = ReadContext::default();
         let error = rig.cache.section_table(&ctx, &image.id, 1).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Invalid);
+    });
+}
+
+#[test]
+fn zeros_are_neither_fetched_nor_asked_for() {
+    use image::{ChunkSet, Digest, Geometry, Manifest, Place, SectionTable};
+    let mut image = TestImage::of(0..1, Stuff::Text);
+    let domain = image.table.domain();
+    let table = SectionTable::new(domain, vec![image.table.digests()[0], Digest::ZERO]);
+    // Two chunks in section 0, the second of zeros; section 1 of zeros, and short.
+    let geometry = Geometry::new((64 << 20) + 3 * CHUNK as u64, 512, common::CHUNK_LOG2).unwrap();
+    let mut digests = table.digests().to_vec();
+    digests.resize(geometry.chunks_in(0) as usize, Digest::ZERO);
+    image.table = Arc::new(SectionTable::new(domain, digests));
+    let manifest = Manifest::new(domain, geometry, vec![image.table.digest(), Digest::ZERO]);
+    (image.id, image.manifest) = (manifest.identity(), Arc::new(manifest));
+    on_core(async {
+        let source = Fake::new([image.clone()]);
+        let rig = Rig::in_memory(&source, 64 << 20);
+        let ctx = ReadContext::default();
+        let zeros = rig.cache.section_table(&ctx, &image.id, 1).await.unwrap();
+        assert_eq!((zeros.chunks(), zeros.is_zero()), (3, true));
+        assert_eq!(source.papers.load(Ordering::Relaxed), 1, "the manifest alone");
+        let chunks = image.table.chunks();
+        let place =
+            |n| Place { image: image.id, section: 0, chunks: ChunkSet::of(chunks, |c| c < n) };
+        assert_eq!(rig.read(&place(1)).await.unwrap(), [(0, image.frames[0].clone())]);
+        let error = rig.read(&place(2)).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{error}");
     });
 }

@@ -80,7 +80,7 @@ pub const KEYS: &[Key] = &[
     key("cache.dir", Form::Path, "", "directory of the cache's segments; DATA/cache unless set"),
     key("gc.grace", Form::Time, "24h", "how long garbage is kept after it was condemned"),
     key("node.cores", Form::Number, "0", "cores that a pull uses; 0 means all"),
-    key("node.memory", Form::Size, "64MiB", "memory for chunks on their way to the disk"),
+    key("node.memory", Form::Size, "32MiB", "memory for chunks on their way to the disk"),
     key(
         "node.rate",
         Form::Size,

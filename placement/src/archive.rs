@@ -55,7 +55,7 @@ pub trait Archive: Send + Sync + 'static {
     /// The signed records of an image, in any order.
     fn records(&self, image: Digest) -> Answer<'_, Vec<String>>;
 
-    /// Appends a move to the log, durably, and create-only: if a move with this `seq` is there
+    /// Appends a move to the log, durably, and create-only: if another move with this `seq` is there
     /// already, that is a conflict and nothing changes.
     fn append_ref_move(&self, entry: RefMove) -> Answer<'_, ()>;
 

@@ -190,6 +190,7 @@ async fn the_newest_record_of_this_grid_counts() {
     grid.ahead.store(0, Ordering::Relaxed);
     admin.record(&image, &says("two")).await.unwrap();
     let last = admin.record(&image, &says("three")).await.unwrap().record.unwrap();
+    assert_eq!(last.os.as_deref(), Some("three"));
 
     let alien = SigningKey::generate().unwrap();
     let mut forged = ImageRecord::new(image, u64::MAX);

@@ -27,8 +27,7 @@ struct Entry<V> {
 impl<K: Clone + Eq + Hash, V: Clone> Cache<K, V> {
     /// An empty cache of at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        let state =
-            State { entries: HashMap::new(), order: BTreeMap::new(), bytes: 0, uses: 0 };
+        let state = State { entries: HashMap::new(), order: BTreeMap::new(), bytes: 0, uses: 0 };
         Self { limit, state: Mutex::new(state) }
     }
 

@@ -37,13 +37,19 @@ impl Incoming {
     fn check_manifest(&self, manifest: &Manifest) -> Result<()> {
         let invalid = |why: String| Err(Error::new(Kind::Invalid, format!("manifest: {why}")));
         if manifest.domain() != self.plan.domain || *manifest.geometry() != self.plan.geometry {
-            return invalid("not of the trust domain and geometry that the session began with".into());
+            return invalid(
+                "not of the trust domain and geometry that the session began with".into(),
+            );
         }
         for (section, digest) in manifest.present() {
             match self.sealed(section) {
                 Some(sealed) if sealed == digest => {}
-                Some(_) => return invalid(format!("section {section} was sealed with another digest")),
-                None => return invalid(format!("section {section} was not sealed in this session")),
+                Some(_) => {
+                    return invalid(format!("section {section} was sealed with another digest"));
+                }
+                None => {
+                    return invalid(format!("section {section} was not sealed in this session"));
+                }
             }
         }
         Ok(())

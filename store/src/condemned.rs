@@ -1,6 +1,6 @@
 //! gc's lists in the store: what is condemned, and what is being deleted right now.
 
-use image::{Kind, Result};
+use image::{Error, Kind, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -50,19 +50,28 @@ impl List for Deleting {
     const WHAT: &'static str = "mark of a gc run";
 }
 
-/// Reads a list; `None` if it is gone or was never written whole. Nothing was done on account of
-/// a list whose creation was not acknowledged.
-pub(crate) async fn read<T: List>(objects: &Objects, listed: &Listed) -> Result<Option<T>> {
+/// A list as it was found.
+pub(crate) enum Found<T> {
+    Whole(T),
+    /// It is there, but cannot be read: damaged, or never written whole.
+    Unreadable,
+    /// It went away since it was listed.
+    Gone,
+}
+
+/// Reads a list.
+pub(crate) async fn read<T: List>(objects: &Objects, listed: &Listed) -> Result<Found<T>> {
     match objects.get(&listed.key, MAX_LIST).await {
         Ok(bytes) => match sealed::open(T::WHAT, &bytes) {
-            Ok(list) => Ok(Some(list)),
-            Err(e) if e.kind() == Kind::Unsupported => Err(image::Error::from(e).at(&listed.key)),
+            Ok(list) => Ok(Found::Whole(list)),
+            Err(e) if e.kind() == Kind::Unsupported => Err(Error::from(e).at(&listed.key)),
             Err(error) => {
                 tracing::warn!(key = %listed.key, %error, "an unreadable list of gc");
-                Ok(None)
+                Ok(Found::Unreadable)
             }
         },
-        Err(e) if matches!(e.kind(), Kind::Gone | Kind::Corrupt) => Ok(None),
+        Err(e) if e.kind() == Kind::Gone => Ok(Found::Gone),
+        Err(e) if e.kind() == Kind::Corrupt => Ok(Found::Unreadable),
         Err(e) => Err(e),
     }
 }

@@ -38,13 +38,17 @@ fn generic_kind(e: &StoreError) -> Kind {
     }
     let text = e.to_string();
     // Remote stores say this only in the text of their answer.
-    if ["507 ", "InsufficientStorage", "QuotaExceeded", "StorageFull"].iter().any(|t| text.contains(t))
+    if ["507 ", "InsufficientStorage", "QuotaExceeded", "StorageFull"]
+        .iter()
+        .any(|t| text.contains(t))
     {
         return Kind::Full;
     }
     match e {
         // A remote store whose own retries ran out, for a cause it does not name.
-        StoreError::Generic { store, .. } if *store != "LocalFileSystem" && *store != "InMemory" => {
+        StoreError::Generic { store, .. }
+            if *store != "LocalFileSystem" && *store != "InMemory" =>
+        {
             Kind::Retry
         }
         _ => Kind::Io,

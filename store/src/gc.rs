@@ -12,7 +12,7 @@ use image::error::At;
 use image::{Digest, Error, Kind, Result};
 use object_store::path::Path;
 
-use crate::condemned::{self, Condemned, Deleting, LIST_KEYS, List};
+use crate::condemned::{self, Condemned, Deleting, Found, LIST_KEYS, List};
 use crate::index::Index;
 use crate::keys::{self, Key, folder, last_part};
 use crate::mark::{Reached, image_times};
@@ -141,15 +141,18 @@ impl<'a> Run<'a> {
         list.at.saturating_add(self.grace) <= self.now
     }
 
-    /// Reads every condemned list; one that was never written whole is removed.
+    /// Reads every condemned list. One that cannot be read is removed: what it named is condemned
+    /// anew.
     async fn condemned_lists(&self) -> Result<Vec<Named>> {
         let objects = &self.shared.objects;
         let mut lists = Vec::new();
         for listed in objects.list_sorted(&folder("gc/condemned")).await? {
             match condemned::read::<Condemned>(objects, &listed).await? {
-                Some(list) => lists.push(Named { name: last_part(&listed.key).to_owned(), list }),
-                None if self.dry_run => {}
-                None => objects.delete(&listed.key).await?,
+                Found::Whole(list) => {
+                    lists.push(Named { name: last_part(&listed.key).to_owned(), list });
+                }
+                Found::Unreadable if !self.dry_run => objects.delete(&listed.key).await?,
+                Found::Unreadable | Found::Gone => {}
             }
         }
         Ok(lists)
@@ -165,10 +168,12 @@ impl<'a> Run<'a> {
             if listed.key == own {
                 continue;
             }
-            let other = condemned::read::<Deleting>(objects, &listed).await?;
-            // One that cannot be read was not acknowledged; give its run time to withdraw.
-            let at = other.map_or(listed.modified, |m| m.at);
-            if (Deleting { at, lists: Vec::new() }).counts(self.shared.now(), self.shared.life()) {
+            let other = match condemned::read::<Deleting>(objects, &listed).await? {
+                Found::Whole(mark) => mark,
+                Found::Unreadable => Deleting { at: listed.modified, lists: Vec::new() },
+                Found::Gone => continue,
+            };
+            if other.counts(self.shared.now(), self.shared.life()) {
                 return Err(another_runs());
             }
             objects.delete(&listed.key).await?;
@@ -224,7 +229,8 @@ impl<'a> Run<'a> {
 
     /// Whether an object is too young to be garbage: it may be part of something unfinished.
     fn is_young(&self, modified: u64, oldest_session: Option<u64>) -> bool {
-        modified.saturating_add(self.grace) > self.now || oldest_session.is_some_and(|s| modified >= s)
+        modified.saturating_add(self.grace) > self.now
+            || oldest_session.is_some_and(|s| modified >= s)
     }
 
     /// Looks at every object that gc may touch, after M.

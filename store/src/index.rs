@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use image::{Digest, Domain, Error, Footer, Kind, PackId, Result};
 use redb::backends::InMemoryBackend;
-use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition,
+};
 
 use crate::errors::from_index;
 use crate::options::IndexPlace;
@@ -174,7 +176,9 @@ impl Index {
             let mut table = txn.open_table(PACKS)?;
             for id in packs {
                 table.remove(&id.0)?;
-                let Some(blob) = footers.remove(&id.0)?.map(|b| b.value().to_vec()) else { continue };
+                let Some(blob) = footers.remove(&id.0)?.map(|b| b.value().to_vec()) else {
+                    continue;
+                };
                 let (domain, digests) = blob.split_at(4);
                 let domain = Domain(u32::from_be_bytes(domain.try_into().expect("4 bytes")));
                 for digest in digests.chunks_exact(32) {
@@ -249,6 +253,16 @@ impl Index {
     }
 }
 
+impl Drop for Index {
+    /// Makes durable what is not yet, so that an orderly restart finds it.
+    fn drop(&mut self) {
+        let saved = self.db.begin_write().map(redb::WriteTransaction::commit);
+        if !matches!(saved, Ok(Ok(()))) {
+            tracing::debug!("the chunk index was not saved; the next start reads footers instead");
+        }
+    }
+}
+
 /// A view of the index for many look-ups.
 pub(crate) struct Lookup {
     chunks: redb::ReadOnlyTable<&'static [u8; 52], &'static [u8; 44]>,
@@ -261,7 +275,8 @@ impl Lookup {
         let what = "looking up a chunk";
         let first = chunk_key(domain, digest, &PackId([0; 16]));
         let last = chunk_key(domain, digest, &PackId([255; 16]));
-        let rows = self.chunks.range::<&[u8; 52]>(&first..=&last).map_err(|e| from_index(what, e))?;
+        let rows =
+            self.chunks.range::<&[u8; 52]>(&first..=&last).map_err(|e| from_index(what, e))?;
         rows.map(|row| {
             let (key, value) = row.map_err(|e| from_index(what, e))?;
             Ok(parse_copy(key.value(), value.value()))
@@ -447,6 +462,17 @@ mod tests {
         index.add_pack(&b, 1, &footer(&["z"]), &[], 9).unwrap();
         let z = index.copies(Domain::PUBLIC, &Digest::of_chunk(b"z")).unwrap()[0];
         assert!(!index.look(|l| l.has_sent(&you, &z)).unwrap());
+    }
+
+    #[test]
+    fn what_was_written_last_is_there_after_an_orderly_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = IndexPlace::File(dir.path().join("chunks.redb"));
+        for n in 1..5u8 {
+            let index = Index::open(&place, 1 << 20, "one").unwrap();
+            assert_eq!(index.packs().unwrap().len(), usize::from(n) - 1);
+            index.add_pack(&PackId([n; 16]), 1, &footer(&["x"]), &[], 0).unwrap();
+        }
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl Incoming {
         let mut known = self.copies_of(table, HashSet::new()).await?;
         if let Some(parent) = &self.parent {
             let mine = |known: &Copies| -> HashSet<Digest> {
-                let others = table.digests().iter().filter(|d| !d.is_zero() && !known.contains_key(d));
+                let others =
+                    table.digests().iter().filter(|d| !d.is_zero() && !known.contains_key(d));
                 others.copied().collect()
             };
             let same_place = parent.section(&self.shared, section).await?;
@@ -102,15 +103,24 @@ impl Incoming {
     }
 
     /// Where the chunks lie that the writer may read, or has sent itself.
-    async fn copies_of(&self, table: &Arc<SectionTable>, readable: HashSet<Digest>) -> Result<Copies> {
+    async fn copies_of(
+        &self,
+        table: &Arc<SectionTable>,
+        readable: HashSet<Digest>,
+    ) -> Result<Copies> {
         let (owner, table) = (self.owner, table.clone());
         self.shared
             .indexed(move |index| {
                 index.look(|lookup| {
                     let mut known = Copies::new();
                     for digest in table.digests().iter().filter(|d| !d.is_zero()) {
-                        let packs =
-                            allowed(lookup, table.domain(), digest, &owner, readable.contains(digest))?;
+                        let packs = allowed(
+                            lookup,
+                            table.domain(),
+                            digest,
+                            &owner,
+                            readable.contains(digest),
+                        )?;
                         if !packs.is_empty() {
                             known.insert(*digest, packs);
                         }

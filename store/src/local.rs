@@ -70,24 +70,37 @@ impl LocalDir {
         }
     }
 
-    /// Removes what interrupted writes left behind before `before` (seconds since 1970).
+    /// Removes what was left behind before `before` (seconds since 1970): files of interrupted
+    /// writes, and empty directories of images and sessions that are gone. Returns how many.
     pub(crate) fn sweep(&self, before: u64) -> Result<u64> {
         let mut swept = 0;
         for folder in keys::FOLDERS {
             let path = self.root.join(folder);
             let what = |e| Error::io(format!("sweeping {}", path.display()), e);
-            for entry in fs::read_dir(&path).map_err(what)? {
-                let entry = entry.map_err(what)?;
-                if is_leftover(&entry.file_name().to_string_lossy())
-                    && modified(&entry).map_err(what)? < before
-                {
-                    fs::remove_file(entry.path()).map_err(what)?;
-                    swept += 1;
-                }
-            }
+            swept += sweep_dir(&path, before).map_err(what)?;
         }
         Ok(swept)
     }
+}
+
+fn sweep_dir(path: &Path, before: u64) -> io::Result<u64> {
+    let mut swept = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let old = modified(&entry)? < before;
+        if kind.is_dir() && !keys::FOLDERS.iter().any(|f| f.ends_with(&format!("/{name}"))) {
+            swept += sweep_dir(&path, before)?;
+            // Fails if there is something in it. A writer who was about to use it makes it again.
+            swept += u64::from(old && fs::remove_dir(&path).is_ok());
+        } else if old && kind.is_file() && is_leftover(&name) {
+            fs::remove_file(&path)?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
 }
 
 fn modified(entry: &fs::DirEntry) -> io::Result<u64> {
@@ -118,9 +131,18 @@ mod tests {
         let left = local.root().join("packs").join("00#1");
         fs::write(&pack, b"x").unwrap();
         fs::write(&left, b"x").unwrap();
+        let locator = local.root().join("locators/image/0");
+        let (empty, inner) =
+            (local.root().join("sessions/x"), local.root().join("locators/image/1#7"));
+        fs::create_dir_all(&empty).unwrap();
+        fs::create_dir_all(locator.parent().unwrap()).unwrap();
+        fs::write(&locator, b"x").unwrap();
+        fs::write(&inner, b"x").unwrap();
         assert_eq!(local.sweep(1_000_000_000).unwrap(), 0);
-        assert_eq!(local.sweep(u64::MAX).unwrap(), 1);
-        assert!(pack.exists() && !left.exists());
+        assert_eq!(local.sweep(u64::MAX).unwrap(), 3);
+        assert!(pack.exists() && locator.exists());
+        assert!(!left.exists() && !inner.exists() && !empty.exists());
+        assert!(keys::FOLDERS.iter().all(|f| local.root().join(f).is_dir()));
         local.drop_cached("packs/00");
         local.sync_folder("packs").unwrap();
     }

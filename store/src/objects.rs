@@ -204,7 +204,11 @@ impl Objects {
     }
 
     /// Which of these objects of one folder do not exist.
-    pub(crate) async fn missing(&self, folder: &Path, mut keys: HashSet<Path>) -> Result<HashSet<Path>> {
+    pub(crate) async fn missing(
+        &self,
+        folder: &Path,
+        mut keys: HashSet<Path>,
+    ) -> Result<HashSet<Path>> {
         if keys.len() >= LIST_FROM {
             let mut listed = self.list(folder);
             while let Some(there) = listed.try_next().await? {

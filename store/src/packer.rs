@@ -7,9 +7,12 @@
 //! open pack: full, or somebody waits and no more comes ─→ put ─→ read back ─→ index ─→ release
 //! ```
 //! Frames take room (bytes) from a shared budget from before they are handed over until their pack
-//! is durable; a sender without room waits. That budget is the only bound on what is queued.
+//! is durable; a sender without room waits. That budget is the only bound on what is queued. It
+//! holds two packs at least, and an open pack takes up one at most: whoever waits for room waits for
+//! a pack in flight, which lands.
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,6 +23,7 @@ use image::{Digest, Domain, Error, Footer, Frame, Kind, PackId, Result};
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 
 use crate::footers::check_pack;
 use crate::index::{Index, Sent};
@@ -30,6 +34,8 @@ use crate::store::Shared;
 const IDLE: Duration = Duration::from_millis(150);
 /// …or this long, if nobody is sending: every section that was begun is waiting or gone.
 const QUIET: Duration = Duration::from_millis(3);
+/// …and at the latest so long after somebody began to wait: a slow sender must not hold up others.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Packs that are being written at a time; small ones would not be held back by their bytes.
 const FLIGHTS: usize = 8;
 
@@ -62,11 +68,14 @@ pub(crate) enum Placed {
 }
 
 enum Message {
-    Frame { frame: Frame, owner: Digest, room: OwnedSemaphorePermit, reply: oneshot::Sender<Placed> },
+    Frame {
+        frame: Frame,
+        owner: Digest,
+        room: OwnedSemaphorePermit,
+        reply: oneshot::Sender<Placed>,
+    },
     /// Somebody waits for these packs.
     Settle(Vec<PackId>),
-    /// A sender waits for room.
-    MakeRoom,
 }
 
 /// The packers of a store, one per trust domain.
@@ -122,16 +131,15 @@ impl Packer {
 
     /// Hands over a frame that was verified to the plain bytes; waits while there is no room. Where
     /// it went comes later, through the answer.
-    pub(crate) async fn add(&self, frame: Frame, owner: Digest) -> Result<oneshot::Receiver<Placed>> {
-        let bytes = u32::try_from(frame.bytes().len()).expect("a frame is at most 4 MiB and 64 bytes");
-        let room = match self.room.clone().try_acquire_many_owned(bytes) {
-            Ok(room) => room,
-            Err(_) => {
-                self.send(Message::MakeRoom)?;
-                let room = self.room.clone().acquire_many_owned(bytes).await;
-                room.map_err(|_| packer_ended())?
-            }
-        };
+    pub(crate) async fn add(
+        &self,
+        frame: Frame,
+        owner: Digest,
+    ) -> Result<oneshot::Receiver<Placed>> {
+        let bytes =
+            u32::try_from(frame.bytes().len()).expect("a frame is at most 4 MiB and 64 bytes");
+        let room = self.room.clone().acquire_many_owned(bytes).await;
+        let room = room.map_err(|_| packer_ended())?;
         let (reply, placed) = oneshot::channel();
         self.send(Message::Frame { frame, owner, room, reply })?;
         Ok(placed)
@@ -157,8 +165,8 @@ struct Open {
     builder: PackBuilder,
     /// Who sent which of its frames.
     sent: Vec<Sent>,
-    /// Somebody waits for it.
-    waited: bool,
+    /// Ends when it must be closed; there once somebody waits for it.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the packer keeps of a pack, open or in flight.
@@ -209,9 +217,11 @@ impl Task {
     async fn run(mut self) {
         loop {
             let idle = self.idle();
+            let patience = self.open.as_mut().and_then(|o| o.patience.as_mut());
             tokio::select! {
                 biased;
                 Some(landed) = self.flights.join_next_with_id() => self.landed(landed).await,
+                () = run_out(patience), if idle.is_some() => self.close().await,
                 message = self.messages.recv() => match message {
                     Some(message) => self.take(message).await,
                     None => break,
@@ -230,7 +240,7 @@ impl Task {
 
     /// How long to wait for more before the open pack is closed.
     fn idle(&self) -> Option<Duration> {
-        let waited = self.open.as_ref().is_some_and(|o| o.waited);
+        let waited = self.open.as_ref().is_some_and(|o| o.patience.is_some());
         let quiet = self.senders.load(Ordering::Relaxed) == 0;
         waited.then_some(if quiet { QUIET } else { IDLE })
     }
@@ -244,13 +254,10 @@ impl Task {
             }
             Message::Settle(packs) => {
                 if let Some(open) = self.open.as_mut().filter(|o| packs.contains(&o.id)) {
-                    open.waited = true;
+                    open.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
                 }
                 self.remember_sent().await;
             }
-            // Packs in flight give room when they land; else the open pack holds it.
-            Message::MakeRoom if self.flights.is_empty() => self.close().await,
-            Message::MakeRoom => {}
         }
     }
 
@@ -277,7 +284,8 @@ impl Task {
     }
 
     fn pending_in(&self, pack: PackId) -> Placed {
-        let done = self.tracks.get(&pack).expect("kept until its chunks are not pending").done.subscribe();
+        let done =
+            self.tracks.get(&pack).expect("kept until its chunks are not pending").done.subscribe();
         Placed::Pending(Pending { pack, done })
     }
 
@@ -293,7 +301,7 @@ impl Task {
             id: PackId((self.shared.options.ids)()),
             builder: PackBuilder::new(self.domain),
             sent: Vec::new(),
-            waited: false,
+            patience: None,
         });
         let track = self.tracks.entry(open.id).or_insert_with(|| Track {
             done: watch::Sender::new(None),
@@ -359,6 +367,13 @@ impl Task {
             // The writer would have to send them again after an interruption: no more than that.
             tracing::warn!(%error, "could not remember what a writer has sent");
         }
+    }
+}
+
+async fn run_out(patience: Option<&mut Pin<Box<Sleep>>>) {
+    match patience {
+        Some(patience) => patience.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

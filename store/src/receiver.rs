@@ -19,7 +19,7 @@ use image::error::At;
 use image::frame::MAX_FRAME;
 use image::seam::{ImagePlan, ImageSession};
 use image::{
-    ChunkSet, Decoder, Digest, Error, Frame, FormatError, ImageSink, Kind, Manifest, PackId,
+    ChunkSet, Decoder, Digest, Error, FormatError, Frame, ImageSink, Kind, Manifest, PackId,
     ReadContext, Result, SectionSink, SectionTable,
 };
 use tokio::sync::oneshot;
@@ -133,7 +133,8 @@ impl Incoming {
 
     fn check_table(&self, section: u32, table: &SectionTable) -> Result<()> {
         let geometry = &self.plan.geometry;
-        let wrong = |why: String| Err(Error::new(Kind::Invalid, format!("section {section}: {why}")));
+        let wrong =
+            |why: String| Err(Error::new(Kind::Invalid, format!("section {section}: {why}")));
         if section >= geometry.sections() {
             return wrong(format!("the disk has {} sections", geometry.sections()));
         }
@@ -169,7 +170,11 @@ impl ReceiverSession {
 impl ImageSession for ReceiverSession {
     type Section = ReceiverSection;
 
-    async fn offer(&self, section: u32, table: &SectionTable) -> Result<(ChunkSet, ReceiverSection)> {
+    async fn offer(
+        &self,
+        section: u32,
+        table: &SectionTable,
+    ) -> Result<(ChunkSet, ReceiverSection)> {
         self.incoming.check_table(section, table)?;
         // Before the look-up: a pack that others wait for is held open for what comes now.
         let sending = self.incoming.packer.sending();
@@ -177,9 +182,9 @@ impl ImageSession for ReceiverSession {
         let (incoming, offered) = (self.incoming.clone(), table.clone());
         let known = self.store.run(async move { incoming.known(section, &offered).await }).await?;
         let mut asked = HashSet::new();
-        let wanted = (0u32..).zip(table.digests()).filter(|(_, d)| {
-            !d.is_zero() && !known.contains(*d) && asked.insert(**d)
-        });
+        let wanted = (0u32..)
+            .zip(table.digests())
+            .filter(|(_, d)| !d.is_zero() && !known.contains(*d) && asked.insert(**d));
         let mut set = ChunkSet::empty(table.chunks());
         wanted.for_each(|(chunk, _)| set.insert(chunk));
         let section = ReceiverSection {

@@ -22,7 +22,10 @@ pub(crate) fn seal<T: Serialize>(what: &'static str, body: &T) -> Bytes {
 }
 
 /// Checks and reads the stored form.
-pub(crate) fn open<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+pub(crate) fn open<T: DeserializeOwned>(
+    what: &'static str,
+    bytes: &[u8],
+) -> Result<T, FormatError> {
     let bad = |why: &str| FormatError::Text { what, why: why.to_owned() };
     let mut value: Value =
         serde_json::from_slice(bytes).map_err(|e| bad(&format!("not JSON: {e}")))?;

@@ -52,7 +52,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::condemned::{self, Condemned, Deleting};
+use crate::condemned::{self, Condemned, Deleting, Found};
 use crate::keys::{self, folder, last_part};
 use crate::objects::Listed;
 use crate::sealed;
@@ -106,7 +106,8 @@ impl WriterSession {
     pub(crate) async fn open(shared: Arc<Shared>) -> Result<Arc<Self>> {
         let id = shared.new_id();
         let now = shared.now();
-        let renewal = Renewal { started: now, expires: now + shared.life(), holds: BTreeSet::new() };
+        let renewal =
+            Renewal { started: now, expires: now + shared.life(), holds: BTreeSet::new() };
         let first = sealed::seal(SESSION, &renewal);
         shared.objects.create(&keys::session(&id, 0), first).await?;
         let state = Mutex::new(State { renewal, next: 1, ended: false });
@@ -168,20 +169,28 @@ impl WriterSession {
         let objects = &self.shared.objects;
         let mut holds = BTreeSet::new();
         for listed in objects.list_sorted(&folder("gc/condemned")).await? {
-            let list = condemned::read::<Condemned>(objects, &listed).await?;
-            if list.is_some_and(|l| l.keys.iter().any(|k| leans.names(k))) {
+            let names_it = match condemned::read::<Condemned>(objects, &listed).await? {
+                Found::Whole(list) => list.keys.iter().any(|k| leans.names(k)),
+                // It may name anything. To hold a list in vain does no harm.
+                Found::Unreadable => true,
+                Found::Gone => false,
+            };
+            if names_it {
                 holds.insert(last_part(&listed.key).to_owned());
             }
         }
-        if false && !holds.is_subset(&state.renewal.holds) {
+        if !holds.is_subset(&state.renewal.holds) {
             self.write(&mut state, holds).await?;
         }
-        let now = self.shared.now();
         for listed in objects.list_sorted(&folder("gc/deleting")).await? {
-            let Some(mark) = condemned::read::<Deleting>(objects, &listed).await? else { continue };
-            if mark.counts(now, self.shared.life())
-                && mark.lists.iter().any(|l| state.renewal.holds.contains(l))
-            {
+            let (mark, any) = match condemned::read::<Deleting>(objects, &listed).await? {
+                Found::Whole(mark) => (mark, false),
+                Found::Unreadable => (Deleting { at: listed.modified, lists: Vec::new() }, true),
+                Found::Gone => continue,
+            };
+            let held = |list| state.renewal.holds.contains(list);
+            let mine = mark.lists.iter().any(held) || (any && !state.renewal.holds.is_empty());
+            if mine && mark.counts(self.shared.now(), self.shared.life()) {
                 let message = "something that this push leans on is being removed as garbage right \
                                now; push again in a minute";
                 return Err(Error::new(Kind::Conflict, message));
@@ -297,17 +306,24 @@ pub(crate) async fn find_sessions(shared: &Shared) -> Result<Vec<FoundSession>> 
 }
 
 async fn newest_renewal(shared: &Shared, objects: &[Listed]) -> Result<Renewal> {
+    let mut unreadable = false;
     for object in objects.iter().rev() {
-        match shared.objects.get(&object.key, MAX_RENEWAL).await {
-            Ok(bytes) => match sealed::open(SESSION, &bytes) {
-                Ok(renewal) => return Ok(renewal),
-                Err(error) => tracing::warn!(key = %object.key, %error, "a renewal is unreadable"),
-            },
-            Err(e) if e.kind() == Kind::Gone => {}
+        let bytes = match shared.objects.get(&object.key, MAX_RENEWAL).await {
+            Ok(bytes) => bytes,
+            // It ended just now.
+            Err(e) if e.kind() == Kind::Gone => continue,
             Err(e) => return Err(e),
+        };
+        match sealed::open::<Renewal>(SESSION, &bytes) {
+            Ok(renewal) if !unreadable => return Ok(renewal),
+            Ok(_) => break,
+            Err(error) => {
+                tracing::warn!(key = %object.key, %error, "a renewal is unreadable");
+                unreadable = true;
+            }
         }
     }
-    // Nothing that can be read, or it ended just now: as if it had begun before everything.
-    let expires = objects.last().map_or(0, |o| o.modified + shared.life());
-    Ok(Renewal { started: 0, expires, holds: BTreeSet::new() })
+    // What it said last cannot be known: as if it had begun before everything.
+    let renewed = objects.last().map_or(0, |o| o.modified);
+    Ok(Renewal { started: 0, expires: renewed + shared.life(), holds: BTreeSet::new() })
 }

@@ -305,8 +305,11 @@ impl Shared {
                 there.insert(id, object.len);
             }
         }
-        let gone: Vec<PackId> =
-            known.iter().filter(|(id, len)| there.get(id) != Some(len)).map(|(id, _)| *id).collect();
+        let gone: Vec<PackId> = known
+            .iter()
+            .filter(|(id, len)| there.get(id) != Some(len))
+            .map(|(id, _)| *id)
+            .collect();
         self.indexed(move |index| index.drop_packs(&gone)).await?;
         there.retain(|id, len| known.get(id) != Some(len));
         let adding = stream::iter(there).map(|(id, len)| self.index_pack(id, len));

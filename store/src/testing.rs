@@ -238,9 +238,10 @@ impl TestStore {
     /// Everything that can become of the changes in flight when everything stops before `event`.
     pub fn fates(&self, event: u64) -> Vec<Unacknowledged> {
         let log = self.log();
-        let in_flight = log.iter().enumerate().filter(|(_, c)| {
-            c.asked < event && c.acknowledged.is_none_or(|at| at >= event)
-        });
+        let in_flight = log
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| c.asked < event && c.acknowledged.is_none_or(|at| at >= event));
         let mut fates = vec![Unacknowledged::Lost];
         for (n, (i, change)) in in_flight.enumerate() {
             if n == 0 {
@@ -377,7 +378,7 @@ impl TestStore {
         state.jitter ^= state.jitter >> 7;
         state.jitter ^= state.jitter << 17;
         let dice = state.jitter >> 33;
-        if dice % 8 == 0 { dice / 8 % 200 } else { dice / 8 % 6 }
+        if dice.is_multiple_of(8) { dice / 8 % 200 } else { dice / 8 % 6 }
     }
 
     fn begin(&self) -> u64 {

@@ -5,7 +5,8 @@ mod common;
 
 use common::*;
 use forebay_store::{Receiver, Store};
-use image::{Kind, Priority, ReadContext};
+use image::pack::{PackBuilder, Trailer};
+use image::{Domain, Encoder, Footer, Frame, FrameHeader, Kind, Priority, ReadContext};
 use object_store::path::Path;
 
 const REPAIR: ReadContext =
@@ -98,6 +99,14 @@ async fn locators_are_made_anew() {
     bench.objects.remove(&key).await;
     let store = bench.reopen(53).await;
     assert_eq!(Disk::pull(&store, &disk.image()).await.unwrap(), disk, "there is none at all");
+    // An earlier one that is whole counts before one that was cut short.
+    disk.push(&Receiver::new(&store), None).await.unwrap();
+    let locators = bench.objects.keys_of("locators").await;
+    let whole = bench.objects.bytes(&locators[1]).await.len();
+    bench.objects.truncate(&locators[1], whole - 1).await;
+    let store = bench.reopen(54).await;
+    assert_eq!(Disk::pull(&store, &disk.image()).await.unwrap(), disk);
+    assert_eq!(bench.objects.keys_of("locators").await, locators);
 }
 
 #[tokio::test]
@@ -251,13 +260,45 @@ async fn a_reader_that_got_wrong_bytes_has_them_checked_to_the_plain_bytes() {
     assert_eq!(Disk::pull_with(&store, &disk.image(), &REPAIR).await.unwrap(), disk);
 }
 
-/// The pack as if its first frame had been made of other plain bytes under the same digest.
-fn forge(pack: &[u8]) -> Vec<u8> {
-    use image::pack::{PackBuilder, Trailer};
-    use image::{Domain, Encoder, Footer, Frame};
+#[tokio::test]
+async fn a_frame_that_is_good_in_itself_is_not_taken_for_another() {
+    let bench = Bench::new().await;
+    let disk = tiny();
+    disk.push(&bench.receiver(), None).await.unwrap();
+    let key = only(&bench, "packs").await;
+    let good = bench.objects.bytes(&key).await;
+    let entry = footer_of(&good).entries[0];
+    let frame = Frame::parse(good.slice(16..16 + entry.frame_len as usize)).unwrap();
+    let header = *frame.header();
+    let mut payload = frame.payload().to_vec();
+    payload[3] ^= 1;
+    let altered =
+        Frame::new(header.codec, header.domain, header.digest, header.plain_len, &payload);
+    let with = |header: FrameHeader| [&header.to_bytes()[..], frame.payload()].concat();
+    let other = image::Digest::of_chunk(b"another chunk");
+    for (forged, why) in [
+        (altered.bytes().to_vec(), "BLAKE3 of the stored payload"),
+        (with(FrameHeader { digest: other, ..header }), "digest in the section table"),
+        (with(FrameHeader { plain_len: header.plain_len - 1, ..header }), "length of the chunk"),
+        (with(FrameHeader { payload_crc: 7, ..header }), "payload CRC32C"),
+    ] {
+        let bad = [&good[..16], &forged, &good[16 + forged.len()..]].concat();
+        bench.objects.replace(&key, bad.into()).await;
+        let e = Disk::pull(&bench.reopen(9).await, &disk.image()).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Corrupt, "{e}");
+        assert!(e.message().contains(why) && e.message().contains("offset 16"), "{why}: {e}");
+    }
+}
+
+fn footer_of(pack: &[u8]) -> Footer {
     let len = pack.len() as u64;
     let trailer = Trailer::parse(&pack[pack.len() - 64..], len).unwrap();
-    let footer = Footer::parse(&pack[trailer.entries_at as usize..], len).unwrap();
+    Footer::parse(&pack[trailer.entries_at as usize..], len).unwrap()
+}
+
+/// The pack as if its first frame had been made of other plain bytes under the same digest.
+fn forge(pack: &[u8]) -> Vec<u8> {
+    let footer = footer_of(pack);
     let mut builder = PackBuilder::new(Domain::PUBLIC);
     for (i, entry) in footer.entries.iter().enumerate() {
         let at = entry.offset as usize;

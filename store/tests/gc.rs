@@ -26,7 +26,11 @@ async fn assert_no_half_image(bench: &Bench, place: &str) -> Vec<Digest> {
     let images = store.images().await.unwrap();
     for image in &images {
         let pulled = Disk::pull(&store, image).await;
-        assert_eq!(pulled.as_ref().map(Disk::image).map_err(ToString::to_string), Ok(*image), "{place}");
+        assert_eq!(
+            pulled.as_ref().map(Disk::image).map_err(ToString::to_string),
+            Ok(*image),
+            "{place}"
+        );
     }
     images
 }
@@ -191,6 +195,14 @@ async fn a_session_holds_back_what_it_might_lean_on() {
     };
     assert_eq!(bench.gc(&[]).await.condemned, 4);
     keep_alive().await;
+    // Whatever was stored since it began may be its own, and is not condemned, however old.
+    let b = disk(51);
+    let mine = bench.receiver().open(&CTX, &b.plan(None)).await.unwrap();
+    b.send_all(&mine).await.unwrap();
+    keep_alive().await;
+    mine.renew().await.unwrap_err();
+    assert_eq!(bench.gc(&[]).await.condemned, 0);
+    drop(mine);
     let report = bench.gc(&[]).await;
     assert_eq!((report.deleted, report.sessions), (0, 1), "{report:?}");
     session.commit(&a.manifest()).await.unwrap();
@@ -234,7 +246,8 @@ async fn what_is_condemned_may_be_leaned_on_until_it_is_being_deleted() {
     // gc has decided, and is about to delete the manifest.
     let gate = bench.objects.gate(Verb::Delete, "manifests/");
     let (store, now) = (bench.store.clone(), bench.clock.now());
-    let gc = tokio::spawn(async move { store.gc(&[], Duration::from_secs(GRACE), false, now).await });
+    let gc =
+        tokio::spawn(async move { store.gc(&[], Duration::from_secs(GRACE), false, now).await });
     gate.reached().await;
     let e = session.commit(&a.manifest()).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Conflict, "{e}");
@@ -272,6 +285,43 @@ async fn a_commit_that_was_checked_before_gc_looked_is_seen_by_gc() {
     let report = bench.gc(&[]).await;
     assert_eq!(report.deleted, 1, "the locator that was superseded: {report:?}");
     assert_eq!(assert_no_half_image(&bench, "").await, [a.image()]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_just_then_is_taken_for_the_worst() {
+    // A condemned list, seen damaged by the writer; a session, seen damaged by gc.
+    for damaged_for_gc in [false, true] {
+        let bench = Bench::new().await;
+        let a = disk(1);
+        let receiver = bench.receiver().for_owner(owner());
+        a.push(&receiver, None).await.unwrap();
+        bench.wait();
+        bench.gc(&[]).await;
+        let list = bench.objects.keys_of("gc/condemned").await[0].clone();
+        bench.clock.advance(GRACE + 2 * LIFE);
+        let session = receiver.open(&CTX, &a.plan(None)).await.unwrap();
+        a.send_all(&session).await.unwrap();
+        let gate = bench.objects.gate(Verb::Put, "locators/");
+        let flip = async |key: &Path| bench.objects.flip(key, 30, 0).await;
+        if !damaged_for_gc {
+            flip(&list).await;
+        }
+        let manifest = a.manifest();
+        let commit = tokio::spawn(async move { session.commit(&manifest).await });
+        gate.reached().await;
+        if !damaged_for_gc {
+            flip(&list).await;
+        }
+        let renewals = bench.objects.keys_of("sessions").await;
+        if damaged_for_gc {
+            flip(renewals.last().unwrap()).await;
+        }
+        let report = bench.gc(&[]).await;
+        assert_eq!((report.deleted, report.sessions), (0, 1), "{report:?}");
+        gate.open();
+        commit.await.unwrap().unwrap();
+        assert_eq!(assert_no_half_image(&bench, "").await, [a.image()]);
+    }
 }
 
 #[tokio::test]
@@ -388,9 +438,12 @@ async fn whatever_the_order_no_chunk_is_lost() {
                 Err(e) => assert!(matches!(e.kind(), Kind::Conflict | Kind::Retry), "{place}"),
             }
             // With no grace at all an image without a name may go as soon as it is there.
-            *outcomes.entry(format!("{} {}", result.is_ok(), images.contains(&image))).or_default() += 1;
+            *outcomes
+                .entry(format!("{} {}", result.is_ok(), images.contains(&image)))
+                .or_default() += 1;
         }
-        *outcomes.entry(format!("gc deleted: {}", gc.is_ok_and(|r| r.deleted > 0))).or_default() += 1;
+        *outcomes.entry(format!("gc deleted: {}", gc.is_ok_and(|r| r.deleted > 0))).or_default() +=
+            1;
     }
     // The orders that matter did come up.
     for outcome in ["true true", "false false", "gc deleted: true", "gc deleted: false"] {

@@ -134,7 +134,11 @@ async fn what_does_not_fit_the_plan_is_refused() {
     assert!(refused(3, disk.table(0)).await.contains("3 sections"));
     assert!(refused(2, disk.table(0)).await.contains("4096 chunks"));
     assert!(refused(1, disk.table(1)).await.contains("zeros"));
-    assert!(refused(0, SectionTable::new(Domain(1), disk.table(0).digests().to_vec())).await.contains("domain"));
+    assert!(
+        refused(0, SectionTable::new(Domain(1), disk.table(0).digests().to_vec()))
+            .await
+            .contains("domain")
+    );
     let mut plan = disk.plan(None);
     plan.domain = Domain(1);
     let e = bench.receiver().open(&CTX, &plan).await.err().unwrap();
@@ -171,7 +175,9 @@ async fn bytes_that_are_not_what_they_say_are_refused() {
     let short = encoder.encode(Domain::PUBLIC, digest, &good[..512]);
     let domain = Frame::new(Codec::Raw, Domain(7), digest, good.len() as u32, good);
     let other = encoder.encode(Domain::PUBLIC, Digest::of_chunk(&bad), &bad);
-    for (frame, why) in [(lying, "BLAKE3"), (short, "length"), (domain, "domain"), (other, "digest")] {
+    for (frame, why) in
+        [(lying, "BLAKE3"), (short, "length"), (domain, "domain"), (other, "digest")]
+    {
         let e = sink.chunk(0, frame).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Corrupt, "{e}");
         assert!(e.message().contains("section 0 chunk 0") && e.message().contains(why), "{e}");
@@ -283,6 +289,44 @@ async fn a_full_disk_says_so_and_the_push_goes_on_when_there_is_room() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn no_more_is_held_in_memory_than_there_is_room_for() {
+    let bench = Bench::new().await;
+    let mut options = options(&bench.clock, 9);
+    options.limits.pack = 9 << 20;
+    options.limits.writing = 18 << 20;
+    let store = Store::open(bench.objects.objects(), Handle::current(), options).await.unwrap();
+    let seeds: Vec<(u32, u32, u64)> = (0..1536).map(|i| (0, i, u64::from(i) * 2)).collect();
+    let disk = Disk::new(64 * MIB, &seeds);
+    let session = Receiver::new(&store).open(&CTX, &disk.plan(None)).await.unwrap();
+    let gate = bench.objects.gate(Verb::Put, "packs/");
+    let (wanted, mut sink) = session.offer(0, &disk.table(0)).await.unwrap();
+    let mut encoder = Encoder::new().unwrap();
+    let mut taken = 0;
+    let mut chunks = wanted.iter();
+    let mut send = async |chunk| {
+        let plain = &disk.chunks[&(0, chunk)];
+        let frame = encoder.encode(Domain::PUBLIC, Digest::of_chunk(plain), plain);
+        let bytes = frame.bytes().len();
+        // Time stands still while anything can move: an hour passes only when all are stuck.
+        let hour = Duration::from_secs(3600);
+        tokio::time::timeout(hour, sink.chunk(chunk, frame)).await.ok().map(|sent| {
+            sent.unwrap();
+            bytes
+        })
+    };
+    let stuck_at = loop {
+        let chunk = chunks.next().expect("it gets stuck before the end");
+        match send(chunk).await {
+            Some(bytes) => taken += bytes,
+            None => break chunk,
+        }
+    };
+    assert!((17 << 20..=18 << 20).contains(&taken), "{taken}");
+    gate.open();
+    assert!(send(stuck_at).await.is_some(), "there is room again");
+}
+
 #[tokio::test]
 async fn senders_wait_for_room_and_none_is_stuck() {
     let bench = Bench::new().await;
@@ -300,6 +344,36 @@ async fn senders_wait_for_room_and_none_is_stuck() {
         assert!(bench.objects.bytes(&key).await.len() <= 9 << 20);
     }
     assert_eq!(Disk::pull(&store, &disk.image()).await.unwrap(), disk);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_sender_does_not_hold_up_others() {
+    let bench = Bench::new().await;
+    let (quick, slow) = (small_disk(), Disk::new(64 * MIB, &[(0, 0, 90), (0, 1, 91), (0, 2, 93)]));
+    let open = async |disk: &Disk| bench.receiver().open(&CTX, &disk.plan(None)).await.unwrap();
+    let (quick_session, slow_session) = (open(&quick).await, open(&slow).await);
+    let (wanted, mut sink) = slow_session.offer(0, &slow.table(0)).await.unwrap();
+    let mut sealing = std::pin::pin!(quick.send(&quick_session, 0));
+    let mut encoder = Encoder::new().unwrap();
+    // A chunk every 140 ms keeps the pack from ever being idle; there are far too few to fill it.
+    let mut rounds = 0;
+    for chunk in wanted.iter().cycle() {
+        let next = tokio::time::sleep(Duration::from_millis(140));
+        tokio::select! {
+            sealed = &mut sealing => {
+                sealed.unwrap();
+                break;
+            }
+            () = next => {}
+        }
+        rounds += 1;
+        assert!(rounds < 10, "still waiting after {rounds} rounds");
+        if rounds <= 3 {
+            let plain = &slow.chunks[&(0, chunk)];
+            let frame = encoder.encode(Domain::PUBLIC, Digest::of_chunk(plain), plain);
+            sink.chunk(chunk, frame).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

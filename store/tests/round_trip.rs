@@ -80,7 +80,7 @@ async fn foreign_and_newer_stores_are_refused_and_left_alone() {
         let e = open(&bench.objects, &bench.clock, 2).await.unwrap_err();
         assert_eq!(e.kind(), kind, "{e}");
         assert!(e.message().contains("left alone"), "{e}");
-        assert_eq!(bench.objects.keys().await, [marker.clone()]);
+        assert_eq!(bench.objects.keys().await, std::slice::from_ref(&marker));
         assert_eq!(bench.objects.bytes(&marker).await, bytes);
     }
     bench.objects.remove(&marker).await;

@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use common::{MemImage, World, pull_and_check};
 use futures::future::join;
-use image::{ChunkSet, ChunkSource, Digest, Error, Frame, Kind, Place, Priority, ReadContext};
+use image::{
+    ChunkSet, ChunkSink, ChunkSource, Digest, Error, Frame, Kind, Place, Priority, ReadContext,
+    Result,
+};
+use tokio::sync::Notify;
 
 #[test]
 fn every_chunk_of_an_image_arrives() {
@@ -144,35 +148,43 @@ fn a_deadline_ends_the_read_on_both_sides() {
     });
 }
 
+/// Waits before the first chunk until it may go on.
+struct Slow<'a> {
+    go: &'a Notify,
+    taken: u32,
+}
+
+impl ChunkSink for Slow<'_> {
+    async fn chunk(&mut self, _: u32, _: Frame) -> Result<()> {
+        if self.taken == 0 {
+            self.go.notified().await;
+        }
+        self.taken += 1;
+        Ok(())
+    }
+}
+
 #[test]
 fn a_shutdown_finishes_what_runs_and_takes_nothing_new() {
-    World::new(MemImage::small()).run(async |grid| {
-        let client = grid.reader().await;
-        let source = &grid.world.source;
-        // A read that is held up by its reader while the shutdown begins.
-        struct Slow<'a>(&'a tokio::sync::Notify, usize);
-        impl image::ChunkSink for Slow<'_> {
-            async fn chunk(&mut self, _: u32, _: Frame) -> image::Result<()> {
-                if self.1 == 0 {
-                    self.0.notified().await;
-                }
-                self.1 += 1;
-                Ok(())
-            }
-        }
-        let (ctx, place, go) =
-            (ReadContext::default(), grid.image().place(0), tokio::sync::Notify::new());
-        let mut slow = Slow(&go, 0);
+    let mut world = World::new(MemImage::small());
+    // Only a GOAWAY, and only the end of what runs, can end this test.
+    world.limits.drain = Duration::from_secs(3600);
+    world.limits.stall = Duration::from_secs(3600);
+    // The server has written everything long before the client has taken it.
+    world.tuning.connection_window = 64 << 10;
+    world.run(async |grid| {
+        let (client, source) = (grid.reader().await, &grid.world.source);
+        let (ctx, place, go) = (ReadContext::default(), grid.image().place(0), Notify::new());
+        let mut slow = Slow { go: &go, taken: 0 };
         let running = client.chunks(&ctx, &place, &mut slow);
         let rest = async {
-            source.until(|s| s.started.get() == 1).await;
+            source.until(|s| s.taken.get() as u32 == place.chunks.count()).await;
             grid.stop.notify_one();
             // Until the GOAWAY is there the request is refused by the server; then by the client.
             loop {
-                let mut got: Vec<(u32, Frame)> = Vec::new();
-                let place = grid.image().place(1);
-                match client.chunks(&ctx, &place, &mut got).await {
-                    Ok(()) => tokio::task::yield_now().await,
+                match client.manifest(&ctx, &Digest::of_chunk(b"unknown")).await {
+                    Ok(_) => panic!("there is no such image"),
+                    Err(e) if e.kind() == Kind::Denied => tokio::task::yield_now().await,
                     Err(e) => {
                         assert!(matches!(e.kind(), Kind::Retry | Kind::Busy(_)), "{e:?}");
                         break;
@@ -183,7 +195,7 @@ fn a_shutdown_finishes_what_runs_and_takes_nothing_new() {
         };
         let (result, ()) = join(running, rest).await;
         result.unwrap();
-        assert_eq!(slow.1 as u32, place.chunks.count());
+        assert_eq!(slow.taken, place.chunks.count());
     });
 }
 

@@ -102,7 +102,10 @@ fn io(e: io::Error) -> Error {
 }
 
 fn busy(path: &Path) -> Error {
-    let what = format!("{}: another pull or program is writing it", path.display());
+    let what = format!(
+        "{}: in use: another pull writes to it, or the device is mounted or claimed",
+        path.display()
+    );
     Error::new(Kind::Conflict, what)
 }
 

@@ -30,15 +30,16 @@ use crate::arena::{Arena, Buf};
 use crate::file::BlockFile;
 use pending::{Payload, Verb};
 
-/// Operations under way at once, unless told otherwise. Measured (`benches/cpu.rs`, buffered writes
-/// of 256 KiB, processor time per chunk beside making it): 19 µs at depth 4 and 16, 23 µs at 64,
-/// when the chunks no longer fit the processor's cache; of this the runtime's own thread pays 3 µs.
-/// For comparison, `pwrite` on that thread takes 17 µs of it, and it waits when the disk is slow.
+/// Operations under way at once, unless told otherwise. Measured (`benches/cpu.rs`: buffered writes
+/// of 256 KiB with all cores at work, processor time per chunk beside making it): 23 µs at depth 4
+/// and 16, 26 µs at 64, when the chunks no longer fit the processor's cache; of this the runtime's
+/// own thread pays 3 µs. `pwrite` on that thread takes 19 µs, all of it there, and waits when the
+/// disk is slow.
 const DEPTH: u32 = 16;
 
 /// Threads that the portable engine keeps busy at once, unless told otherwise. Measured
-/// (`benches/cpu.rs`, as above): 24 µs with one, two and four, so that the number is free to serve
-/// disks that answer several readers at once.
+/// (`benches/cpu.rs`, as above): 28 to 30 µs with one, two or four, of which the runtime's own
+/// thread pays 4, so that the number is free to serve disks that answer several readers at once.
 const THREADS: u32 = 4;
 
 /// How an engine reaches the disk.

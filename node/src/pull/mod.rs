@@ -57,7 +57,7 @@ impl Default for PullOptions {
     fn default() -> Self {
         Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory: 64 << 20,
+            memory: 32 << 20,
             rate: None,
             engine: EngineChoice::Auto,
             sync: true,

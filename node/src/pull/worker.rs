@@ -108,7 +108,11 @@ async fn transfer<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
     let ctx = ReadContext::default();
     let source = shared.connect.connect(core).await?;
     let job = shared.job(&source, &ctx).await?;
-    let options = EngineOptions { choice: shared.options.engine, ..EngineOptions::default() };
+    let options = EngineOptions {
+        choice: shared.options.engine,
+        register: vec![job.arena.clone()],
+        ..EngineOptions::default()
+    };
     let engine = Engine::start(options).map_err(|e| Error::io("starting file I/O", e))?;
     let fetch = Fetch {
         source: &source,

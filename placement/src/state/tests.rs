@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use api::catalog::Expect;
+use api::catalog::{Expect, RefInfo};
 use api::grid::{CacheInfo, Role};
-use image::{Digest, Error, Kind, Ref};
+use image::{Digest, Error, Kind, Ref, Result};
+use tokio::sync::Semaphore;
 
 use super::disk::Disk;
 use super::keys::{Keys, Transaction, Versioned};
@@ -187,4 +189,89 @@ async fn two_placements_over_one_state_and_store_agree() {
     assert!(two.all().await.unwrap().is_empty());
     let log: Vec<_> = fake.shelf().log.keys().copied().collect();
     assert_eq!(log, (1..=7).collect::<Vec<_>>());
+}
+
+/// Keys that wait before one call: the second read of a pair, or a commit.
+struct Slow {
+    keys: Arc<Disk>,
+    hold: Hold,
+    calls: AtomicUsize,
+    arrived: Semaphore,
+    leave: Semaphore,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    SecondGet,
+    Commit,
+}
+
+impl Slow {
+    async fn pass(&self, call: Hold) {
+        let nth =
+            if call == self.hold { self.calls.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+        if nth == (if call == Hold::SecondGet { 2 } else { 1 }) {
+            self.arrived.add_permits(1);
+            self.leave.acquire().await.unwrap().forget();
+        }
+    }
+}
+
+impl Keys for Slow {
+    fn get(&self, key: String) -> Answer<'_, Option<Versioned>> {
+        Box::pin(async move {
+            self.pass(Hold::SecondGet).await;
+            self.keys.get(key).await
+        })
+    }
+
+    fn list(&self, prefix: String) -> Answer<'_, Vec<(String, Versioned)>> {
+        self.keys.list(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.pass(Hold::Commit).await;
+            self.keys.commit(transaction).await
+        })
+    }
+}
+
+/// One placement is held in the middle of moving `a:1` from image 0 to 1, while another moves it to
+/// 2. Returns what the first was told, what the second was told, and where the ref points.
+async fn overtaken(hold: Hold) -> (Result<RefInfo>, Result<RefInfo>, Digest) {
+    let disk = Arc::new(Disk::in_memory());
+    let fake = Fake::new();
+    let images: Vec<_> = (0..3).map(|i| image(&fake, &i.to_string())).collect();
+    let quick = State::over(disk.clone(), "grid").await.unwrap();
+    let two = Refs::open(quick.clone(), fake.clone(), Clock::new(|| 7)).await.unwrap();
+    let name: Ref = "a:1".parse().unwrap();
+    two.set(&name, images[0], Expect::Absent).await.unwrap();
+    let (arrived, leave) = (Semaphore::new(0), Semaphore::new(0));
+    let slow = Arc::new(Slow { keys: disk, hold, calls: AtomicUsize::new(99), arrived, leave });
+    let state = State::over(slow.clone(), "grid").await.unwrap();
+    let one = Refs::open(state, fake, Clock::new(|| 7)).await.unwrap();
+    slow.calls.store(0, Ordering::Relaxed);
+    let (first, second) = tokio::join!(one.set(&name, images[1], Expect::At(images[0])), async {
+        slow.arrived.acquire().await.unwrap().forget();
+        let done = two.set(&name, images[2], Expect::Anything).await;
+        slow.leave.add_permits(1);
+        done
+    });
+    (first, second, quick.get_ref(&name).await.unwrap().unwrap().image)
+}
+
+#[tokio::test]
+async fn a_mover_that_is_overtaken_while_it_looks_is_told_so() {
+    let (first, second, now) = overtaken(Hold::SecondGet).await;
+    assert_eq!(first.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(now, second.unwrap().image);
+}
+
+#[tokio::test]
+async fn a_move_that_is_decided_but_late_does_not_undo_a_later_one() {
+    let (first, second, now) = overtaken(Hold::Commit).await;
+    // Both were decided, one after the other.
+    first.unwrap();
+    assert_eq!(now, second.unwrap().image);
 }
