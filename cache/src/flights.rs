@@ -23,8 +23,6 @@ use crate::mailbox::Mailbox;
 use crate::sharded::Sharded;
 
 const SHARDS: usize = 64;
-/// A background fetch may be overtaken once: no chunk is fetched by more than two at a time.
-const MAX_FETCHES: usize = 2;
 
 /// What a flight is for. A repair does not share one with others: they are content with a copy that
 /// a repair would not believe.
@@ -88,8 +86,8 @@ impl Flights {
             MapEntry::Occupied(mut entry) => {
                 let entry = entry.get_mut();
                 entry.waiters.push(waiter);
-                let overtakes = priority == Priority::Guest && entry.priority > priority;
-                if !overtakes || entry.fetches.len() >= MAX_FETCHES {
+                // Once only: the entry is a guest's from then on. So at most two fetch a chunk.
+                if priority != Priority::Guest || entry.priority == priority {
                     return Boarded::Joined;
                 }
                 entry.priority = priority;

@@ -193,6 +193,8 @@ fn papers_that_do_not_fit_their_digest_are_refused() {
             let ctx = ReadContext::default();
             let error = cache.section_table(&ctx, &good.id, 0).await.unwrap_err();
             assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+            let found = cache.manifest(&ctx, &good.id).await;
+            assert_eq!(found.is_ok(), manifest.id == good.id);
         }
     });
 }

@@ -7,7 +7,7 @@
 //! <dir>/grid         the grid's id, 32 hex digits; also in ca.pem
 //! ```
 //!
-//! The directory comes into being whole (see [`crate::files`]), is never changed, and is refused when
+//! The directory comes into being whole (see `files`), is never changed, and is refused when
 //! anybody but its owner can read it. Whoever has it is the grid: back it up.
 
 use std::collections::BTreeSet;

@@ -136,7 +136,7 @@ impl Tokens {
         } else if let Some((holder, _)) = held.as_ref().filter(|(h, _)| now < h.expires) {
             let role = holder.role.name();
             return denied(format!(
-                "name `{name}`: it is a {role}'s; take another, or a token made for this name"
+                "name `{name}`: a member ({role}) has it; take another, or a token made for this name"
             ));
         }
         Ok(held.map(|(_, version)| version))

@@ -258,12 +258,15 @@ async fn who_says_nothing_is_hung_up_on() {
     };
     let half_body = b"POST /v1/gc HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                       content-length: 10\r\n\r\n{";
-    let (no_tls, no_request, half_head, half_body) = tokio::join!(
+    let all = futures::future::join4(
         no_tls,
         grid.raw(Some(&admin), b""),
         grid.raw(Some(&admin), b"GET /v1/images HTTP/1.1\r\nhost"),
-        grid.raw(Some(&admin), half_body)
+        grid.raw(Some(&admin), half_body),
     );
+    // Else one would wait for ever.
+    let all = tokio::time::timeout(Duration::from_secs(60), all).await;
+    let (no_tls, no_request, half_head, half_body) = all.expect("all were hung up on");
     assert_eq!((no_tls, no_request.0), (0, 0));
     assert!([0, 408].contains(&half_head.0), "{half_head:?}");
     assert!(half_body.0 == 400 && half_body.1.contains("in time"), "{half_body:?}");
@@ -290,9 +293,14 @@ async fn a_running_request_ends_before_placement_does() {
     let running = tokio::spawn(async move { admin.gc(&GcRequest::default()).await });
     gate.entered(1).await;
     let idle = grid.connect(None).await.unwrap();
+    let address = grid.address;
     let release = tokio::spawn(async move {
-        // While placement shuts down.
-        tokio::task::yield_now().await;
+        // Once placement shuts down, it accepts no more.
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        // Long enough to be cut off, were requests not given their time; short of that time.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         gate.open(1);
     });
     grid.stop().await.unwrap();
@@ -317,7 +325,10 @@ async fn only_so_many_verifications_run_at_once() {
     };
     let running = [verify(), verify()];
     gate.entered(2).await;
-    let e = verify().await.unwrap().unwrap_err();
+    let e = tokio::select! {
+        refused = verify() => refused.unwrap().unwrap_err(),
+        () = gate.entered(1) => panic!("a third one runs"),
+    };
     assert!(matches!(e.kind(), Kind::Busy(after) if !after.is_zero()), "{e}");
     gate.open(2);
     for task in running {

@@ -124,15 +124,15 @@ async fn names_belong_to_who_has_them() {
         async move { Client::join(&grid.token(role, only).await, name).await }
     };
     join(Role::Server, None, "cache-1").await.unwrap();
-    denied(join(Role::Server, None, "cache-1").await, "it is a server's");
-    denied(join(Role::Node, None, "cache-1").await, "it is a server's");
+    denied(join(Role::Server, None, "cache-1").await, "a member (server) has it");
+    denied(join(Role::Node, None, "cache-1").await, "a member (server) has it");
     denied(join(Role::Server, Some("cache-2"), "cache-1").await, "the token is for `cache-2`");
     // A machine that was installed anew.
     join(Role::Server, Some("cache-1"), "cache-1").await.unwrap();
     // Placement's own names.
     denied(join(Role::Server, None, "placement").await, "placement's own");
-    denied(join(Role::Server, None, "one").await, "it is a server's");
-    denied(join(Role::Node, None, "admin").await, "it is a admin's");
+    denied(join(Role::Server, None, "one").await, "a member (server) has it");
+    denied(join(Role::Node, None, "admin").await, "a member (admin) has it");
     let asked = NewToken { role: Role::Server, lifetime_secs: 60, name: Some("placement".into()) };
     denied(grid.admin().new_token(&asked).await, "placement's own");
     for bad in ["", "UPPER", "a b", "../x", "a/b", "é", "*", "a..b"] {

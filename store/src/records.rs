@@ -13,7 +13,7 @@ use crate::objects::Listed;
 use crate::sealed;
 use crate::store::{Shared, Store};
 
-const REF_MOVE: &str = "ref move";
+pub(crate) const REF_MOVE: &str = "ref move";
 /// Longest ref move in bytes.
 const MAX_MOVE: usize = 8 << 10;
 

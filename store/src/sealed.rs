@@ -18,7 +18,7 @@ pub(crate) fn seal<T: Serialize>(what: &'static str, body: &T) -> Bytes {
     let mut value = json!({ "format": FORMAT, "what": what, "body": body });
     let check = checksum(&value);
     value["check"] = Value::String(check);
-    serde_json::to_vec(&value).expect("a JSON value serialises").into()
+    serde_json::to_vec(&sorted(&value)).expect("a JSON value serialises").into()
 }
 
 /// Checks and reads the stored form.

@@ -28,7 +28,7 @@ use crate::options::StoreOptions;
 use crate::packer::Packers;
 use crate::sealed;
 
-const MARKER: &str = "forebay store";
+pub(crate) const MARKER: &str = "forebay store";
 /// Footers that are read at a time when the index is brought up to date.
 const FOOTERS: usize = 16;
 /// The index is compared with the packs at most once in so many seconds while chunks are missed.
@@ -76,9 +76,11 @@ pub(crate) struct Shared {
     refreshed: tokio::sync::Mutex<u64>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Marker {
-    store: String,
+/// What the marker says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    /// The store's id.
+    pub(crate) store: String,
 }
 
 impl Store {

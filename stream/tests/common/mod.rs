@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::future::{Future, pending};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -162,7 +162,7 @@ pub struct MemSourceInner {
     pub dropped: Cell<usize>,
     /// Fails at this chunk, after the others.
     pub fail: RefCell<Option<(u32, Error)>>,
-    /// Instead of ending, reads hang.
+    /// Instead of ending, reads wait while this is set.
     pub hang: Cell<bool>,
     /// Says that something has changed.
     pub changed: Notify,
@@ -265,9 +265,7 @@ impl ChunkSource for MemSource {
             self.0.taken.set(self.0.taken.get() + 1);
             self.0.changed.notify_waiters();
         }
-        if self.0.hang.get() {
-            pending::<()>().await;
-        }
+        self.until(|s| !s.hang.get()).await;
         running.1 = true;
         fail.map_or(Ok(()), |(_, e)| Err(e))
     }
