@@ -3,8 +3,6 @@
 //! `cargo bench -p forebay-benches --bench codec`; set `FOREBAY_BENCH_DISK` to a disk image for real
 //! chunks.
 
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
-
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use forebay_benches::{CHUNK, chunks};
 use image::{Decoder, Digest, Domain, Encoder, is_zero};

@@ -63,7 +63,7 @@ pub enum Command {
     /// Serve a grid from this machine: store, receiver, cache and placement in one process
     Up(UpArgs),
     /// Make an image of a disk and name it
-    Import(ImportArgs),
+    Import(Box<ImportArgs>),
     /// Bring an image to a file, a block device, or standard output
     Pull(PullArgs),
     /// List the images that have a name

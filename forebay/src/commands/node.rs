@@ -131,7 +131,7 @@ fn keep(data: &Path, papers: &Papers, joined: &Joined) -> Result<()> {
 }
 
 fn host_name() -> Result<String> {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     match name.is_empty() {
         false => Ok(name),
         true => Err(Error::new(Kind::Invalid, "this host has no name; give one with --name")),

@@ -4,7 +4,7 @@ mod disk;
 mod grid;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -109,7 +109,7 @@ fn pull(
     grid: &Grid,
     what: &'static str,
     name: &str,
-    to: &PathBuf,
+    to: &Path,
     original: &Path,
 ) -> anyhow::Result<Step> {
     let target = to.to_str().context("a temporary path is UTF-8")?;

@@ -24,14 +24,18 @@ use bars::Bars;
 pub struct Setup {
     /// `forebay`.
     pub program: PathBuf,
-    /// A raw disk, and a later version of it.
+    /// A raw disk.
     pub disk: PathBuf,
+    /// A later version of it.
     pub second: PathBuf,
     /// Where to work.
     pub dir: PathBuf,
     /// Runs of each measurement; medians are quoted.
     pub runs: usize,
 }
+
+/// Measures something and adds its bars.
+type Measure = fn(&Setup, &mut Bars);
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -62,7 +66,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, fn(&Setup, &mut Bars)); 6] = [
+    let all: [(&str, Measure); 6] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
