@@ -1,3 +1,10 @@
 //! Whole processes: the shipped binary on real files, sockets and disks.
+//!
+//! Everything here passes without root. The tests named `real_…` need root, debootstrap and QEMU, and
+//! run only with `FOREBAY_E2E=1`.
 
+mod faults;
+mod harness;
 mod house;
+mod journeys;
+mod real;

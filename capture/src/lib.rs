@@ -4,7 +4,7 @@
 //! [`import`] reads it once and hands it, section by section, to an
 //! [`ImageSink`](image::ImageSink): the receiver beside it, or a push across the network.
 //!
-//! Reading order: [`format`] → [`source`] → [`pipeline`].
+//! Reading order: [`mod@format`] → [`source`] → [`pipeline`].
 
 pub mod format;
 pub mod pipeline;

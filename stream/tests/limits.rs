@@ -187,7 +187,11 @@ fn a_guest_does_not_wait_behind_the_background() {
     world.limits.held = 512 << 10;
     world.limits.requests = 16;
     world.run(async |grid| {
-        let client = grid.reader().await;
+        let member = grid.world.ca.member("node-1");
+        let mut options = grid.options(&member, vec![grid.ticket(grid.pull_grant(), &member)]);
+        // No read gives up and makes room.
+        options.limits.answer = Duration::from_secs(3600);
+        let client = Client::connect(options).await.unwrap();
         let (place, source) = (grid.image().place(0), &grid.world.source);
         // Reads that never end take every place and all memory that are not kept for guests.
         source.0.hang.set(true);

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use common::{MemImage, World, pull_and_check};
@@ -57,20 +58,28 @@ fn every_kind_of_error_passes_with_its_message_and_the_other_chunks_come() {
     });
 }
 
-#[test]
-fn a_source_that_gives_rotten_bytes_is_caught_on_arrival() {
+/// The small image with something altered.
+fn altered(alter: impl FnOnce(&mut MemImage)) -> World {
     let image = MemImage::small();
-    let mut rotten = MemImage {
+    let mut copy = MemImage {
         id: image.id,
         manifest: image.manifest.clone(),
         tables: image.tables.clone(),
         frames: image.frames.clone(),
         plain: image.plain.clone(),
     };
-    let mut bytes = rotten.frames[&(0, 0)].bytes().to_vec();
-    *bytes.last_mut().unwrap() ^= 1;
-    rotten.frames.insert((0, 0), Frame::parse(bytes.into()).unwrap());
-    World::new(std::rc::Rc::new(rotten)).run(async |grid| {
+    alter(&mut copy);
+    World::new(Rc::new(copy))
+}
+
+#[test]
+fn a_source_that_gives_rotten_bytes_is_caught_on_arrival() {
+    let rot = |image: &mut MemImage| {
+        let mut bytes = image.frames[&(0, 0)].bytes().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        image.frames.insert((0, 0), Frame::parse(bytes.into()).unwrap());
+    };
+    altered(rot).run(async |grid| {
         let client = grid.reader().await;
         let place = grid.image().place(0);
         let mut got: Vec<(u32, Frame)> = Vec::new();
@@ -79,6 +88,28 @@ fn a_source_that_gives_rotten_bytes_is_caught_on_arrival() {
         assert!(e.message().contains("chunk 0"), "{e}");
         assert_eq!(got.len() as u32, place.chunks.count() - 1);
         assert!(got.iter().all(|(c, _)| *c != 0));
+    });
+}
+
+#[test]
+fn another_images_manifest_and_table_are_caught_on_arrival() {
+    let other = MemImage::new(64 << 20, 16, |_, c, len| match c {
+        0 => vec![1; len],
+        _ => Vec::new(),
+    });
+    let (manifest, table) = (other.manifest.clone(), other.tables[0].clone());
+    altered(|image| image.manifest = manifest).run(async |grid| {
+        let client = grid.reader().await;
+        let e = client.manifest(&ReadContext::default(), &grid.image().id).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Corrupt);
+        assert!(e.message().contains("identity"), "{e}");
+    });
+    altered(|image| image.tables[0] = table).run(async |grid| {
+        let (client, ctx, image) = (grid.reader().await, ReadContext::default(), grid.image().id);
+        let e = client.section_table(&ctx, &image, 0).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Corrupt);
+        assert!(e.message().contains("section 0"), "{e}");
+        client.section_table(&ctx, &image, 1).await.unwrap();
     });
 }
 

@@ -112,6 +112,18 @@ fn bytes_that_are_not_the_tables_are_refused_while_they_are_sent() {
 }
 
 #[test]
+fn a_commit_of_something_else_is_no_commit() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        grid.world.sink.received.borrow_mut().lie = Some(Digest::of_chunk(b"another image"));
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        let e = session.commit(&image.manifest).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Corrupt, "{e}");
+    });
+}
+
+#[test]
 fn what_does_not_belong_to_the_announced_image_is_refused() {
     World::new(MemImage::small()).run(async |grid| {
         let (client, _) = grid.pusher().await;

@@ -128,12 +128,16 @@ fn open(args: &ImportArgs) -> Result<DiskSource> {
         CompressionArg::Xz => Compression::Xz,
     });
     let sector = args.sector_size.as_ref().and_then(|s| s.parse().ok());
-    let options = SourceOptions { format, compression, sector, size: None };
-    if args.path == Path::new("-") {
-        DiskSource::stdin(&options)
-    } else {
-        DiskSource::open(&args.path, &options)
+    let options = SourceOptions { format, compression, sector, size: args.size };
+    let source = match args.path == Path::new("-") {
+        true => DiskSource::stdin(&options)?,
+        false => DiskSource::open(&args.path, &options)?,
+    };
+    if source.size().is_none() {
+        let why = format!("{}: a stream does not say how large its disk is", source.name());
+        return Err(Error::new(Kind::Invalid, why + "; say it with --size, e.g. --size 4GiB"));
     }
+    Ok(source)
 }
 
 fn record(said: &RecordArgs, parent: Option<image::Digest>) -> NewRecord {

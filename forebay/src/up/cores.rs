@@ -18,6 +18,10 @@ use tokio::sync::{oneshot, watch};
 use crate::config::Config;
 use crate::grid::{TlsServer, quic_server};
 
+/// Connections of one certificate on a core. All commands of a machine share its certificate, and
+/// those of processes that were killed linger until they time out.
+const PER_PEER: usize = 512;
+
 /// Running cores.
 pub struct Cores {
     addresses: Vec<SocketAddr>,
@@ -132,7 +136,8 @@ fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
             // The sender outlives the cores; if it should not, that is a stop too.
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        stream::serve(endpoint, cache, Some(sinks), auth, ServerLimits::default(), shutdown).await;
+        let limits = ServerLimits { per_peer: PER_PEER, ..ServerLimits::default() };
+        stream::serve(endpoint, cache, Some(sinks), auth, limits, shutdown).await;
     });
 }
 

@@ -45,8 +45,6 @@ pub struct Tuning {
     /// Bytes of a connection that were written and are not acknowledged. It bounds the memory that a
     /// slow reader holds; a guest's read waits behind at most so many bytes of others.
     pub send_window: u64,
-    /// Streams that the other side may have open.
-    pub streams: u32,
     /// A connection on which nothing is heard for so long is dead.
     pub idle_timeout: Duration,
     /// The client says something after so long, so that an idle connection lives on.
@@ -65,7 +63,6 @@ impl Default for Tuning {
             stream_window: 4 << 20,
             connection_window: 32 << 20,
             send_window: 8 << 20,
-            streams: 64,
             idle_timeout: Duration::from_secs(12),
             keep_alive: Duration::from_secs(4),
             socket_buffer: 4 << 20,
@@ -107,13 +104,14 @@ impl Tuning {
         Ok(config)
     }
 
-    /// The server's QUIC settings: bounded streams, no migration.
+    /// The server's QUIC settings: no migration, and no stream but the control stream until a HELLO
+    /// has come and the server's own limit is set (a number once granted cannot be taken back).
     pub fn server(&self, tls: Arc<rustls::ServerConfig>) -> Result<quinn::ServerConfig> {
         let crypto = QuicServerConfig::try_from(tls)
             .map_err(|e| Error::new(Kind::Invalid, format!("TLS for QUIC: {e}")))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(Arc::new(self.transport(self.streams)?))
+            .transport_config(Arc::new(self.transport(1)?))
             .migration(false)
             .max_incoming(1024)
             .incoming_buffer_size(64 << 10)

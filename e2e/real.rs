@@ -1,0 +1,102 @@
+//! The real thing: a Debian disk, two network namespaces, a booted virtual machine. Needs root,
+//! debootstrap, iproute2 and QEMU; runs with `FOREBAY_E2E=1`. `FOREBAY_GUEST_DIR` keeps the disk between
+//! runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Background, forebay, path, run};
+
+fn wanted() -> bool {
+    let wanted = std::env::var_os("FOREBAY_E2E").is_some();
+    if !wanted {
+        println!("left out: needs FOREBAY_E2E=1, root, debootstrap, iproute2 and QEMU");
+    }
+    wanted
+}
+
+fn script(name: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/guest").join(name))
+}
+
+#[track_caller]
+fn must(command: &mut Command) -> String {
+    let ended = run(command);
+    assert_eq!(ended.code, 0, "{command:?}\n{}\n{}", ended.out, ended.err);
+    ended.out
+}
+
+/// Two namespaces, taken down at the end.
+struct Network;
+
+impl Network {
+    fn up() -> Self {
+        must(script("netns").args(["up", "fbe2e", "--rate", "1gbit"]));
+        Self
+    }
+
+    /// The program, inside a namespace.
+    fn inside(namespace: &str, data: &Path) -> Command {
+        let program = forebay(data);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program.get_program());
+        command.env("FOREBAY_DATA", data).args(program.get_args()).arg("--json");
+        command
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = script("netns").args(["down", "fbe2e"]).output();
+    }
+}
+
+fn boot(disk: &Path, guest: &Path) {
+    let beside = |suffix: &str| PathBuf::from(format!("{}.{suffix}", guest.display()));
+    let took = must(script("boot").arg(disk).arg(beside("vmlinuz")).arg(beside("initrd")));
+    println!("{} is up after {} s", disk.display(), took.trim());
+}
+
+#[test]
+fn real_debian_disks_travel_between_namespaces_and_boot() {
+    if !wanted() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let kept = std::env::var_os("FOREBAY_GUEST_DIR").map(PathBuf::from);
+    let dir = kept.unwrap_or_else(|| temp.path().to_owned());
+    let raw = dir.join("v1.raw");
+    if !raw.exists() {
+        must(script("build-debian").arg(&raw));
+    }
+    let [qcow2, vmdk] = ["v1.qcow2", "v1.vmdk"].map(|name| dir.join(name));
+    if !qcow2.exists() || !vmdk.exists() {
+        must(script("formats").arg(&raw).arg(&dir));
+    }
+
+    let _network = Network::up();
+    let data = temp.path().join("grid");
+    let mut up = Network::inside("fbe2e-a", &data);
+    up.args(["up", "--listen", "10.77.0.1:0", "--set", "up.stream_ip=10.77.0.1"]);
+    let mut up = Background::start(&mut up);
+    assert!(up.line().contains("10.77.0.1"));
+    let mut images = Vec::new();
+    for (disk, name) in [(&raw, "debian:raw"), (&qcow2, "debian:qcow2"), (&vmdk, "debian:vmdk")] {
+        let text = must(Network::inside("fbe2e-a", &data).args(["import", path(disk), name]));
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        println!("import {name}: {} bytes sent in {} s", report["sent"], report["seconds"]);
+        images.push(report["image"].clone());
+    }
+    assert!(images.windows(2).all(|w| w[0] == w[1]), "one disk, one identity: {images:?}");
+    for name in ["debian:raw", "debian:qcow2", "debian:vmdk"] {
+        let copy = temp.path().join("copy.raw");
+        let text =
+            must(Network::inside("fbe2e-b", &data).args(["pull", name, "--to", path(&copy)]));
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        println!("pull {name} at 1 Gbit/s: {} s", report["seconds"]);
+        must(Command::new("cmp").arg(&raw).arg(&copy));
+        boot(&copy, &raw);
+        std::fs::remove_file(&copy).unwrap();
+    }
+    assert_eq!(up.terminate().1, 0);
+}
