@@ -104,15 +104,18 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         let _ = stopped.await;
     }));
     let ready = placement::Client::new(&address.to_string(), &admin)?;
+    // One listener for both waits: a signal between two of them would be lost.
+    let interrupted = interrupted();
+    tokio::pin!(interrupted);
     let result = tokio::select! {
         // It ends by itself only if it could not begin.
         ended = &mut serving_task => return flatten(ended),
-        ready = ready.health() => ready.map(drop),
-        () = interrupted() => Ok(()),
+        ready = ready.health() => ready.map(|_| true),
+        () = &mut interrupted => Ok(false),
     };
-    if result.is_ok() {
+    if let Ok(true) = result {
         announce(data, &serving, json)?;
-        interrupted().await;
+        interrupted.await;
     }
     tracing::info!("stopping");
     let _ = stop.send(());
@@ -129,7 +132,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         };
         println!("{}", serde_json::to_string(&stopped).expect("our own types serialise"));
     }
-    result.and(ended)
+    result.map(drop).and(ended)
 }
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
