@@ -226,6 +226,39 @@ fn a_guest_does_not_wait_behind_the_background() {
     });
 }
 
+/// Takes nothing, for ever.
+struct Stuck;
+
+impl ChunkSink for Stuck {
+    async fn chunk(&mut self, _: u32, _: Frame) -> Result<()> {
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn what_slow_readers_leave_lying_does_not_keep_a_guest_out() {
+    let mut world = World::new(noisy(64));
+    world.tuning.stream_window = 64 << 10;
+    world.tuning.connection_window = 1 << 20;
+    world.run(async |grid| {
+        let client = grid.reader().await;
+        let (place, source) = (grid.image().place(0), &grid.world.source);
+        let reads = (0..40)
+            .map(|_| async { client.chunks(&ReadContext::default(), &place, &mut Stuck).await });
+        let guest = async {
+            source.until(|s| s.started.get() == 12).await;
+            let ctx = ReadContext { priority: Priority::Guest, ..ReadContext::default() };
+            let mut got = Vec::new();
+            client.chunks(&ctx, &place, &mut got).await.unwrap();
+            assert_eq!(got.len(), 64);
+        };
+        tokio::select! {
+            _ = join_all(reads) => panic!("nobody takes anything"),
+            () = guest => {}
+        }
+    });
+}
+
 #[test]
 fn more_requests_than_the_server_allows_wait_their_turn() {
     let mut world = World::new(noisy(8));

@@ -42,6 +42,10 @@ pub struct ClientLimits {
     pub answer: Duration,
     /// Longest chunk frame in bytes.
     pub frame: u32,
+    /// Requests in flight on a connection, guests' aside. Each may fill a stream window while its
+    /// reader is slow; so many of them must leave room in the connection's window
+    /// ([`crate::transport::Tuning`]), or a guest's answer could not get through.
+    pub bulk: u32,
 }
 
 impl Default for ClientLimits {
@@ -50,6 +54,7 @@ impl Default for ClientLimits {
             connect: Duration::from_secs(5),
             answer: Duration::from_secs(60),
             frame: image::frame::MAX_FRAME as u32,
+            bulk: 12,
         }
     }
 }

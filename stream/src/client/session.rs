@@ -28,7 +28,7 @@ pub(crate) struct Session {
     limits: Limits,
     gone: Arc<AtomicBool>,
     shows: mpsc::Sender<Show>,
-    /// Places for requests nobody waits for. The server's other places are for guests.
+    /// Places for requests that are no guest's.
     bulk: Arc<Semaphore>,
     in_flight: Arc<AtomicUsize>,
 }
@@ -87,14 +87,16 @@ impl Session {
         let (shows, orders) = mpsc::channel(16);
         let gone = control.gone.clone();
         tokio::spawn(control.run(quic.clone(), orders));
-        let places = limits.requests.max(2) as usize;
+        // A quarter of what the server takes at once is for guests alone.
+        let shared = limits.requests.max(2) - (limits.requests / 4).max(1);
+        let bulk = shared.min(dial.limits.bulk).max(1) as usize;
         let session = Self {
             quic,
             name,
             limits,
             gone,
             shows,
-            bulk: Arc::new(Semaphore::new(places - (places / 4).max(1))),
+            bulk: Arc::new(Semaphore::new(bulk)),
             in_flight: Arc::new(AtomicUsize::new(0)),
         };
         session.await_tickets(dial, answers).await?;
