@@ -389,8 +389,9 @@ fn read_error(r: &mut Reader<'_>) -> Result<Error, FormatError> {
     r.reserved(2)?;
     let after_ms = r.u32()?;
     let text = read_text(Type::Error, r)?;
-    // It ends in logs and on terminals: the other side must not steer those.
-    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    // It ends in logs and on terminals: the other side must not steer those. The stand-in is the
+    // shortest character, so a text that fitted still fits when it is passed on.
+    let clean = |c: char| if c.is_control() { '?' } else { c };
     Ok(Error::new(api::from_wire(code, after_ms), text.chars().map(clean).collect::<String>()))
 }
 

@@ -154,6 +154,19 @@ fn long_texts_are_cut_between_characters() {
 }
 
 #[test]
+fn a_text_of_control_characters_is_passed_on_whole() {
+    for control in ["\u{1b}", "\u{85}"] {
+        let text = control.repeat(MAX_TEXT / control.len());
+        let first = Message::Error(Error::new(Kind::Io, text)).encode();
+        let (read, _) = decode(&first).unwrap();
+        let Message::Error(e) = &read else { panic!("an ERROR") };
+        assert_eq!(e.message(), "?".repeat(MAX_TEXT / control.len()));
+        let (again, _) = decode(&read.encode()).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{read:?}"));
+    }
+}
+
+#[test]
 fn a_deadline_of_nothing_is_not_no_deadline() {
     let ctx = ReadContext { deadline: Some(Duration::ZERO), ..ReadContext::default() };
     let bytes = Message::GetManifest { ctx, image: digest(1) }.encode();

@@ -51,7 +51,7 @@ fn every_kind_of_error_passes_with_its_message_and_the_other_chunks_come() {
             let mut got: Vec<(u32, Frame)> = Vec::new();
             let e = client.chunks(&ReadContext::default(), &place, &mut got).await.unwrap_err();
             assert_eq!(e.kind(), kind);
-            assert!(e.message().contains("pack 8f: chunk 3: \u{fffd}[2J rotten"), "{e}");
+            assert!(e.message().contains("pack 8f: chunk 3: ?[2J rotten"), "{e}");
             assert!(e.message().contains(common::SERVER), "the error names the server: {e}");
             assert_eq!(got.len() as u32, place.chunks.count() - 1);
         }
