@@ -14,6 +14,8 @@ struct Bar {
 pub enum Bound {
     AtLeast(f64),
     AtMost(f64),
+    /// Said beside a bar, to judge it by.
+    Told,
 }
 
 impl Bound {
@@ -21,6 +23,7 @@ impl Bound {
         match self {
             Bound::AtLeast(b) => value >= b,
             Bound::AtMost(b) => value <= b,
+            Bound::Told => true,
         }
     }
 }
@@ -52,8 +55,13 @@ fn line(bar: &Bar) -> String {
     let bound = match bar.bound {
         Bound::AtLeast(b) => format!("≥ {b}"),
         Bound::AtMost(b) => format!("≤ {b}"),
+        Bound::Told => String::new(),
     };
-    let met = if bar.bound.met(bar.value) { "met" } else { "**missed**" };
+    let met = match bar.bound {
+        Bound::Told => "",
+        kept if kept.met(bar.value) => "met",
+        _ => "**missed**",
+    };
     format!("| {} | {} | {} | {:.2} | {bound} | {met} |", bar.what, bar.ours, bar.theirs, bar.value)
 }
 
