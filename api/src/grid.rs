@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `GET /v1/health` | → [`Health`] | anybody |
 //! | `GET /v1/caches` | → [`CacheList`] | any member |
+//! | `PUT /v1/caches/{name}` | [`Serving`] → [`Lease`] | the server of that name |
+//! | `DELETE /v1/caches/{name}` | → [`CacheInfo`] | the server of that name; admin |
 //! | `POST /v1/tokens` | [`NewToken`] → [`JoinToken`] | admin |
 //! | `POST /v1/join` | [`JoinRequest`] → [`JoinAnswer`] | who has a token (no certificate) |
 
@@ -50,6 +52,24 @@ pub struct CacheInfo {
     /// One UDP address per core.
     #[schema(value_type = Vec<String>)]
     pub endpoints: Vec<SocketAddr>,
+    /// Whether it takes pushes too; else it only caches.
+    #[serde(default)]
+    pub receives: bool,
+}
+
+/// What a cache says of itself, again and again: it is a member while its lease lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Serving {
+    /// One UDP address per core.
+    #[schema(value_type = Vec<String>)]
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// How long a cache counts as serving without being heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Lease {
+    /// Seconds. To be renewed after a third of that.
+    pub lease_secs: u64,
 }
 
 /// The caches of the grid.

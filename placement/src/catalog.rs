@@ -1,5 +1,6 @@
 //! The catalogue: what the API's routes do, free of HTTP.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use api::catalog::{
     Expect, GcReport, GcRequest, ImageInfo, ImageLine, ImageList, NewRecord, RefInfo, TicketAnswer,
     TicketRequest, VerifyReport,
 };
+use api::grid::{CacheInfo, Lease, Serving};
 use api::ticket::{Grant, Ticket};
 use futures::StreamExt;
 use image::error::At;
@@ -17,7 +19,7 @@ use tokio::sync::{Mutex, RwLock, Semaphore};
 use crate::archive::Archive;
 use crate::clock::Clock;
 use crate::known::Images;
-use crate::member::Member;
+use crate::member::{Member, dns_name};
 use crate::names::{self, Name};
 use crate::refs::{Refs, no_such_ref};
 use crate::state::State;
@@ -28,6 +30,11 @@ const LOOK_UPS: usize = 8;
 const VERIFICATIONS: usize = 2;
 /// How long a move waits for a collection of garbage to end before the mover is told to come back.
 const GC_WAIT: Duration = Duration::from_secs(30);
+/// How long a cache counts as serving without being heard of. Nodes go on to others by themselves
+/// when one does not answer; this only keeps the list short.
+const LEASE_SECS: u64 = 15;
+/// Addresses of one cache at most: one per core.
+const MAX_ENDPOINTS: usize = 1024;
 /// When to come back.
 const COME_BACK: Duration = Duration::from_secs(10);
 
@@ -235,8 +242,11 @@ impl Catalog {
                 (parent, Grant::Push { domain, parent })
             }
         };
-        let ticket = Ticket::new(grant, member.holder, self.clock.now());
-        let servers = self.state.servers().await?;
+        let now = self.clock.now();
+        let pushes = matches!(grant, Grant::Push { .. });
+        let ticket = Ticket::new(grant, member.holder, now);
+        let mut servers = self.state.servers(now).await?;
+        servers.retain(|server| server.receives || !pushes);
         Ok(TicketAnswer { image, ticket: ticket.sign(&self.key), expires: ticket.expires, servers })
     }
 
@@ -248,8 +258,34 @@ impl Catalog {
     }
 
     /// The servers of chunks.
-    pub(crate) async fn servers(&self) -> Result<Vec<api::grid::CacheInfo>> {
-        self.state.servers().await
+    pub(crate) async fn servers(&self) -> Result<Vec<CacheInfo>> {
+        self.state.servers(self.clock.now()).await
+    }
+
+    /// Counts a cache as serving, for a while.
+    pub(crate) async fn serving(&self, member: &Member, at: Serving) -> Result<Lease> {
+        let bad = |what: String| Err(Error::new(Kind::Invalid, what));
+        if !(1..=MAX_ENDPOINTS).contains(&at.endpoints.len()) {
+            return bad(format!("endpoints: must be 1 to {MAX_ENDPOINTS}"));
+        }
+        let unreachable = |a: &&SocketAddr| a.ip().is_unspecified() || a.port() == 0;
+        if let Some(address) = at.endpoints.iter().find(unreachable) {
+            return bad(format!("endpoints: nobody can reach {address}"));
+        }
+        let info = CacheInfo {
+            name: member.name.clone(),
+            server_name: dns_name(&member.name),
+            endpoints: at.endpoints,
+            receives: false,
+        };
+        self.state.lease_server(&info, self.clock.now() + LEASE_SECS).await?;
+        Ok(Lease { lease_secs: LEASE_SECS })
+    }
+
+    /// Counts a cache no longer.
+    pub(crate) async fn leave(&self, name: &str) -> Result<CacheInfo> {
+        let left = self.state.drop_server(name).await?;
+        left.ok_or_else(|| Error::new(Kind::Gone, format!("no cache {name} serves with a lease")))
     }
 }
 

@@ -94,7 +94,12 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         papers,
         state: data.join("placement.redb"),
         address: None,
-        servers: vec![CacheInfo { name: NAME.into(), server_name, endpoints: chunks }],
+        servers: vec![CacheInfo {
+            name: NAME.into(),
+            server_name,
+            endpoints: chunks,
+            receives: true,
+        }],
         limits: placement::Limits::default(),
         clock: clock.clone(),
     };

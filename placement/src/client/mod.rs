@@ -6,7 +6,9 @@ use api::catalog::{
     GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
     TicketRequest, VerifyReport, VerifyRequest,
 };
-use api::grid::{CacheList, Health, JoinAnswer, JoinRequest, JoinToken, NewToken};
+use api::grid::{
+    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, NewToken, Serving,
+};
 use hyper::Method;
 use image::error::At;
 use image::{Digest, Error, Kind, Ref, Result};
@@ -76,6 +78,17 @@ impl Client {
     /// The servers of chunks.
     pub async fn caches(&self) -> Result<CacheList> {
         self.get("/v1/caches").await
+    }
+
+    /// Says that the cache of these papers serves; to be said again before the lease ends.
+    pub async fn serving(&self, name: &str, at: &Serving) -> Result<Lease> {
+        self.send(Method::PUT, &format!("/v1/caches/{}", segment(name)?), Some(at)).await
+    }
+
+    /// Says that a cache serves no longer; returns it as it was.
+    pub async fn leave(&self, name: &str) -> Result<CacheInfo> {
+        let path = format!("/v1/caches/{}", segment(name)?);
+        self.send(Method::DELETE, &path, None::<&()>).await
     }
 
     /// Makes a one-time token to join.

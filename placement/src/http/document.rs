@@ -17,6 +17,8 @@ use super::handlers;
         handlers::join,
         serve,
         handlers::caches,
+        handlers::serving,
+        handlers::leave,
         handlers::new_token,
         handlers::images,
         handlers::image,

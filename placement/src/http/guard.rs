@@ -54,12 +54,17 @@ fn allowed(request: &Request, peer: &Peer) -> Result<()> {
     let good = match access {
         Access::Anybody | Access::Member => true,
         Access::Writer => is_writer(role),
+        Access::Server => matches!(role, Role::Server | Role::Admin),
         Access::Admin => role == Role::Admin,
     };
     if good {
         return Ok(());
     }
-    let needed = if *access == Access::Admin { "an admin" } else { "an admin or a node" };
+    let needed = match access {
+        Access::Admin => "an admin",
+        Access::Server => "a server or an admin",
+        _ => "an admin or a node",
+    };
     let what = format!("only {needed} may do this; the certificate is that of a {}", role.name());
     Err(Error::new(Kind::Denied, what))
 }

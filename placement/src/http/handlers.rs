@@ -4,7 +4,10 @@ use api::catalog::{
     GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
     TicketRequest, VerifyReport, VerifyRequest,
 };
-use api::grid::{CacheList, Health, JoinAnswer, JoinRequest, JoinToken, NewToken};
+use api::grid::{
+    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, NewToken, Role,
+    Serving,
+};
 use axum::extract::State;
 use axum::{Extension, Json};
 use image::{Error, Kind};
@@ -47,6 +50,47 @@ pub(super) async fn join(
 )]
 pub(super) async fn caches(State(app): State<App>) -> Answer<CacheList> {
     Ok(Json(CacheList { caches: app.catalog.servers().await? }))
+}
+
+/// That a cache serves (the cache itself, again and again)
+#[utoipa::path(
+    put, path = "/v1/caches/{name}", request_body = Serving,
+    params(("name" = String, Path, description = "The cache's name in the grid")),
+    responses((status = 200, body = Lease), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn serving(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(name): Name,
+    Body(at): Body<Serving>,
+) -> Answer<Lease> {
+    let member = peer.member()?;
+    if member.role != Role::Server || member.name != name {
+        return Err(not_itself(&name).into());
+    }
+    Ok(Json(app.catalog.serving(member, at).await?))
+}
+
+/// That a cache serves no longer (the cache itself; admins)
+#[utoipa::path(
+    delete, path = "/v1/caches/{name}",
+    params(("name" = String, Path, description = "The cache's name in the grid")),
+    responses((status = 200, body = CacheInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn leave(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(name): Name,
+) -> Answer<CacheInfo> {
+    let member = peer.member()?;
+    if member.role != Role::Admin && member.name != name {
+        return Err(not_itself(&name).into());
+    }
+    Ok(Json(app.catalog.leave(&name).await?))
+}
+
+fn not_itself(name: &str) -> Error {
+    Error::new(Kind::Denied, format!("only the server {name} itself may say this"))
 }
 
 /// A one-time token to join (admins)

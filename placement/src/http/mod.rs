@@ -33,6 +33,8 @@ enum Access {
     Member,
     /// Who may change what others see: admins and nodes.
     Writer,
+    /// Servers, and admins.
+    Server,
     /// Admins.
     Admin,
 }
@@ -43,6 +45,9 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("POST", "/v1/join", Access::Anybody),
     ("GET", "/v1/openapi.json", Access::Member),
     ("GET", "/v1/caches", Access::Member),
+    // Each only its own name: the handlers see to that.
+    ("PUT", "/v1/caches/{name}", Access::Server),
+    ("DELETE", "/v1/caches/{name}", Access::Server),
     ("POST", "/v1/tokens", Access::Admin),
     ("GET", "/v1/images", Access::Member),
     ("GET", "/v1/images/{name}", Access::Member),
@@ -70,6 +75,7 @@ fn router(app: App) -> Router {
         .route("/v1/join", post(h::join))
         .route("/v1/openapi.json", get(document::serve))
         .route("/v1/caches", get(h::caches))
+        .route("/v1/caches/{name}", put(h::serving).delete(h::leave))
         .route("/v1/tokens", post(h::new_token))
         .route("/v1/images", get(h::images))
         .route("/v1/images/{name}", get(h::image))

@@ -7,7 +7,7 @@
 //! refs/<ref>       where a ref points
 //! tokens/<hash>    a join token that has not been used
 //! members/<name>   who holds a name
-//! servers/<name>   a server of chunks, and where it listens
+//! servers/<name>   a server of chunks, where it listens, and until when it counts
 //! ```
 //!
 //! Values are JSON; a reader ignores fields that it does not know.
@@ -61,6 +61,22 @@ pub(crate) struct Holder {
     pub role: Role,
     /// Until when its certificate is good, in seconds since 1970.
     pub expires: u64,
+}
+
+/// A server of chunks, as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Server {
+    #[serde(flatten)]
+    info: CacheInfo,
+    /// Until when it counts, in seconds since 1970; without it, as long as it is in the list.
+    #[serde(default)]
+    until: Option<u64>,
+}
+
+impl Server {
+    fn counts(&self, now: u64) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
 }
 
 /// Placement's state. Cheap to clone.
@@ -232,23 +248,49 @@ impl State {
         self.0.commit(Transaction::default().put(&member_key(name), holder)).await
     }
 
-    /// The servers of chunks, in the order of their names.
-    pub async fn servers(&self) -> Result<Vec<CacheInfo>> {
-        Ok(self.list("servers/").await?.into_iter().map(|(_, server)| server).collect())
+    /// The servers of chunks at a time, in the order of their names.
+    pub async fn servers(&self, now: u64) -> Result<Vec<CacheInfo>> {
+        let all = self.list::<Server>("servers/").await?;
+        Ok(all.into_iter().filter(|(_, s)| s.counts(now)).map(|(_, s)| s.info).collect())
     }
 
-    /// Makes these, and no others, the servers of chunks.
+    /// Makes these, and no others, the servers that count without a lease.
     pub async fn set_servers(&self, servers: &[CacheInfo]) -> Result<()> {
-        let old = self.list::<CacheInfo>("servers/").await?;
-        let gone = old.iter().filter(|(name, _)| servers.iter().all(|s| s.name != *name));
-        let change = gone.fold(Transaction::default(), |change, (name, _)| {
-            change.delete(&format!("servers/{name}"))
-        });
-        let change = servers.iter().fold(change, |change, server| {
-            change.put(&format!("servers/{}", server.name), encode(server))
+        let old = self.list::<Server>("servers/").await?;
+        let gone = old
+            .iter()
+            .filter(|(name, old)| old.until.is_none() && servers.iter().all(|s| s.name != *name));
+        let change =
+            gone.fold(Transaction::default(), |change, (name, _)| change.delete(&server_key(name)));
+        let change = servers.iter().fold(change, |change, info| {
+            let server = Server { info: info.clone(), until: None };
+            change.put(&server_key(&info.name), encode(&server))
         });
         self.0.commit(change).await
     }
+
+    /// Counts a server until a time. Its name is its own: nobody else has a certificate for it.
+    pub async fn lease_server(&self, info: &CacheInfo, until: u64) -> Result<()> {
+        let server = Server { info: info.clone(), until: Some(until) };
+        self.0.commit(Transaction::default().put(&server_key(&info.name), encode(&server))).await
+    }
+
+    /// Counts a server no longer; returns it as it was, if it had a lease.
+    pub async fn drop_server(&self, name: &str) -> Result<Option<CacheInfo>> {
+        let key = server_key(name);
+        match self.get::<Server>(&key).await? {
+            Some((server, seen)) if server.until.is_some() => {
+                let drop = Transaction::default().unchanged(&key, Some(&seen)).delete(&key);
+                self.0.commit(drop).await?;
+                Ok(Some(server.info))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+fn server_key(name: &str) -> String {
+    format!("servers/{name}")
 }
 
 fn ref_key(name: &Ref) -> String {

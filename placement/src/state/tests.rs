@@ -103,11 +103,35 @@ async fn tokens_that_expired_are_dropped_and_servers_replaced() {
         name: name.into(),
         server_name: format!("{name}.forebay.internal"),
         endpoints: vec![],
+        receives: true,
     };
     state.set_servers(&[server("b"), server("a")]).await.unwrap();
-    assert_eq!(state.servers().await.unwrap(), [server("a"), server("b")]);
+    assert_eq!(state.servers(0).await.unwrap(), [server("a"), server("b")]);
     state.set_servers(&[server("c"), server("b")]).await.unwrap();
-    assert_eq!(state.servers().await.unwrap(), [server("b"), server("c")]);
+    assert_eq!(state.servers(0).await.unwrap(), [server("b"), server("c")]);
+}
+
+#[tokio::test]
+async fn a_leased_server_counts_until_its_lease_ends_and_outlives_a_restart() {
+    let state = State::in_memory("grid").await;
+    let server = |name: &str| CacheInfo {
+        name: name.into(),
+        server_name: format!("{name}.forebay.internal"),
+        endpoints: vec![],
+        receives: false,
+    };
+    state.set_servers(&[server("up")]).await.unwrap();
+    state.lease_server(&server("c1"), 10).await.unwrap();
+    state.lease_server(&server("c2"), 20).await.unwrap();
+    state.set_servers(&[server("up")]).await.unwrap();
+    assert_eq!(state.servers(9).await.unwrap(), [server("c1"), server("c2"), server("up")]);
+    assert_eq!(state.servers(10).await.unwrap(), [server("c2"), server("up")]);
+    state.lease_server(&server("c1"), 30).await.unwrap();
+    assert_eq!(state.servers(20).await.unwrap(), [server("c1"), server("up")]);
+    assert_eq!(state.drop_server("c1").await.unwrap(), Some(server("c1")));
+    assert_eq!(state.drop_server("c1").await.unwrap(), None);
+    assert_eq!(state.drop_server("up").await.unwrap(), None, "it has no lease");
+    assert_eq!(state.servers(0).await.unwrap(), [server("c2"), server("up")]);
 }
 
 /// Keys whose next commit fails, before or after it is done.

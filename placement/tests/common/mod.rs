@@ -162,6 +162,7 @@ pub fn a_server() -> CacheInfo {
         name: "one".into(),
         server_name: "one.forebay.internal".into(),
         endpoints: vec![([127, 0, 0, 1], 7001).into(), ([127, 0, 0, 1], 7002).into()],
+        receives: true,
     }
 }
 
