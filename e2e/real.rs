@@ -77,7 +77,7 @@ fn real_debian_disks_travel_between_namespaces_and_boot() {
     let _network = Network::up();
     let data = temp.path().join("grid");
     let mut up = Network::inside("fbe2e-a", &data);
-    up.args(["up", "--listen", "10.77.0.1:0", "--set", "up.stream_ip=10.77.0.1"]);
+    up.args(["up", "--listen", "10.77.0.1:0", "--set", "serve.ip=10.77.0.1"]);
     let mut up = Background::start(&mut up);
     assert!(up.line().contains("10.77.0.1"));
     let mut images = Vec::new();

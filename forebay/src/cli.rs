@@ -62,6 +62,8 @@ pub enum Command {
     Try(TryArgs),
     /// Serve a grid from this machine: store, receiver, cache and placement in one process
     Up(UpArgs),
+    /// Serve chunks from this machine as one more cache of a grid that it joined
+    Cache,
     /// Make an image of a disk and name it
     Import(Box<ImportArgs>),
     /// Bring an image to a file, a block device, or standard output
@@ -334,6 +336,8 @@ pub struct TokenArgs {
 pub enum RoleArg {
     /// Pull and push images, make and move refs.
     Node,
+    /// Serve chunks: `forebay cache`.
+    Server,
     /// Everything.
     Admin,
 }

@@ -81,15 +81,17 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     blockio::Fs::os().replace(path, &text).map_err(|e| Error::io(path.display(), e))
 }
 
+/// The grid that a data directory joined.
+pub fn joined(data: &Path) -> Result<Joined> {
+    read(&data.join(JOINED))?.ok_or_else(|| no_grid(data))
+}
+
 impl Grid {
     /// Finds the grid of a data directory.
     pub fn find(data: &Path) -> Result<Self> {
         let (address, papers) = match read::<Serving>(&data.join(UP))? {
             Some(serving) => (serving.placement.to_string(), Papers::load(&data.join(ADMIN))?),
-            None => match read::<Joined>(&data.join(JOINED))? {
-                Some(joined) => (joined.placement, Papers::load(&data.join(MEMBER))?),
-                None => return Err(no_grid(data)),
-            },
+            None => (joined(data)?.placement, Papers::load(&data.join(MEMBER))?),
         };
         Ok(Self { placement: Client::new(&address, &papers)?, papers })
     }

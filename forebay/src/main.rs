@@ -1,5 +1,6 @@
 //! `forebay`: the command line, and the only place where the rooms are joined.
 
+mod caching;
 mod cli;
 mod commands;
 mod config;
@@ -7,6 +8,7 @@ mod connect;
 mod grid;
 mod output;
 mod report;
+mod serve;
 mod telemetry;
 mod tour;
 mod up;
@@ -47,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Try(args) => tour::run(&args, output),
         Command::Up(_) => Ok(up::run(&config, cli.common.json)?),
+        Command::Cache => Ok(caching::run(&config, cli.common.json)?),
         Command::Config => {
             commands::config::run(&config, output);
             Ok(())

@@ -55,7 +55,16 @@ pub struct Serving {
     pub pid: u32,
 }
 
-/// What `forebay up --json` says when it ends.
+/// What `forebay cache` serves: the line that it prints with `--json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheServing {
+    /// Its name in the grid.
+    pub name: String,
+    /// Where chunks are served, one UDP address per core.
+    pub chunks: Vec<std::net::SocketAddr>,
+}
+
+/// What `forebay up --json` and `forebay cache --json` say when they end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
     /// Frames in the cache that did not match their checksum or digest, and were fetched anew.

@@ -85,7 +85,7 @@ fn serve(config: &Config) -> Result<()> {
         let listener = http::bind(&socket).await?;
         let daemon = Daemon::start(Located { data: config.data.clone() }, options)?;
         println!("forebay node serves at {}", socket.display());
-        crate::up::tell_systemd();
+        crate::serve::tell_systemd();
         let ended = Arc::clone(&shutdown);
         tokio::spawn(async move {
             interrupted().await;
@@ -102,6 +102,7 @@ fn serve(config: &Config) -> Result<()> {
 fn token(config: &Config, args: &TokenArgs, output: Output) -> Result<()> {
     let role = match args.role {
         RoleArg::Node => Role::Node,
+        RoleArg::Server => Role::Server,
         RoleArg::Admin => Role::Admin,
     };
     let name = args.name.clone();

@@ -20,7 +20,7 @@ impl Grid {
         let ip = place.map_or("127.0.0.1", |p| p.1);
         let mut command = inside(place.map(|p| p.0), &setup.program);
         command.args(["up", "--json", "--listen", &format!("{ip}:0")]);
-        command.args(["--set", &format!("up.stream_ip={ip}"), "--data"]).arg(data);
+        command.args(["--set", &format!("serve.ip={ip}"), "--data"]).arg(data);
         let mut up = Background::start(&mut command);
         let mut line = String::new();
         BufReader::new(up.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();

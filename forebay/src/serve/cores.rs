@@ -9,7 +9,7 @@ use blockio::{Engine, EngineChoice, EngineOptions};
 use cache::Cache;
 use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
-use placement::{Authority, Clock, Papers};
+use placement::{Clock, Papers};
 use store::{Receiver, Store};
 use stream::transport::Tuning;
 use stream::{Auth, ServerLimits};
@@ -36,39 +36,50 @@ struct Core {
     engine: EngineChoice,
     store: Store,
     cache: Arc<cache::Shared>,
+    receives: bool,
     key: VerifyingKey,
     clock: Clock,
     stop: watch::Receiver<bool>,
 }
 
+/// What the cores serve, and to whom.
+pub struct Chunks<'a> {
+    /// Behind the cache; what is pushed goes there.
+    pub store: &'a Store,
+    /// In front of it.
+    pub cache: &'a Arc<cache::Shared>,
+    /// Whether pushes are taken.
+    pub receives: bool,
+    /// What the server shows of itself.
+    pub papers: &'a Papers,
+    /// Verifies tickets.
+    pub key: VerifyingKey,
+    /// Tells the time.
+    pub clock: &'a Clock,
+}
+
 impl Cores {
     /// Starts them; returns when all of them listen.
-    pub async fn start(
-        config: &Config,
-        store: &Store,
-        cache: &Arc<cache::Shared>,
-        papers: &Papers,
-        authority: &Authority,
-        clock: &Clock,
-    ) -> Result<Self> {
+    pub async fn start(config: &Config, chunks: Chunks<'_>) -> Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let mut cores = Self { addresses: Vec::new(), threads: Vec::new(), stop };
         let engine = config.text("io.engine").parse();
         let engine = engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))?;
-        let first_port = config.number("up.stream_port");
-        for number in 0..config.threads("up.cores") {
+        let first_port = config.number("serve.port");
+        for number in 0..config.threads("serve.cores") {
             let port = match first_port {
                 0 => 0,
                 first => port(first as usize + number)?,
             };
             let core = Core {
-                address: SocketAddr::new(super::ip(config, "up.stream_ip")?, port),
-                tls: quic_server(papers)?,
+                address: SocketAddr::new(super::ip(config, "serve.ip")?, port),
+                tls: quic_server(chunks.papers)?,
                 engine,
-                store: store.clone(),
-                cache: Arc::clone(cache),
-                key: authority.verifying_key(),
-                clock: clock.clone(),
+                store: chunks.store.clone(),
+                cache: Arc::clone(chunks.cache),
+                receives: chunks.receives,
+                key: chunks.key.clone(),
+                clock: chunks.clock.clone(),
                 stop: stopped.clone(),
             };
             cores.add(number, core).await?;
@@ -102,7 +113,7 @@ impl Cores {
 }
 
 fn port(port: usize) -> Result<u16> {
-    let what = || Error::new(Kind::Invalid, format!("up.stream_port: there is no port {port}"));
+    let what = || Error::new(Kind::Invalid, format!("serve.port: there is no port {port}"));
     u16::try_from(port).map_err(|_| what())
 }
 
@@ -129,15 +140,17 @@ fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
         }
         let clock = core.clock.clone();
         let auth = Auth { key: core.key.clone(), clock: Arc::new(move || clock.now()) };
-        let receiver = Receiver::new(&core.store);
-        let sinks = move |owner: Digest| receiver.for_owner(owner);
+        let sinks = core.receives.then(|| {
+            let receiver = Receiver::new(&core.store);
+            move |owner: Digest| receiver.for_owner(owner)
+        });
         let mut stop = core.stop.clone();
         let shutdown = async move {
             // The sender outlives the cores; if it should not, that is a stop too.
             let _ = stop.wait_for(|stop| *stop).await;
         };
         let limits = ServerLimits { per_peer: PER_PEER, ..ServerLimits::default() };
-        stream::serve(endpoint, cache, Some(sinks), auth, limits, shutdown).await;
+        stream::serve(endpoint, cache, sinks, auth, limits, shutdown).await;
     });
 }
 

@@ -1,0 +1,106 @@
+//! What the programs that serve chunks have in common.
+
+pub mod cores;
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockio::{BlockFile, OpenMode};
+use image::{Error, Kind, Result};
+use store::{IndexPlace, Store, StoreOptions};
+
+use crate::config::Config;
+use crate::report::Stopped;
+
+/// Free space that the cache leaves on its file system, in bytes.
+const RESERVE: u64 = 1 << 30;
+
+/// Runs a server on an ordinary runtime.
+pub fn on_a_runtime(server: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("starting a runtime", e))?;
+    let result = runtime.block_on(server);
+    // What still runs there is a read that nobody waits for.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+/// One serving process per data directory.
+pub fn lock(data: &Path) -> Result<BlockFile> {
+    std::fs::create_dir_all(data).map_err(|e| Error::io(data.display(), e))?;
+    let file = BlockFile::open(data.join("lock"), OpenMode::create());
+    let file = file.map_err(|e| Error::io("data directory", e))?;
+    match file.try_lock_exclusive() {
+        Ok(true) => Ok(file),
+        Ok(false) => {
+            let what =
+                format!("{}: another `forebay up` or `forebay cache` is using it", data.display());
+            Err(Error::new(Kind::Conflict, what))
+        }
+        Err(e) => Err(Error::io("data directory", e)),
+    }
+}
+
+/// An IP address of the configuration.
+pub fn ip(config: &Config, key: &'static str) -> Result<IpAddr> {
+    let text = config.text(key);
+    text.parse().map_err(|e| Error::caused(Kind::Invalid, format!("{key} = `{text}`"), e))
+}
+
+/// Tells systemd that the service is up.
+pub fn tell_systemd() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Opens the permanent store.
+pub async fn open_store(config: &Config) -> Result<Store> {
+    let path = config.path("store.dir", "store");
+    let mut options = StoreOptions::system(IndexPlace::File(config.data.join("chunks.redb")));
+    options.limits.writing = config.size("receiver.buffer") as usize;
+    Store::open_dir(path, tokio::runtime::Handle::current(), options).await
+}
+
+/// Starts the tiers that the cores share.
+pub fn open_cache(config: &Config) -> Result<Arc<cache::Shared>> {
+    let disk = config.size("cache.disk");
+    let budget = cache::Budget {
+        memory: config.size("cache.memory"),
+        in_flight: config.size("cache.in_flight"),
+        disk: (disk > 0).then(|| cache::DiskBudget {
+            dir: config.path("cache.dir", "cache"),
+            bytes: disk,
+            reserve: RESERVE,
+        }),
+    };
+    cache::Shared::start(budget, cache::Options::default())
+}
+
+/// The IP address that nodes are told.
+pub fn advertised_ip(config: &Config) -> Result<IpAddr> {
+    match config.text("serve.advertise_ip") {
+        "" => ip(config, "serve.ip"),
+        _ => ip(config, "serve.advertise_ip"),
+    }
+}
+
+/// Writes out what is on its way to the cache's disk; says how it went if programs want to know.
+pub async fn close_cache(cache: &Arc<cache::Shared>, json: bool) {
+    let closing = Arc::clone(cache);
+    let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+    if json {
+        let status = cache.status();
+        let stopped = Stopped {
+            bad_frames: status.disk_bad_frames + status.healed_copies,
+            store_egress: status.source_bytes,
+        };
+        println!("{}", serde_json::to_string(&stopped).expect("our own types serialise"));
+    }
+}
