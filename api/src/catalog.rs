@@ -195,6 +195,11 @@ pub struct TicketAnswer {
     /// The image to pull, or the parent of a push.
     #[schema(value_type = Option<String>)]
     pub image: Option<Digest>,
+    /// The oldest known ancestor of the image to pull: with it, and the section, nodes choose among
+    /// the caches ([`crate::rendezvous`]).
+    #[schema(value_type = Option<String>)]
+    #[serde(default)]
+    pub root: Option<Digest>,
     /// The signed token.
     pub ticket: String,
     /// Until when sessions may be opened with it, in seconds since 1970.

@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod error;
 pub mod grid;
 pub mod node;
+pub mod rendezvous;
 pub mod ticket;
 
 pub use error::{ErrorBody, exit_code, from_wire, http_status, to_wire};

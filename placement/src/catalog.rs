@@ -35,6 +35,8 @@ const GC_WAIT: Duration = Duration::from_secs(30);
 const LEASE_SECS: u64 = 15;
 /// Addresses of one cache at most: one per core.
 const MAX_ENDPOINTS: usize = 1024;
+/// Ancestors that are followed to the root of a lineage.
+const MAX_LINEAGE: usize = 256;
 /// When to come back.
 const COME_BACK: Duration = Duration::from_secs(10);
 
@@ -247,7 +249,26 @@ impl Catalog {
         let ticket = Ticket::new(grant, member.holder, now);
         let mut servers = self.state.servers(now).await?;
         servers.retain(|server| server.receives || !pushes);
-        Ok(TicketAnswer { image, ticket: ticket.sign(&self.key), expires: ticket.expires, servers })
+        let root = match (pushes, image) {
+            (false, Some(image)) => Some(self.root(image).await),
+            _ => None,
+        };
+        let (expires, ticket) = (ticket.expires, ticket.sign(&self.key));
+        Ok(TicketAnswer { image, root, ticket, expires, servers })
+    }
+
+    /// The oldest ancestor that records lead to. It only spreads load: where records are missing it
+    /// is a nearer one, and who makes a circle of them gets some member of it.
+    async fn root(&self, image: Digest) -> Digest {
+        let mut root = image;
+        for _ in 0..MAX_LINEAGE {
+            let Ok(known) = self.images.get(root).await else { break };
+            match known.record.as_ref().and_then(|r| r.parent) {
+                Some(parent) => root = parent,
+                None => break,
+            }
+        }
+        root
     }
 
     /// The image that a push leans on must exist: else the pusher would learn of it late.

@@ -342,3 +342,31 @@ async fn garbage_is_what_no_ref_reaches_and_no_ref_moves_meanwhile() {
     both.sort_unstable();
     assert_eq!(grid.archive.shelf().gc_roots, [both.clone(), both]);
 }
+
+#[tokio::test]
+async fn tickets_to_pull_name_the_root_of_the_lineage() {
+    let grid = Grid::start().await;
+    let (a, b, c) = ("a", "b", "c");
+    let [a, b, c] = [a, b, c].map(|name| grid.archive.add_image(name));
+    let admin = grid.admin();
+    let root = async |image: Digest| {
+        let asked = TicketRequest::Pull { image: image.to_string() };
+        admin.ticket(&asked).await.unwrap().root
+    };
+    assert_eq!(root(c).await, Some(c));
+    let child_of = |parent| NewRecord { parent: Some(parent), ..NewRecord::default() };
+    admin.record(&c, &child_of(b)).await.unwrap();
+    admin.record(&b, &child_of(a)).await.unwrap();
+    for image in [a, b, c] {
+        assert_eq!(root(image).await, Some(a));
+    }
+    // An ancestor that is gone is still the same root for all who come from it.
+    let gone = Digest::of_chunk(b"gone");
+    admin.record(&a, &child_of(gone)).await.unwrap();
+    assert_eq!((root(a).await, root(c).await), (Some(gone), Some(gone)));
+    // A circle is no reason not to answer.
+    admin.record(&a, &child_of(c)).await.unwrap();
+    assert!([a, b, c].map(Some).contains(&root(c).await));
+    let push = TicketRequest::Push { domain: 0, parent: Some(c.to_string()) };
+    assert_eq!(admin.ticket(&push).await.unwrap().root, None);
+}
