@@ -3,6 +3,7 @@
 //! Everything here passes without root. The tests named `real_…` need root, debootstrap and QEMU, and
 //! run only with `FOREBAY_E2E=1`.
 
+mod caches;
 mod faults;
 mod harness;
 mod house;

@@ -4,3 +4,4 @@
 pub mod daemon;
 pub mod pull;
 pub mod rate;
+pub mod spread;

@@ -13,7 +13,7 @@ use image::{Error, Kind, Result};
 use super::block_on;
 use crate::cli::{CompressionArg, FormatArg, ImportArgs, KindArg, RecordArgs};
 use crate::config::Config;
-use crate::connect::Connector;
+use crate::connect;
 use crate::grid::Grid;
 use crate::output::{Output, bytes, seconds};
 use crate::report::ImportReport;
@@ -47,8 +47,7 @@ async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<
         refuse_taken(&grid, args).await?;
     }
     let parent = parent_of(&grid, args).await?;
-    let (parent, connect) = Connector::to_push(&grid, parent.as_deref()).await?;
-    let client = connect.client(0).await?;
+    let (parent, client) = connect::to_push(&grid, parent.as_deref()).await?;
     let progress = Arc::new(Progress::default());
     let options = ImportOptions {
         parent,

@@ -1,0 +1,105 @@
+//! Caches as processes of their own.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{Background, Disk, Grid, forebay, path, run};
+
+const SECTION: u64 = 64 << 20;
+const SECTIONS: u64 = 12;
+
+/// A disk with a chunk of data in each of many sections.
+fn wide_disk(grid: &Grid) -> PathBuf {
+    let name = grid.dir.join("wide.raw");
+    let file = File::create(&name).unwrap();
+    file.set_len(SECTIONS * SECTION).unwrap();
+    for section in 0..SECTIONS {
+        file.write_all_at(&chunk_of(section), section * SECTION).unwrap();
+    }
+    name
+}
+
+fn chunk_of(section: u64) -> Vec<u8> {
+    Disk::new(&char::from(b'a' + section as u8).to_string()).bytes
+}
+
+#[track_caller]
+fn is_wide(copy: &Path) {
+    let file = File::open(copy).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), SECTIONS * SECTION);
+    for section in 0..SECTIONS {
+        let mut found = chunk_of(section);
+        file.read_exact_at(&mut found, section * SECTION).unwrap();
+        assert!(found == chunk_of(section), "section {section}");
+    }
+}
+
+/// Joins with a token of a role, in a data directory of its own.
+fn join(grid: &Grid, role: &str, name: &str) -> PathBuf {
+    let token = grid.run(&["node", "token", "--role", role]).json();
+    let data = grid.dir.join(name);
+    let joined = run(forebay(&data).args([
+        "node",
+        "join",
+        token["token"].as_str().unwrap(),
+        "--name",
+        name,
+    ]));
+    assert_eq!(joined.code, 0, "{}", joined.err);
+    data
+}
+
+fn cache(grid: &Grid, data: &Path) -> Background {
+    let store = format!("store.dir={}", path(&grid.data.join("store")));
+    let mut cache = Background::start(forebay(data).args(["cache", "--json", "--set", &store]));
+    assert!(!cache.line().is_empty(), "the cache ended before it served");
+    cache
+}
+
+fn egress(ended: (String, i32)) -> u64 {
+    assert_eq!(ended.1, 0, "{}", ended.0);
+    let said: serde_json::Value = serde_json::from_str(&ended.0).unwrap();
+    said["store_egress"].as_u64().unwrap()
+}
+
+#[test]
+fn pulls_spread_over_the_caches_and_a_dead_one_costs_no_pull() {
+    let mut grid = Grid::start();
+    let disk = wide_disk(&grid);
+    grid.import(&disk, "wide:1");
+    let mut caches = ["c1", "c2"].map(|name| cache(&grid, &join(&grid, "server", name)));
+    let copy = grid.dir.join("copy.raw");
+    grid.pull("wide:1", &copy).json();
+    is_wide(&copy);
+
+    // One dies: placement goes on naming it for a while.
+    let [first, second] = &mut caches;
+    first.kill();
+    let again = grid.dir.join("again.raw");
+    grid.pull("wide:1", &again).json();
+    is_wide(&again);
+
+    // One leaves in good order, and comes back with what it had.
+    assert!(egress(second.terminate()) > 0, "it served some sections");
+    let mut second = cache(&grid, &grid.dir.join("c2"));
+    let third = grid.dir.join("third.raw");
+    grid.pull("wide:1", &third).json();
+    is_wide(&third);
+    assert_eq!(egress(second.terminate()), 0, "its disk had them");
+    let up = grid.stop()["store_egress"].as_u64().unwrap();
+    assert!(up > 0, "`up` served what the others did not");
+}
+
+#[test]
+fn only_who_joined_as_a_server_may_be_a_cache() {
+    let grid = Grid::start();
+    let node = join(&grid, "node", "n1");
+    run(forebay(&node).arg("cache")).fails(77, &["--role server"]);
+    let stranger = grid.dir.join("nowhere");
+    run(forebay(&stranger).arg("cache")).fails(66, &["forebay node join"]);
+    // Two on one directory.
+    let data = join(&grid, "server", "c1");
+    let _first = cache(&grid, &data);
+    run(forebay(&data).arg("cache")).fails(73, &["forebay cache"]);
+}
