@@ -51,7 +51,7 @@ fn join(grid: &Grid, role: &str, name: &str) -> PathBuf {
 }
 
 fn cache(grid: &Grid, data: &Path) -> Background {
-    let store = format!("store.dir={}", path(&grid.data.join("store")));
+    let store = format!("store.at={}", path(&grid.data.join("store")));
     let mut cache = Background::start(forebay(data).args(["cache", "--json", "--set", &store]));
     assert!(!cache.line().is_empty(), "the cache ended before it served");
     cache

@@ -62,7 +62,13 @@ pub const KEYS: &[Key] = &[
     ),
     key("serve.advertise_ip", Form::Ip, "", "IP address that nodes are told; serve.ip unless set"),
     key("serve.cores", Form::Number, "0", "cores that serve chunks; 0 means all"),
-    key("store.dir", Form::Path, "", "directory of the permanent store; DATA/store unless set"),
+    key(
+        "store.at",
+        Form::Path,
+        "",
+        "the permanent store: a directory, or a URL such as s3://bucket/prefix; DATA/store unless \
+         set",
+    ),
     key(
         "receiver.buffer",
         Form::Size,

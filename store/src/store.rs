@@ -7,9 +7,11 @@ use std::path::Path as FsPath;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
+use image::error::At;
 use image::{Digest, Error, Kind, Manifest, PackId, Result, SectionTable, Spot};
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -93,6 +95,27 @@ impl Store {
     ) -> Result<Self> {
         let opening = Self::open_on(Objects::new(objects, None), handle.clone(), options);
         run_on(&handle, opening).await
+    }
+
+    /// Opens a store at a URL: `s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`. `settings` are
+    /// those of the object store, by the names of its environment variables in lower case
+    /// (`aws_endpoint`, `aws_region`, `aws_access_key_id`, …); others are passed over.
+    pub async fn open_url(
+        url: &str,
+        settings: impl IntoIterator<Item = (String, String)>,
+        handle: Handle,
+        options: StoreOptions,
+    ) -> Result<Self> {
+        let bad = |e: &dyn fmt::Display| Error::new(Kind::Invalid, format!("store {url}: {e}"));
+        let parsed = url::Url::parse(url).map_err(|e| bad(&e))?;
+        if parsed.scheme() == "file" {
+            let path = parsed.to_file_path().map_err(|()| bad(&"not a path of this machine"))?;
+            return Self::open_dir(path, handle, options).await;
+        }
+        let (objects, prefix) =
+            object_store::parse_url_opts(&parsed, settings).map_err(|e| bad(&e))?;
+        let objects = PrefixStore::new(objects, prefix);
+        Self::open(Arc::new(objects), handle, options).await.at(|| format!("store {url}"))
     }
 
     /// Opens a store in a local directory, which is made if it is not there. Files and directories

@@ -62,10 +62,16 @@ pub fn tell_systemd() {
 
 /// Opens the permanent store.
 pub async fn open_store(config: &Config) -> Result<Store> {
-    let path = config.path("store.dir", "store");
+    let place = config.text("store.at");
     let mut options = StoreOptions::system(IndexPlace::File(config.data.join("chunks.redb")));
     options.limits.writing = config.size("receiver.buffer") as usize;
-    Store::open_dir(path, tokio::runtime::Handle::current(), options).await
+    let handle = tokio::runtime::Handle::current();
+    if place.contains("://") {
+        // Region, endpoint and credentials, by the names that other tools use for them.
+        let settings = std::env::vars().map(|(name, value)| (name.to_lowercase(), value));
+        return Store::open_url(place, settings, handle, options).await;
+    }
+    Store::open_dir(config.path("store.at", "store"), handle, options).await
 }
 
 /// Starts the tiers that the cores share.
