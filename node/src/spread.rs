@@ -20,9 +20,11 @@ use image::{
 };
 
 /// How long a cache rests after its first failure; doubled with each further one in a row.
-const FIRST_REST: Duration = Duration::from_millis(500);
+const FIRST_REST: Duration = Duration::from_secs(2);
 /// Longest rest. It is asked earlier if the others fail too.
 const LAST_REST: Duration = Duration::from_secs(30);
+/// For connecting to a cache while there is another to ask.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// What the manifest counts as when its cache is chosen: no section has this number.
 const MANIFEST: u32 = u32::MAX;
 
@@ -96,6 +98,14 @@ impl<D: Dial> Spread<D> {
         Ok(Rc::clone(kept.get_or_insert(source)))
     }
 
+    async fn source_soon(&self, number: usize) -> Result<Rc<D::Source>> {
+        let late = |_| {
+            let why = format!("not connected within {} s", PATIENCE.as_secs());
+            Err(Error::new(Kind::Retry, why))
+        };
+        tokio::time::timeout(PATIENCE, self.source(number)).await.unwrap_or_else(late)
+    }
+
     fn answered(&self, number: usize) {
         self.members[number].failures.set(0);
         self.members[number].rests_until.set(Duration::ZERO);
@@ -122,8 +132,13 @@ impl<D: Dial> Spread<D> {
         mut ask: impl AsyncFnMut(Rc<D::Source>) -> Asked<T>,
     ) -> Result<T> {
         let mut worst: Option<Error> = None;
-        for number in self.turn(ctx, section) {
-            let asked = match self.source(number).await {
+        let turn = self.turn(ctx, section);
+        for (place, number) in turn.iter().copied().enumerate() {
+            let source = match place + 1 == turn.len() {
+                true => self.source(number).await,
+                false => self.source_soon(number).await,
+            };
+            let asked = match source {
                 Ok(source) => ask(source).await,
                 Err(e) => Asked::Failed(e),
             };

@@ -8,6 +8,8 @@ const CHUNKS: u32 = 8;
 struct Manners {
     /// Does not let anybody connect.
     closed: bool,
+    /// Says nothing at all.
+    silent: bool,
     /// Chunks that it gives of each request.
     gives: Option<usize>,
     /// What it says after them.
@@ -33,7 +35,11 @@ impl Dial for Rc<Caches> {
 
     async fn dial(&self, number: usize) -> Result<Cache> {
         self.dialled.borrow_mut().push(number);
-        match self.manners.borrow()[number].closed {
+        let manners = self.manners.borrow()[number].clone();
+        if manners.silent {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        match manners.closed {
             true => Err(Error::new(Kind::Retry, "nobody answers")),
             false => Ok(Cache { number, all: Rc::clone(self) }),
         }
@@ -126,7 +132,7 @@ async fn what_one_did_not_give_is_asked_of_the_next_and_each_chunk_comes_once() 
         let caches = Rc::new(Caches::default());
         let spread = spread(&caches);
         let [first, second, third] = turn(&spread);
-        caches.manners.borrow_mut()[first] = Manners { gives: Some(3), says, closed: false };
+        caches.manners.borrow_mut()[first] = Manners { gives: Some(3), says, ..Manners::default() };
         caches.manners.borrow_mut()[second].closed = true;
         let (result, got) = read(&spread, &ReadContext::default()).await;
         result.unwrap();
@@ -145,7 +151,7 @@ async fn who_failed_rests_and_is_tried_again_later() {
     let [first, second, _] = turn(&spread);
     let ctx = ReadContext::default();
     caches.manners.borrow_mut()[first] =
-        Manners { gives: Some(0), says: Some(Kind::Retry), closed: false };
+        Manners { gives: Some(0), says: Some(Kind::Retry), ..Manners::default() };
     read(&spread, &ctx).await.0.unwrap();
     assert_eq!(whom(&caches), [first, second]);
     read(&spread, &ctx).await.0.unwrap();
@@ -163,7 +169,7 @@ async fn who_failed_rests_and_is_tried_again_later() {
     // An overloaded cache says itself how long.
     let busy = Kind::Busy(Duration::from_secs(20));
     caches.manners.borrow_mut()[first] =
-        Manners { gives: Some(0), says: Some(busy), closed: false };
+        Manners { gives: Some(0), says: Some(busy), ..Manners::default() };
     read(&spread, &ctx).await.0.unwrap();
     caches.now.set(FIRST_REST * 3 + Duration::from_secs(19));
     whom(&caches);
@@ -178,7 +184,7 @@ async fn when_all_fail_those_who_rest_are_asked_too_and_the_error_can_be_waited_
     let order = turn(&spread);
     for (number, says) in order.into_iter().zip([Kind::Denied, Kind::Retry, Kind::Gone]) {
         caches.manners.borrow_mut()[number] =
-            Manners { gives: Some(0), says: Some(says), closed: false };
+            Manners { gives: Some(0), says: Some(says), ..Manners::default() };
     }
     for _ in 0..2 {
         let (result, got) = read(&spread, &ReadContext::default()).await;
@@ -219,6 +225,23 @@ async fn a_sink_that_fails_is_no_caches_fault() {
         assert_eq!(error.kind(), Kind::Full);
         assert_eq!(whom(&caches), [first], "nobody else is asked, and nobody rests");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_cache_is_not_waited_for_unless_it_is_the_last() {
+    let caches = Rc::new(Caches::default());
+    let spread = spread(&caches);
+    let [first, second, third] = turn(&spread);
+    caches.manners.borrow_mut()[first].silent = true;
+    let ctx = ReadContext::default();
+    tokio::time::timeout(PATIENCE * 2, read(&spread, &ctx)).await.unwrap().0.unwrap();
+    assert_eq!(whom(&caches), [second]);
+    for number in [second, third] {
+        caches.manners.borrow_mut()[number] =
+            Manners { gives: Some(0), says: Some(Kind::Retry), ..Manners::default() };
+    }
+    read(&spread, &ctx).await.0.unwrap();
+    assert_eq!(whom(&caches), [second, third, first], "nobody else is left");
 }
 
 #[tokio::test]
