@@ -63,80 +63,9 @@ fn a_damaged_locator_is_made_anew() {
     assert!(holds(&copy, &disk));
 }
 
-/// Kill points: so many milliseconds after the command began. `FOREBAY_E2E=1` tries 200 of them.
-fn kill_points() -> impl Iterator<Item = Duration> {
-    let many = std::env::var_os("FOREBAY_E2E").is_some();
-    let n = if many { 200 } else { 6 };
-    (0..n).map(move |i| Duration::from_millis(i * 600 / n + 5))
-}
-
-#[expect(clippy::disallowed_methods, reason = "a kill comes at some time")]
+#[expect(clippy::disallowed_methods, reason = "polls what another process does")]
 fn wait(t: Duration) {
     std::thread::sleep(t);
-}
-
-#[test]
-fn an_import_killed_at_any_time_leaves_no_half_image_and_is_run_again() {
-    let grid = Grid::start();
-    for (i, after) in kill_points().enumerate() {
-        let letters: String = (0..24).map(|c| char::from(b'A' + ((i + c) % 26) as u8)).collect();
-        let disk = Disk::new(&letters);
-        let (file, name) = (grid.disk("d.raw", &disk), format!("d:{i}"));
-        let mut import = Background::start(&mut grid.command(&["import", path(&file), &name]));
-        wait(after);
-        import.kill();
-        let half = grid.run(&["verify", &name, "--deep"]);
-        assert!(half.code == 0 || half.code == 66, "after {after:?}: {}", half.err);
-        grid.import(&file, &name);
-        grid.run(&["verify", &name, "--deep"]).json();
-    }
-}
-
-#[test]
-fn a_pull_killed_at_any_time_shows_a_whole_image_or_none_and_is_run_again() {
-    let grid = Grid::start();
-    let (old, new) = (Disk::new("abcdefghijklmnop"), Disk::new("abcXefghYjklmnoZ"));
-    grid.import(&grid.disk("old.raw", &old), "d:1");
-    grid.import(&grid.disk("new.raw", &new), "d:2");
-    let copy = grid.dir.join("copy");
-    for after in kill_points() {
-        for (name, disk) in [("d:2", &new), ("d:1", &old)] {
-            let args = ["pull", name, "--to", path(&copy), "--no-daemon"];
-            let mut pull = Background::start(&mut grid.command(&args));
-            wait(after / 3);
-            pull.kill();
-            let whole = holds(&copy, &old) || holds(&copy, &new);
-            assert!(whole || !copy.exists(), "after {after:?}: half an image has the name");
-            grid.pull(name, &copy).json();
-            assert!(holds(&copy, disk));
-        }
-    }
-}
-
-#[test]
-fn a_grid_killed_at_any_time_has_every_image_that_it_acknowledged() {
-    let mut grid = Grid::start();
-    let mut acknowledged = Vec::new();
-    for (i, after) in kill_points().enumerate().take(40) {
-        let letters: String = (0..16).map(|c| char::from(b'a' + ((i + c) % 26) as u8)).collect();
-        let disk = Disk::new(&letters);
-        let file = grid.disk(&format!("d{i}.raw"), &disk);
-        let name = format!("d:{i}");
-        let mut import = Background::start(&mut grid.command(&["import", path(&file), &name]));
-        wait(after);
-        grid.kill();
-        let done = import.child.wait().unwrap().success();
-        grid.restart();
-        if !done {
-            grid.import(&file, &name);
-        }
-        acknowledged.push((name, disk));
-    }
-    let copy = grid.dir.join("copy");
-    for (name, disk) in &acknowledged {
-        grid.pull(name, &copy).json();
-        assert!(holds(&copy, disk), "{name}");
-    }
 }
 
 #[test]

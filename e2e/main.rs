@@ -8,4 +8,5 @@ mod faults;
 mod harness;
 mod house;
 mod journeys;
+mod kills;
 mod real;

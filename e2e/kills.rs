@@ -1,0 +1,193 @@
+//! Commands killed at any time, as a power cut or the kernel's out-of-memory killer ends them. What a
+//! power cut loses besides (writes that were not synced) the crash tests of each room replay.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Background, Disk, Grid, forebay, path};
+
+/// The moments at which a command is killed: spread over a little more than it takes, each at a place
+/// of its own in its share of that. `FOREBAY_E2E=1` tries 200 of them.
+struct Kills {
+    takes: Duration,
+    of: u32,
+    seed: u64,
+}
+
+impl Kills {
+    /// For a command that takes so long if it is left alone.
+    fn over(takes: Duration) -> Self {
+        let of = if std::env::var_os("FOREBAY_E2E").is_some() { 200 } else { 5 };
+        Self { takes, of, seed: u64::from(of) }
+    }
+
+    fn points(mut self) -> impl Iterator<Item = Duration> {
+        (0..self.of).map(move |i| {
+            self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+            let inside = (self.seed >> 40) as f64 / f64::from(1 << 24);
+            self.takes.mul_f64(1.1 * (f64::from(i) + inside) / f64::from(self.of))
+        })
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a command takes is measured")]
+fn time(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// Starts a command and kills it after some time.
+#[expect(clippy::disallowed_methods, reason = "a kill comes at some time")]
+fn kill(command: &mut Command, after: Duration) {
+    let mut started = Background::start(command.stderr(std::process::Stdio::null()));
+    std::thread::sleep(after);
+    started.kill();
+}
+
+/// Whether a command has said that it is done; if it has not by now, its server is gone and it would
+/// wait for it for a while.
+#[expect(clippy::disallowed_methods, reason = "a command ends when it ends")]
+fn has_succeeded(command: &mut Background) -> bool {
+    std::thread::sleep(Duration::from_millis(50));
+    command.child.try_wait().unwrap().is_some_and(|status| status.success())
+}
+
+fn holds(copy: &Path, disk: &Disk) -> bool {
+    std::fs::read(copy).is_ok_and(|bytes| bytes == disk.bytes)
+}
+
+/// A disk of so many chunks, another for each number.
+fn numbered(number: usize, chunks: usize) -> Disk {
+    let letter = |c: usize| char::from(b'!' + ((number * 7 + c) % 90) as u8);
+    Disk::new(&(0..chunks).map(letter).filter(|c| *c != '.').collect::<String>())
+}
+
+#[test]
+fn an_import_leaves_no_half_image_and_is_run_again() {
+    let grid = Grid::start();
+    let file = grid.disk("first.raw", &numbered(1000, 24));
+    let takes = time(|| drop(grid.import(&file, "first:1")));
+    for (i, after) in Kills::over(takes).points().enumerate() {
+        let disk = numbered(i, 24);
+        let (file, name) = (grid.disk("d.raw", &disk), format!("d:{i}"));
+        kill(&mut grid.command(&["import", path(&file), &name]), after);
+        let half = grid.run(&["verify", &name, "--deep"]);
+        assert!(half.code == 0 || half.code == 66, "after {after:?}: {}", half.err);
+        grid.import(&file, &name);
+        grid.run(&["verify", &name, "--deep"]).json();
+    }
+}
+
+#[test]
+fn a_pull_shows_a_whole_image_or_none_and_is_run_again() {
+    let grid = Grid::start();
+    let (old, new) = (Disk::new("abcdefghijklmnop"), Disk::new("abcXefghYjklmnoZ"));
+    grid.import(&grid.disk("old.raw", &old), "d:1");
+    grid.import(&grid.disk("new.raw", &new), "d:2");
+    let (copy, fresh) = (grid.dir.join("copy"), grid.dir.join("fresh"));
+    let takes = time(|| drop(grid.pull("d:1", &copy).json()));
+    for after in Kills::over(takes).points() {
+        // Over an earlier image, which is changed in place.
+        for (name, disk) in [("d:2", &new), ("d:1", &old)] {
+            kill(&mut grid.command(&["pull", name, "--to", path(&copy), "--no-daemon"]), after);
+            let whole = holds(&copy, &old) || holds(&copy, &new);
+            assert!(whole || !copy.exists(), "after {after:?}: half an image has the name");
+            grid.pull(name, &copy).json();
+            assert!(holds(&copy, disk));
+        }
+        // Where nothing was.
+        kill(&mut grid.command(&["pull", "d:1", "--to", path(&fresh), "--no-daemon"]), after);
+        assert!(!fresh.exists() || holds(&fresh, &old), "after {after:?}: half an image");
+        grid.pull("d:1", &fresh).json();
+        assert!(holds(&fresh, &old));
+        std::fs::remove_file(&fresh).unwrap();
+    }
+}
+
+#[test]
+fn a_grid_has_every_image_that_it_acknowledged() {
+    let mut grid = Grid::start();
+    let file = grid.disk("first.raw", &numbered(1000, 16));
+    let takes = time(|| drop(grid.import(&file, "first:1")));
+    let mut acknowledged = Vec::new();
+    for (i, after) in Kills::over(takes).points().enumerate() {
+        let disk = numbered(i, 16);
+        let (file, name) = (grid.disk("d.raw", &disk), format!("d:{i}"));
+        let mut import = Background::start(&mut grid.command(&["import", path(&file), &name]));
+        #[expect(clippy::disallowed_methods, reason = "a kill comes at some time")]
+        std::thread::sleep(after);
+        grid.kill();
+        let done = has_succeeded(&mut import);
+        import.kill();
+        grid.restart();
+        if !done {
+            grid.import(&file, &name);
+        }
+        acknowledged.push((name, disk));
+    }
+    let copy = grid.dir.join("copy");
+    for (name, disk) in &acknowledged {
+        grid.pull(name, &copy).json();
+        assert!(holds(&copy, disk), "{name}");
+    }
+}
+
+#[test]
+fn the_node_daemon_goes_on_with_what_it_was_asked() {
+    let grid = Grid::start();
+    let disk = numbered(7, 24);
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let start = || {
+        let mut daemon = Background::start(forebay(&grid.data).arg("node"));
+        assert!(daemon.line().contains("serves"));
+        daemon
+    };
+    let mut daemon = start();
+    let copy = grid.dir.join("copy");
+    let ask = ["pull", "d:1", "--to", path(&copy)];
+    let takes = time(|| drop(grid.run(&ask).json()));
+    for after in Kills::over(takes).points() {
+        std::fs::remove_file(&copy).unwrap();
+        let mut asking = Background::start(&mut grid.command(&ask));
+        #[expect(clippy::disallowed_methods, reason = "a kill comes at some time")]
+        std::thread::sleep(after);
+        daemon.kill();
+        assert!(!copy.exists() || holds(&copy, &disk), "after {after:?}: half an image");
+        asking.child.wait().unwrap();
+        daemon = start();
+        grid.run(&ask).json();
+        assert!(holds(&copy, &disk));
+    }
+    assert_eq!(daemon.terminate().1, 0);
+}
+
+#[test]
+fn names_are_moved_removed_and_collected_or_not_at_all() {
+    let grid = Grid::start();
+    let disks = [Disk::new("abcd"), Disk::new("efgh")];
+    for (i, disk) in disks.iter().enumerate() {
+        grid.import(&grid.disk("d.raw", disk), &format!("d:{i}"));
+    }
+    let image = |name: &str| grid.run(&["inspect", name]).json()["image"].clone();
+    let images = [image("d:0"), image("d:1")];
+    let takes = time(|| drop(grid.run(&["tag", "d:0", "d:t"]).json()));
+    for (i, after) in Kills::over(takes).points().enumerate() {
+        let to = format!("d:{}", i % 2);
+        kill(&mut grid.command(&["tag", &to, "d:t"]), after);
+        assert!(images.contains(&image("d:t")), "after {after:?}");
+        grid.run(&["tag", &to, "d:t"]).json();
+        assert_eq!(image("d:t"), images[i % 2]);
+        kill(&mut grid.command(&["rm", "d:t"]), after);
+        let left = grid.run(&["inspect", "d:t"]);
+        assert!(left.code == 0 || left.code == 66, "after {after:?}: {}", left.err);
+        kill(&mut grid.command(&["gc", "--grace", "0s"]), after);
+        grid.run(&["tag", &to, "d:t"]).json();
+    }
+    for (i, disk) in disks.iter().enumerate() {
+        let copy = grid.dir.join("copy");
+        grid.pull(&format!("d:{i}"), &copy).json();
+        assert!(holds(&copy, disk));
+    }
+}
