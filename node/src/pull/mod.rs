@@ -127,8 +127,8 @@ pub(crate) fn cancelled() -> Error {
     Error::new(Kind::Cancelled, "the pull was cancelled; run it again to go on from here")
 }
 
-/// Pulls `image` into the file or device at `path`. On an error what has arrived is kept, and the
-/// same call goes on from there.
+/// Pulls `image` into the file or device at `path`. On an error, or when the future is dropped, what
+/// has arrived is kept, and the same call goes on from there.
 pub async fn pull<C: Connect>(
     connect: C,
     image: Digest,
@@ -151,6 +151,7 @@ pub async fn pull<C: Connect>(
 /// error ends them all.
 async fn run_cores<C: Connect>(shared: &Arc<worker::Shared<C>>) -> Result<()> {
     let mut cores = Vec::new();
+    let _stop = StopOnDrop(shared);
     for core in 0..shared.cores() {
         cores.push(spawn_core(core, Arc::clone(shared))?);
     }
@@ -168,6 +169,15 @@ async fn run_cores<C: Connect>(shared: &Arc<worker::Shared<C>>) -> Result<()> {
         }
     }
     first
+}
+
+/// Ends the cores with whoever waits for them.
+struct StopOnDrop<'a, C: Connect>(&'a worker::Shared<C>);
+
+impl<C: Connect> Drop for StopOnDrop<'_, C> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 fn spawn_core<C: Connect>(
