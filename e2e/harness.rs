@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -50,9 +52,23 @@ impl Ended {
     }
 }
 
+/// No command takes longer; one that does is killed, and fails.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Runs a command to its end.
 pub fn run(command: &mut Command) -> Ended {
-    Ended::from(command.output().expect("a program that can be started"))
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = piped.spawn().expect("a program that can be started");
+    let (pid, (done, waiting)) = (child.id().to_string(), mpsc::channel::<()>());
+    let guard = std::thread::spawn(move || {
+        if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").args(["-9", &pid]).status();
+        }
+    });
+    let output = child.wait_with_output().expect("a child can be waited for");
+    drop(done);
+    guard.join().expect("the guard only waits");
+    Ended::from(output)
 }
 
 /// A background process, killed when dropped.

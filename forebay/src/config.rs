@@ -83,6 +83,7 @@ pub const KEYS: &[Key] = &[
         "memory for frames on their way to readers and to disk",
     ),
     key("cache.disk", Form::Size, "10GiB", "disk space for frames; 0 switches the disk tier off"),
+    key("cache.reserve", Form::Size, "1GiB", "free space that the cache leaves on its file system"),
     key("cache.dir", Form::Path, "", "directory of the cache's segments; DATA/cache unless set"),
     key("gc.grace", Form::Time, "24h", "how long garbage is kept after it was condemned"),
     key("node.cores", Form::Number, "0", "cores that a pull uses; 0 means all"),

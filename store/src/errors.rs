@@ -10,7 +10,11 @@ use object_store::Error as StoreError;
 /// Maps an error of the object store; `what` names the operation and the object.
 pub(crate) fn from_store(what: impl Display, e: StoreError) -> Error {
     let kind = kind_of(&e);
-    Error::caused(kind, format!("{what}: {e}"), e)
+    let hint = match kind {
+        Kind::Full => ": the store is full; make room there and run it again",
+        _ => "",
+    };
+    Error::caused(kind, format!("{what}: {e}{hint}"), e)
 }
 
 fn kind_of(e: &StoreError) -> Kind {

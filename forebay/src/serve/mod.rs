@@ -15,9 +15,6 @@ use store::{IndexPlace, Store, StoreOptions};
 use crate::config::Config;
 use crate::report::Stopped;
 
-/// Free space that the cache leaves on its file system, in bytes.
-const RESERVE: u64 = 1 << 30;
-
 /// Runs a server on an ordinary runtime.
 pub fn on_a_runtime(server: impl Future<Output = Result<()>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -83,7 +80,7 @@ pub fn open_cache(config: &Config) -> Result<Arc<cache::Shared>> {
         disk: (disk > 0).then(|| cache::DiskBudget {
             dir: config.path("cache.dir", "cache"),
             bytes: disk,
-            reserve: RESERVE,
+            reserve: config.size("cache.reserve"),
         }),
     };
     cache::Shared::start(budget, cache::Options::default())

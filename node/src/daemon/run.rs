@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use api::node::{PullRequest, Transfer, TransferState};
+use api::node::{Progress, PullRequest, Transfer, TransferState};
 use blockio::{EngineChoice, Fs};
 use image::{Digest, Error, Kind, Result};
 use tokio::sync::{Notify, watch};
@@ -159,10 +159,7 @@ impl<G: Grid> Daemon<G> {
             if let Err(error) = &result {
                 tracing::warn!(id, %error, "transfer ended");
             }
-            let noted = daemon.change(|t| t.ended(id, watch.progress(), &result));
-            if let Err(error) = noted {
-                tracing::error!(id, %error, "the end of a transfer could not be noted");
-            }
+            daemon.note_end(id, watch.progress(), &result);
             daemon.0.watches.lock().expect(UNPOISONED).remove(&id);
             daemon.0.changed.notify_waiters();
         });
@@ -223,14 +220,30 @@ impl<G: Grid> Daemon<G> {
         }
     }
 
-    /// Changes the table, and makes the change durable before it is acted on.
+    /// Changes the table, durably, or not at all.
     fn change<T>(&self, f: impl FnOnce(&mut Table) -> T) -> Result<T> {
         let mut table = self.0.table.lock().expect(UNPOISONED);
-        let result = f(&mut table);
-        let text = serde_json::to_vec(&*table).expect("our own types serialise");
-        let path = self.0.options.dir.join(STATE);
-        Fs::os().replace(path, &text).map_err(|e| Error::io("the node's state", e))?;
+        let mut changed = table.clone();
+        let result = f(&mut changed);
+        self.keep(&changed)?;
+        *table = changed;
         Ok(result)
+    }
+
+    /// Notes how a transfer ended. It has ended even if that cannot be kept: whoever waits for it must
+    /// learn of it. Then it is gone on with after a restart, and finds that nothing is missing.
+    fn note_end(&self, id: u64, progress: Progress, result: &Result<()>) {
+        let mut table = self.0.table.lock().expect(UNPOISONED);
+        table.ended(id, progress, result);
+        if let Err(error) = self.keep(&table) {
+            tracing::error!(id, %error, "the end of a transfer could not be kept");
+        }
+    }
+
+    fn keep(&self, table: &Table) -> Result<()> {
+        let text = serde_json::to_vec(table).expect("our own types serialise");
+        let path = self.0.options.dir.join(STATE);
+        Fs::os().replace(path, &text).map_err(|e| Error::io("the node's state", e))
     }
 }
 

@@ -13,7 +13,7 @@ const KEEP_FINISHED: usize = 100;
 const MAX_OPEN: usize = 1000;
 
 /// All transfers, by number.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Table {
     next: u64,
     transfers: BTreeMap<u64, Transfer>,

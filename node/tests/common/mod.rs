@@ -27,7 +27,7 @@ impl Disk {
                 b'.' => 0,
                 // Half of it compresses.
                 _ if i < CHUNK / 2 => c,
-                _ => (i * i * usize::from(c) >> 7) as u8 | 1,
+                _ => ((i * i * usize::from(c)) >> 7) as u8 | 1,
             })
         };
         Self { bytes: chunks.bytes().flat_map(chunk).collect() }
