@@ -69,8 +69,13 @@ fn an_empty_disk_is_an_image() {
     File::create(&path).unwrap();
     let imported = assert_imports(open(&path), &[], 18);
     assert_eq!(imported.manifest.sections().len(), 0);
-    let empty = stream(Vec::new(), &SourceOptions::default()).unwrap();
+    let said = SourceOptions { size: Some(0), ..SourceOptions::default() };
+    let empty = stream(Vec::new(), &said).unwrap();
     assert_eq!(assert_imports(empty, &[], 18).image, imported.image);
+    // A stream that was to bring a disk and brings nothing has most likely failed at its other end.
+    let nothing = stream(Vec::new(), &SourceOptions::default()).unwrap();
+    let e = import_into(nothing, &MemorySink::default(), 18).unwrap_err();
+    assert!(e.kind() == Kind::Invalid && e.to_string().contains("empty"), "{e}");
 }
 
 #[test]

@@ -128,7 +128,7 @@ pub struct ImportArgs {
     /// Logical sector size in bytes [default: the device's own, 512 for files]
     #[arg(long, value_parser = ["512", "4096"])]
     pub sector_size: Option<String>,
-    /// Size of the disk, e.g. 4GiB: for standard input and compressed files, which do not say
+    /// Size of the disk, e.g. 4GiB: a stream that is shorter or longer is refused
     #[arg(long, value_parser = crate::config::parse_size)]
     pub size: Option<u64>,
     /// Chunk size: a power of two from 16KiB to 4MiB

@@ -32,21 +32,25 @@ impl Output {
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
     }
 
-    /// Starts showing the progress of `what` over `total` bytes, on standard error.
+    /// Starts showing the progress of `what` over `total` bytes, on standard error. 0 means that
+    /// nobody knows the total yet.
     pub fn progress(&self, what: &str, total: u64) -> Progress {
         let bar = match self.progress {
             ProgressWhen::Never => Bar::None,
             _ if self.json => Bar::None,
             ProgressWhen::Auto if std::io::stderr().is_terminal() => Bar::Drawn(draw(what, total)),
-            _ => Bar::Lines { what: what.to_owned(), total, tenth: 0 },
+            _ => Bar::Lines { what: what.to_owned(), step: 0 },
         };
         Progress { bar }
     }
 }
 
 fn draw(what: &str, total: u64) -> ProgressBar {
-    let bar = ProgressBar::new(total);
-    let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+    let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total) };
+    let style = match total {
+        0 => "{msg} {spinner} {bytes} {bytes_per_sec} for {elapsed}",
+        _ => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
+    };
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     bar.set_message(what.to_owned());
     bar
@@ -60,24 +64,31 @@ pub struct Progress {
 enum Bar {
     None,
     Drawn(ProgressBar),
-    Lines { what: String, total: u64, tenth: u64 },
+    /// `step` is the last that was said: of ten, or of one each GiB.
+    Lines {
+        what: String,
+        step: u64,
+    },
 }
 
 impl Progress {
-    /// Shows that `done` of now `total` bytes are done.
+    /// Shows that `done` of now `total` bytes are done; 0 means that nobody knows the total yet.
     pub fn at(&mut self, done: u64, total: u64) {
         match &mut self.bar {
             Bar::None => {}
+            Bar::Drawn(bar) if total == 0 => bar.set_position(done),
             Bar::Drawn(bar) => {
                 bar.set_length(total);
                 bar.set_position(done.min(total));
             }
-            Bar::Lines { what, total: of, tenth } => {
-                *of = total;
-                let now = (done * 10).checked_div(total).unwrap_or(0);
-                if now > *tenth {
-                    *tenth = now;
-                    eprintln!("{what}: {}0 % of {}", now, bytes(total));
+            Bar::Lines { what, step } => {
+                let now = (done * 10).checked_div(total).unwrap_or(done >> 30);
+                if now > *step {
+                    *step = now;
+                    match total {
+                        0 => eprintln!("{what}: {}", bytes(done)),
+                        _ => eprintln!("{what}: {now}0 % of {}", bytes(total)),
+                    }
                 }
             }
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::chunk_set::ChunkSet;
 use crate::digest::{Digest, Domain};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::frame::Frame;
 use crate::geometry::Geometry;
 use crate::manifest::Manifest;
@@ -104,10 +104,52 @@ impl ChunkSink for Vec<(u32, Frame)> {
 pub struct ImagePlan {
     /// Whose chunks it may share.
     pub domain: Domain,
-    /// Its disk.
+    /// Its disk. The size is an upper bound: that of a stream is known at its end, when the manifest
+    /// says it. Sector and chunk size are the image's.
     pub geometry: Geometry,
     /// The image it was made from, if the writer may read it: its chunks need not be sent again.
     pub parent: Option<Digest>,
+}
+
+impl ImagePlan {
+    /// Whether a section can have this table. One with fewer chunks than its section could have ends
+    /// the disk; that it does is seen at the end ([`ImagePlan::admits`]).
+    pub fn check_table(&self, section: u32, table: &SectionTable) -> Result<()> {
+        let invalid =
+            |why: String| Err(Error::new(Kind::Invalid, why).at(format!("section {section}")));
+        if table.domain() != self.domain {
+            return invalid(format!("trust domain {} in the table", table.domain().0));
+        }
+        let (has, most) = (table.chunks(), self.geometry.chunks_in(section));
+        if has == 0 || has > most {
+            return invalid(format!("{has} chunks in the table, {most} in the section at most"));
+        }
+        if table.is_zero() {
+            return invalid("a section of zeros is not offered".into());
+        }
+        Ok(())
+    }
+
+    /// Whether a chunk of a section with this table can be so long, in bytes. Only the last may be
+    /// short, for the disk may end in it.
+    pub fn chunk_fits(&self, section: u32, table: &SectionTable, chunk: u32, len: usize) -> bool {
+        let full = self.geometry.chunk_len_at(section, chunk);
+        let last = chunk + 1 == table.chunks();
+        len == full || (last && (1..full).contains(&len))
+    }
+
+    /// Whether the image that was planned can have this manifest.
+    pub fn admits(&self, manifest: &Manifest) -> Result<()> {
+        let (plan, found) = (&self.geometry, manifest.geometry());
+        let same = manifest.domain() == self.domain
+            && found.sector() == plan.sector()
+            && found.chunk_log2() == plan.chunk_log2();
+        if same && found.size() <= plan.size() {
+            return Ok(());
+        }
+        let why = "manifest: its trust domain or geometry is not what the push began with";
+        Err(Error::new(Kind::Invalid, why))
+    }
 }
 
 /// Takes a new image, section by section: the receiver, or a push across the network.

@@ -35,21 +35,24 @@ impl Incoming {
     }
 
     fn check_manifest(&self, manifest: &Manifest) -> Result<()> {
-        let invalid = |why: String| Err(Error::new(Kind::Invalid, format!("manifest: {why}")));
-        if manifest.domain() != self.plan.domain || *manifest.geometry() != self.plan.geometry {
-            return invalid(
-                "not of the trust domain and geometry that the session began with".into(),
-            );
-        }
+        self.plan.admits(manifest)?;
+        let geometry = manifest.geometry();
         for (section, digest) in manifest.present() {
-            match self.sealed(section) {
-                Some(sealed) if sealed == digest => {}
-                Some(_) => {
-                    return invalid(format!("section {section} was sealed with another digest"));
-                }
-                None => {
-                    return invalid(format!("section {section} was not sealed in this session"));
-                }
+            let invalid = |why: &str| {
+                Err(Error::new(Kind::Invalid, format!("manifest: section {section} {why}")))
+            };
+            let Some(sealed) = self.sealed(section) else {
+                return invalid("was not sealed in this session");
+            };
+            if sealed.digest != digest {
+                return invalid("was sealed with another digest");
+            }
+            let last = sealed.chunks - 1;
+            let last_len = geometry.chunk_len_at(section, last) as u32;
+            if sealed.chunks != geometry.chunks_in(section)
+                || sealed.last_len.is_some_and(|len| len != last_len)
+            {
+                return invalid("does not end where the disk, or the section, ends");
             }
         }
         Ok(())

@@ -83,6 +83,17 @@ impl ImageSink for Receiver {
     }
 }
 
+/// A section that was sealed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sealed {
+    pub(crate) digest: Digest,
+    /// Chunks in its table.
+    pub(crate) chunks: u32,
+    /// Plain length of the last of them in bytes, if it was sent: what was not is known by its
+    /// digest alone.
+    pub(crate) last_len: Option<u32>,
+}
+
 /// An image on its way in: what its sections share.
 pub(crate) struct Incoming {
     pub(crate) shared: Arc<Shared>,
@@ -93,8 +104,8 @@ pub(crate) struct Incoming {
     pub(crate) parent: Option<Parent>,
     /// Packs that were seen to exist in this session, and that it may lean on.
     packs: Mutex<HashSet<PackId>>,
-    /// Digests of the sections that were sealed.
-    sealed: Mutex<HashMap<u32, Digest>>,
+    /// The sections that were sealed.
+    sealed: Mutex<HashMap<u32, Sealed>>,
     /// The image that this session has made.
     pub(crate) committed: tokio::sync::Mutex<Option<Digest>>,
 }
@@ -104,7 +115,7 @@ impl Incoming {
         self.packs.lock().expect("no code panics while it holds this lock").clone()
     }
 
-    pub(crate) fn sealed(&self, section: u32) -> Option<Digest> {
+    pub(crate) fn sealed(&self, section: u32) -> Option<Sealed> {
         let sealed = self.sealed.lock().expect("no code panics while it holds this lock");
         sealed.get(&section).copied()
     }
@@ -129,26 +140,6 @@ impl Incoming {
         let still = packs.into_iter().filter(|p| !gone.contains(p)).collect();
         self.shared.indexed(move |index| index.drop_packs(&gone)).await?;
         Ok(still)
-    }
-
-    fn check_table(&self, section: u32, table: &SectionTable) -> Result<()> {
-        let geometry = &self.plan.geometry;
-        let wrong =
-            |why: String| Err(Error::new(Kind::Invalid, format!("section {section}: {why}")));
-        if section >= geometry.sections() {
-            return wrong(format!("the disk has {} sections", geometry.sections()));
-        }
-        if table.domain() != self.plan.domain {
-            return wrong("its table is of another trust domain".into());
-        }
-        if table.chunks() != geometry.chunks_in(section) {
-            let (has, should) = (table.chunks(), geometry.chunks_in(section));
-            return wrong(format!("its table has {has} chunks, the section {should}"));
-        }
-        if table.is_zero() {
-            return wrong("a section of zeros is not offered".into());
-        }
-        Ok(())
     }
 }
 
@@ -175,7 +166,7 @@ impl ImageSession for ReceiverSession {
         section: u32,
         table: &SectionTable,
     ) -> Result<(ChunkSet, ReceiverSection)> {
-        self.incoming.check_table(section, table)?;
+        self.incoming.plan.check_table(section, table)?;
         // Before the look-up: a pack that others wait for is held open for what comes now.
         let sending = self.incoming.packer.sending();
         let table = Arc::new(table.clone());
@@ -196,6 +187,7 @@ impl ImageSession for ReceiverSession {
             decoder: None,
             plain: Vec::new(),
             placed: Vec::new(),
+            last_len: None,
             sending,
         };
         Ok((set, section))
@@ -218,6 +210,8 @@ pub struct ReceiverSection {
     decoder: Option<Decoder>,
     plain: Vec<u8>,
     placed: Vec<oneshot::Receiver<Placed>>,
+    /// Plain length of the section's last chunk, if it was sent.
+    last_len: Option<u32>,
     sending: Sending,
 }
 
@@ -232,7 +226,12 @@ impl ReceiverSection {
             Some(decoder) => decoder,
             none => none.insert(Decoder::new()?),
         };
-        let len = self.incoming.plan.geometry.chunk_len_at(self.section, chunk);
+        let len = frame.header().plain_len as usize;
+        if !self.incoming.plan.chunk_fits(self.section, &self.table, chunk, len) {
+            let value = u64::from(frame.header().plain_len);
+            let wrong = FormatError::Field { what: "chunk frame", field: "plain length", value };
+            return Err(wrong.into());
+        }
         if self.plain.len() < len {
             self.plain.resize(len, 0);
         }
@@ -250,8 +249,12 @@ impl SectionSink for ReceiverSection {
             return Err(Error::new(Kind::Invalid, message)).at(|| place(self.section));
         }
         self.verify(chunk, &frame).at(|| place(self.section))?;
+        let plain_len = frame.header().plain_len;
         self.placed.push(self.incoming.packer.add(frame, self.incoming.owner).await?);
         self.missing.remove(chunk);
+        if chunk + 1 == self.table.chunks() {
+            self.last_len = Some(plain_len);
+        }
         Ok(())
     }
 
@@ -261,9 +264,9 @@ impl SectionSink for ReceiverSection {
             let message = format!("{place}: chunk {chunk} has not come");
             return Err(Error::new(Kind::Invalid, message));
         }
-        let Self { store, incoming, section, table, placed, sending, .. } = self;
+        let Self { store, incoming, section, table, placed, last_len, sending, .. } = self;
         drop(sending);
-        let sealing = async move { incoming.seal(section, table, placed).await };
+        let sealing = async move { incoming.seal(section, table, last_len, placed).await };
         store.run(sealing).await.at(|| place)
     }
 }
@@ -273,6 +276,7 @@ impl Incoming {
         &self,
         section: u32,
         table: Arc<SectionTable>,
+        last_len: Option<u32>,
         placed: Vec<oneshot::Receiver<Placed>>,
     ) -> Result<()> {
         let mut pending: HashMap<PackId, Pending> = HashMap::new();
@@ -294,7 +298,7 @@ impl Incoming {
         self.shared.objects.create_same(&keys::section(&digest), &table.to_bytes()).await?;
         self.shared.keep_table(&digest, &table);
         let mut sealed = self.sealed.lock().expect("no code panics while it holds this lock");
-        sealed.insert(section, digest);
+        sealed.insert(section, Sealed { digest, chunks: table.chunks(), last_len });
         Ok(())
     }
 

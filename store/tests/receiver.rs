@@ -10,7 +10,8 @@ use forebay_store::testing::{Fault, Verb};
 use forebay_store::{Receiver, Store};
 use image::seam::ImageSession;
 use image::{
-    Codec, Digest, Domain, Encoder, Frame, ImageSink, Kind, Manifest, SectionSink, SectionTable,
+    Codec, Digest, Domain, Encoder, Frame, Geometry, ImageSink, Kind, Manifest, SectionSink,
+    SectionTable,
 };
 use tokio::runtime::Handle;
 
@@ -131,7 +132,7 @@ async fn what_does_not_fit_the_plan_is_refused() {
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
         e.message().to_owned()
     };
-    assert!(refused(3, disk.table(0)).await.contains("3 sections"));
+    assert!(refused(3, disk.table(0)).await.contains("0 in the section"));
     assert!(refused(2, disk.table(0)).await.contains("4096 chunks"));
     assert!(refused(1, disk.table(1)).await.contains("zeros"));
     assert!(
@@ -155,6 +156,50 @@ async fn what_does_not_fit_the_plan_is_refused() {
     let wrong = Manifest::new(Domain::PUBLIC, disk.geometry, digests);
     let e = session.commit(&wrong).await.unwrap_err();
     assert!(e.message().contains("section 0 was sealed with another digest"), "{e}");
+    assert_eq!(bench.store.images().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_disk_may_turn_out_smaller_than_was_planned_and_ends_in_one_place() {
+    let size = 64 * MIB + 3 * 16384 + 512;
+    let disk = Disk::new(size, &[(0, 7, 1), (0, 4095, 2), (1, 0, 3), (1, 3, 4)]);
+    let bench = Bench::new().await;
+    let mut plan = disk.plan(None);
+    plan.geometry = Geometry::new(1 << 40, 512, 14).unwrap();
+    let session = bench.receiver().open(&CTX, &plan).await.unwrap();
+    disk.send_all(&session).await.unwrap();
+    // The tables are right, but the disk would end elsewhere.
+    let sections = disk.manifest().sections().to_vec();
+    for (wrong, named) in
+        [(size - 16384, 1), (size + 16384, 1), (size + 512, 1), (size + 128 * MIB, 1)]
+    {
+        let geometry = Geometry::new(wrong, 512, 14).unwrap();
+        let mut sections = sections.clone();
+        sections.resize(geometry.sections() as usize, Digest::ZERO);
+        let manifest = Manifest::new(Domain::PUBLIC, geometry, sections);
+        let e = session.commit(&manifest).await.unwrap_err();
+        assert_eq!(e.kind(), Kind::Invalid, "{wrong}: {e}");
+        assert!(e.message().contains(&format!("section {named} does not end")), "{wrong}: {e}");
+    }
+    assert_eq!(bench.store.images().await.unwrap(), []);
+    let image = session.commit(&disk.manifest()).await.unwrap();
+    assert_eq!(image, disk.image(), "the same as if its size had been known");
+    assert_eq!(Disk::pull(&bench.store, &image).await.unwrap(), disk);
+}
+
+#[tokio::test]
+async fn a_short_chunk_in_the_middle_of_a_disk_is_refused() {
+    let bench = Bench::new().await;
+    let disk = Disk::new(128 * MIB, &[(0, 4095, 2), (1, 0, 3)]);
+    let session = bench.receiver().open(&CTX, &disk.plan(None)).await.unwrap();
+    // The last chunk of section 0, as if the disk ended there.
+    let short = Disk::new(64 * MIB - 16384 + 512, &[(0, 4095, 2)]);
+    short.send(&session, 0).await.unwrap();
+    disk.send(&session, 1).await.unwrap();
+    let sections = vec![short.table(0).digest(), disk.table(1).digest()];
+    let manifest = Manifest::new(Domain::PUBLIC, disk.geometry, sections);
+    let e = session.commit(&manifest).await.unwrap_err();
+    assert!(e.message().contains("section 0 does not end"), "{e}");
     assert_eq!(bench.store.images().await.unwrap(), []);
 }
 

@@ -115,6 +115,10 @@ fn read_stream(cutter: &mut Cutter<'_>, mut stream: Stream) -> Result<u64, Stop>
             break;
         }
     }
+    if at == 0 && stream.size().is_none() {
+        // An empty disk is one whose size was said; here what should have come has failed.
+        return Err(Error::new(Kind::Invalid, "it is empty").into());
+    }
     if stream.size().is_some_and(|declared| declared != at) {
         let what = format!("it ends after {at} of {limit} bytes");
         return Err(Error::new(Kind::Invalid, what).into());

@@ -62,7 +62,7 @@ async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<
     let job = tokio::task::spawn_local(async move { import(source, &client, options).await });
     let imported = super::pull::watched(job, || {
         let stats = progress.stats();
-        shown.at(stats.position, stats.size.max(stats.position));
+        shown.at(stats.position, stats.size);
     });
     let imported = imported.await;
     shown.finish();
@@ -132,10 +132,6 @@ fn open(args: &ImportArgs) -> Result<DiskSource> {
         true => DiskSource::stdin(&options)?,
         false => DiskSource::open(&args.path, &options)?,
     };
-    if source.size().is_none() {
-        let why = format!("{}: a stream does not say how large its disk is", source.name());
-        return Err(Error::new(Kind::Invalid, why + "; say it with --size, e.g. --size 4GiB"));
-    }
     Ok(source)
 }
 

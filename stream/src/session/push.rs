@@ -10,7 +10,7 @@ use bytes::Bytes;
 use image::error::FormatError;
 use image::frame::FrameHeader;
 use image::seam::ImagePlan;
-use image::{ChunkSet, Error, Frame, Geometry, Kind, Manifest, Result, SectionTable};
+use image::{ChunkSet, Error, Frame, Kind, Manifest, Result, SectionTable};
 
 use super::inbox::{Gate, Inbox, Only, chunk_name, unexpected};
 use crate::messages::Message;
@@ -60,27 +60,16 @@ pub struct OfferedSection {
     pub section: u32,
     /// Its chunk digests.
     pub table: SectionTable,
-    geometry: Geometry,
+    plan: ImagePlan,
 }
 
 impl OfferedSection {
     /// Parses an offer's table and checks it against the image that it is for.
     pub fn check(plan: &ImagePlan, section: u32, table: &[u8]) -> Result<Self> {
-        let invalid = |why: String| Error::new(Kind::Invalid, why).at(format!("section {section}"));
         let table = SectionTable::parse_unverified(table)
             .map_err(|e: FormatError| Error::from(e).at(format!("section {section}")))?;
-        if table.domain() != plan.domain {
-            return Err(invalid(format!("trust domain {} in the table", table.domain().0)));
-        }
-        let chunks = plan.geometry.chunks_in(section);
-        if chunks == 0 || table.chunks() != chunks {
-            let found = table.chunks();
-            return Err(invalid(format!("{found} chunks in the table, {chunks} in the section")));
-        }
-        if table.is_zero() {
-            return Err(invalid("a section of zeros is not offered".into()));
-        }
-        Ok(Self { section, table, geometry: plan.geometry })
+        plan.check_table(section, &table)?;
+        Ok(Self { section, table, plan: plan.clone() })
     }
 
     /// Checks a receiver's answer to the offer, on its way to the client and again there: it can want
@@ -97,10 +86,7 @@ impl OfferedSection {
 /// Checks a manifest against the image that was announced.
 pub fn check_commit(plan: &ImagePlan, bytes: &[u8]) -> Result<Manifest> {
     let manifest = Manifest::parse_unverified(bytes)?;
-    if manifest.domain() != plan.domain || *manifest.geometry() != plan.geometry {
-        let why = "the manifest's domain or geometry is not that of OPEN_PUSH";
-        return Err(Error::new(Kind::Invalid, why));
-    }
+    plan.admits(&manifest)?;
     Ok(manifest)
 }
 
@@ -144,8 +130,8 @@ impl Gate for Expects {
         if !self.left.remove(chunk) {
             return refuse(Kind::Invalid, "it was not wanted, or came twice");
         }
-        let OfferedSection { section, table, geometry } = &self.section;
-        if header.plain_len as usize != geometry.chunk_len_at(*section, chunk) {
+        let OfferedSection { section, table, plan } = &self.section;
+        if !plan.chunk_fits(*section, table, chunk, header.plain_len as usize) {
             return refuse(Kind::Invalid, "its length is not that of its place");
         }
         if header.domain != table.domain() || header.digest != table.digests()[chunk as usize] {

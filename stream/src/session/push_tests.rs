@@ -1,5 +1,5 @@
 use super::*;
-use image::{Codec, Digest, Domain};
+use image::{Codec, Digest, Domain, Geometry};
 
 const CHUNK: usize = 16 << 10;
 
@@ -71,16 +71,36 @@ fn every_way_to_send_the_wrong_thing_is_refused() {
 }
 
 #[test]
+fn only_the_last_chunk_of_a_table_may_be_short() {
+    let short = [7; 512];
+    for (at, fits) in [(0, false), (1, true)] {
+        let mut digests = [Digest::of_chunk(&plain(0)), Digest::of_chunk(&plain(1))];
+        digests[at] = Digest::of_chunk(&short);
+        let table = SectionTable::new(Domain::PUBLIC, digests.to_vec());
+        let offered = OfferedSection::check(&plan(), 0, &table.to_bytes()).unwrap();
+        let mut upload = Replies::new().into_upload(offered, ChunkSet::of(2, |_| true));
+        let message = Message::Frame { chunk: at as u32, frame: frame_of(&short) };
+        upload.feed(message.encode());
+        assert_eq!(upload.poll().is_ok(), fits, "chunk {at}");
+    }
+}
+
+#[test]
 fn an_offer_must_fit_its_image() {
     let good = table().to_bytes();
     OfferedSection::check(&plan(), 0, &good).unwrap();
     let e = OfferedSection::check(&plan(), 1, &good).unwrap_err();
     assert_eq!(
         (e.kind(), e.message()),
-        (Kind::Invalid, "section 1: 4 chunks in the table, 0 in the section")
+        (Kind::Invalid, "section 1: 4 chunks in the table, 0 in the section at most")
     );
-    let short = SectionTable::new(Domain::PUBLIC, table().digests()[..3].to_vec());
-    assert!(OfferedSection::check(&plan(), 0, &short.to_bytes()).is_err());
+    let mut digests = table().digests().to_vec();
+    // The disk may end earlier than was thought.
+    let short = SectionTable::new(Domain::PUBLIC, digests[..2].to_vec());
+    OfferedSection::check(&plan(), 0, &short.to_bytes()).unwrap();
+    digests.push(Digest::of_chunk(b"more"));
+    let long = SectionTable::new(Domain::PUBLIC, digests);
+    assert!(OfferedSection::check(&plan(), 0, &long.to_bytes()).is_err());
     let zeros = SectionTable::zeros(Domain::PUBLIC, 4);
     assert!(OfferedSection::check(&plan(), 0, &zeros.to_bytes()).is_err());
     let elsewhere = SectionTable::new(Domain(7), table().digests().to_vec());
@@ -104,7 +124,13 @@ fn a_commit_is_of_the_image_that_was_announced() {
         Manifest::new(Domain::PUBLIC, geometry, vec![Digest::of_chunk(b"s")]).to_bytes()
     };
     check_commit(&plan(), &manifest(plan().geometry.size())).unwrap();
+    check_commit(&plan(), &manifest(512)).unwrap();
     assert_eq!(check_commit(&plan(), &manifest(1 << 20)).unwrap_err().kind(), Kind::Invalid);
+    for (sector, chunk_log2) in [(4096, 14), (512, 15)] {
+        let geometry = Geometry::new(4096, sector, chunk_log2).unwrap();
+        let other = Manifest::new(Domain::PUBLIC, geometry, vec![Digest::of_chunk(b"s")]);
+        assert!(check_commit(&plan(), &other.to_bytes()).is_err());
+    }
     assert_eq!(check_commit(&plan(), b"noise").unwrap_err().kind(), Kind::Corrupt);
 }
 
