@@ -7,7 +7,7 @@
 //!                                                       is asked for what is left
 //! ```
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use image::{
     ChunkSet, ChunkSink, ChunkSource, Digest, Error, Frame, Kind, Manifest, Place, ReadContext,
     Result, SectionTable,
 };
+use tokio::sync::OnceCell;
 
 /// How long a cache rests after its first failure; doubled with each further one in a row.
 const FIRST_REST: Duration = Duration::from_secs(2);
@@ -52,7 +53,7 @@ pub struct Spread<D: Dial> {
 
 struct Member<S> {
     name: String,
-    source: RefCell<Option<Rc<S>>>,
+    source: OnceCell<Rc<S>>,
     /// Failures in a row.
     failures: Cell<u32>,
     rests_until: Cell<Duration>,
@@ -63,7 +64,7 @@ impl<D: Dial> Spread<D> {
     pub fn new(dial: D, root: Digest, names: impl IntoIterator<Item = String>) -> Self {
         let member = |name| Member {
             name,
-            source: RefCell::default(),
+            source: OnceCell::new(),
             failures: Cell::new(0),
             rests_until: Cell::new(Duration::ZERO),
         };
@@ -87,15 +88,10 @@ impl<D: Dial> Spread<D> {
         turn
     }
 
+    /// The way to a cache; all who need it wait for the same attempt.
     async fn source(&self, number: usize) -> Result<Rc<D::Source>> {
-        let member = &self.members[number];
-        if let Some(source) = &*member.source.borrow() {
-            return Ok(Rc::clone(source));
-        }
-        let source = Rc::new(self.dial.dial(number).await?);
-        // Another request may have been quicker: then one connection too many closes soon.
-        let mut kept = member.source.borrow_mut();
-        Ok(Rc::clone(kept.get_or_insert(source)))
+        let dial = || async { Ok(Rc::new(self.dial.dial(number).await?)) };
+        self.members[number].source.get_or_try_init(dial).await.cloned()
     }
 
     async fn source_soon(&self, number: usize) -> Result<Rc<D::Source>> {

@@ -1,5 +1,6 @@
 use super::*;
 use image::{Domain, Encoder};
+use std::cell::RefCell;
 
 const CHUNKS: u32 = 8;
 
@@ -35,6 +36,7 @@ impl Dial for Rc<Caches> {
 
     async fn dial(&self, number: usize) -> Result<Cache> {
         self.dialled.borrow_mut().push(number);
+        tokio::task::yield_now().await;
         let manners = self.manners.borrow()[number].clone();
         if manners.silent {
             tokio::time::sleep(Duration::from_secs(60)).await;
@@ -124,6 +126,15 @@ async fn a_section_has_one_owner_and_only_that_is_connected() {
     let owners: std::collections::BTreeSet<_> =
         (0..50).map(|section| spread.turn(&ReadContext::default(), section)[0]).collect();
     assert_eq!(owners.len(), 3, "sections spread over all");
+}
+
+#[tokio::test]
+async fn two_at_once_wait_for_one_connection() {
+    let caches = Rc::new(Caches::default());
+    let (spread, ctx) = (spread(&caches), ReadContext::default());
+    let (one, two) = tokio::join!(read(&spread, &ctx), read(&spread, &ctx));
+    one.0.and(two.0).unwrap();
+    assert_eq!(caches.dialled.borrow().len(), 1);
 }
 
 #[tokio::test]
