@@ -129,9 +129,10 @@ fn what_does_not_belong_to_the_announced_image_is_refused() {
         let (client, _) = grid.pusher().await;
         let image = grid.image();
         let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
-        let e = session.offer(0, &image.tables[1]).await.map(|_| ()).unwrap_err();
+        let e = session.offer(1, &image.tables[0]).await.map(|_| ()).unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
-        let other = MemImage::new(1 << 20, 16, |_, c, len| vec![c as u8 + 1; len]);
+        let larger = |_, c, len| if c == 0 { vec![1; len] } else { Vec::new() };
+        let other = MemImage::new(128 << 20, 16, larger);
         let e = session.commit(&other.manifest).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
         let (_, mut sink) = session.offer(1, &image.tables[1]).await.unwrap();
