@@ -55,6 +55,13 @@ pub struct CacheInfo {
     /// Whether it takes pushes too; else it only caches.
     #[serde(default)]
     pub receives: bool,
+    /// TCP address of its own API ([`crate::care`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub api: Option<SocketAddr>,
+    /// Whether it is about to leave: it is asked after all others.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// What a cache says of itself, again and again: it is a member while its lease lasts.
@@ -63,6 +70,13 @@ pub struct Serving {
     /// One UDP address per core.
     #[schema(value_type = Vec<String>)]
     pub endpoints: Vec<SocketAddr>,
+    /// TCP address of its own API ([`crate::care`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub api: Option<SocketAddr>,
+    /// Whether it is about to leave.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// How long a cache counts as serving without being heard of.

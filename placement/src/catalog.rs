@@ -290,7 +290,7 @@ impl Catalog {
             return bad(format!("endpoints: must be 1 to {MAX_ENDPOINTS}"));
         }
         let unreachable = |a: &&SocketAddr| a.ip().is_unspecified() || a.port() == 0;
-        if let Some(address) = at.endpoints.iter().find(unreachable) {
+        if let Some(address) = at.endpoints.iter().chain(&at.api).find(unreachable) {
             return bad(format!("endpoints: nobody can reach {address}"));
         }
         let info = CacheInfo {
@@ -298,6 +298,8 @@ impl Catalog {
             server_name: dns_name(&member.name),
             endpoints: at.endpoints,
             receives: false,
+            api: at.api,
+            draining: at.draining,
         };
         self.state.lease_server(&info, self.clock.now() + LEASE_SECS).await?;
         Ok(Lease { lease_secs: LEASE_SECS })

@@ -4,7 +4,8 @@
 //! - `state`: refs, join tokens, members, behind a seam (`state::keys::Keys`) that etcd fits too
 //! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
 //! - [`archive`]: what placement needs of the store; implemented by who joins the two
-//! - `http`: the routes of `api::catalog` and `api::grid` over mutual TLS, with an OpenAPI document
+//! - `http`: the routes of `api::catalog`, `api::grid` and `api::care` over mutual TLS, with an OpenAPI document
+//! - [`care`]: what a cache's own API needs of the cache; implemented by who joins the two
 //! - [`client`]: the other end of those routes
 //!
 //! Placement is off the path of the chunks: it hands out tickets, and servers of chunks check them
@@ -20,6 +21,7 @@ extern crate self as placement;
 
 pub mod archive;
 pub mod ca;
+pub mod care;
 mod catalog;
 pub mod client;
 pub mod clock;
@@ -49,7 +51,8 @@ use state::State;
 
 pub use archive::{Answer, Archive, ImageFacts, RefMove};
 pub use ca::Authority;
-pub use client::Client;
+pub use care::Care;
+pub use client::{CareClient, Client};
 pub use clock::Clock;
 pub use http::Limits;
 pub use member::Member;
@@ -57,7 +60,7 @@ pub use papers::Papers;
 pub use tokens::{JoinCode, MAX_LIFETIME_SECS};
 
 /// What placement is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// The grid's authority.
     pub authority: Arc<Authority>,
@@ -69,6 +72,8 @@ pub struct Config {
     pub address: Option<String>,
     /// The servers of chunks.
     pub servers: Vec<CacheInfo>,
+    /// The cache in this process, if there is one: its API is served beside placement's.
+    pub care: Option<Arc<dyn Care>>,
     /// What peers may take.
     pub limits: Limits,
     /// Tells the time.
@@ -79,6 +84,7 @@ pub struct Config {
 pub struct Placement {
     app: http::App,
     tls: TlsAcceptor,
+    care: Option<Arc<dyn Care>>,
 }
 
 impl Placement {
@@ -94,12 +100,22 @@ impl Placement {
         let address = config.address.clone().unwrap_or_else(|| local.to_string());
         let placement = Self::open(config, address, archive).await?;
         tracing::info!(address = %local, "placement serves");
-        http::serve(listener, placement.tls, placement.app, shutdown).await;
+        http::serve(listener, placement.server(), shutdown).await;
         Ok(())
     }
 
+    fn server(self) -> http::Server {
+        let limits = self.app.limits.clone();
+        let grid = self.app.tokens.authority.grid().into();
+        let mut router = http::router(self.app);
+        if let Some(care) = self.care {
+            router = router.merge(http::care::router(care, limits.clone()));
+        }
+        http::Server { grid, router, tls: self.tls, limits }
+    }
+
     async fn open(config: Config, address: String, archive: Arc<dyn Archive>) -> Result<Self> {
-        let Config { authority, papers, state, servers, limits, clock, .. } = config;
+        let Config { authority, papers, state, servers, care, limits, clock, .. } = config;
         let tls = tls::server(&papers, tls::Clients::Optional, &[b"http/1.1"], &clock)?;
         let state = State::open(&state, authority.grid()).await?;
         // Nobody who joins may take the names that placement itself goes by.
@@ -112,6 +128,6 @@ impl Placement {
         let catalog = catalog::Catalog::open(state.clone(), archive, key, clock.clone()).await?;
         let tokens = tokens::Tokens { state, authority, clock, address };
         let app = http::App { catalog: Arc::new(catalog), tokens: Arc::new(tokens), limits };
-        Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)) })
+        Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }
 }

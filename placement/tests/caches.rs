@@ -11,7 +11,7 @@ use image::Kind;
 use placement::Client;
 
 fn at(port: u16) -> Serving {
-    Serving { endpoints: vec![([192, 0, 2, 1], port).into()] }
+    Serving { endpoints: vec![([192, 0, 2, 1], port).into()], api: None, draining: false }
 }
 
 async fn names(client: &Client) -> Vec<String> {
@@ -75,9 +75,10 @@ async fn a_cache_speaks_for_itself_alone() {
 async fn addresses_that_nobody_can_reach_are_refused() {
     let grid = Grid::start().await;
     let cache = grid.client(&grid.member(Role::Server, "c1"));
-    let any = Serving { endpoints: vec![([0, 0, 0, 0], 7).into()] };
-    let many = Serving { endpoints: vec![at(7).endpoints[0]; 1025] };
-    for bad in [Serving { endpoints: vec![] }, at(0), any, many] {
+    let any = Serving { endpoints: vec![([0, 0, 0, 0], 7).into()], ..at(7) };
+    let api = Serving { api: Some(([0, 0, 0, 0], 7).into()), ..at(7) };
+    let many = Serving { endpoints: vec![at(7).endpoints[0]; 1025], ..at(7) };
+    for bad in [Serving { endpoints: vec![], ..at(7) }, at(0), any, api, many] {
         let e = cache.serving("c1", &bad).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
     }

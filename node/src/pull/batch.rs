@@ -67,6 +67,7 @@ pub(super) struct Fetch<'a, S> {
     pub(super) decoder: Rc<RefCell<Decoder>>,
     pub(super) rate: Option<&'a Rate>,
     pub(super) watch: &'a Watch,
+    pub(super) trace: u128,
 }
 
 impl<S: ChunkSource> Fetch<'_, S> {
@@ -75,7 +76,7 @@ impl<S: ChunkSource> Fetch<'_, S> {
         let mut left = batch.chunks.clone();
         let (mut pause, mut repair) = (FIRST_PAUSE, false);
         for attempt in 1.. {
-            let ctx = ReadContext { repair, ..ReadContext::default() };
+            let ctx = ReadContext { repair, trace: self.trace, ..ReadContext::default() };
             let place = Place { image: self.image, section: batch.section, chunks: left.clone() };
             let mut sink = Verify { fetch: self, batch: &batch, deliver, left, wrong: None };
             let answer = self.source.chunks(&ctx, &place, &mut sink).await;

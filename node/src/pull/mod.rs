@@ -33,6 +33,11 @@ pub trait Connect: Send + Sync + 'static {
 
     /// Connects core number `core`.
     fn connect(&self, core: usize) -> impl Future<Output = Result<Self::Source>>;
+
+    /// By what id the pull's requests are known from node to store; 0 for none.
+    fn trace(&self) -> u128 {
+        0
+    }
 }
 
 /// How a pull is done.

@@ -40,7 +40,8 @@ async fn transfer<C: Connect>(
     options: &PullOptions,
     watch: &Arc<Watch>,
 ) -> Result<()> {
-    let ctx = ReadContext::default();
+    let trace = connect.trace();
+    let ctx = ReadContext { trace, ..ReadContext::default() };
     let source = connect.connect(0).await?;
     let manifest = source.manifest(&ctx, &image).await?;
     let geometry = *manifest.geometry();
@@ -58,6 +59,7 @@ async fn transfer<C: Connect>(
         decoder: Rc::new(RefCell::new(Decoder::new()?)),
         rate: options.rate.as_deref(),
         watch,
+        trace,
     };
     let mut at = 0;
     let batches = futures::stream::iter(manifest.present())

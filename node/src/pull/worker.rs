@@ -105,7 +105,8 @@ pub(super) async fn run<C: Connect>(core: usize, shared: &Shared<C>) -> Result<(
 }
 
 async fn transfer<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
-    let ctx = ReadContext::default();
+    let trace = shared.connect.trace();
+    let ctx = ReadContext { trace, ..ReadContext::default() };
     let source = shared.connect.connect(core).await?;
     let job = shared.job(&source, &ctx).await?;
     let options = EngineOptions {
@@ -122,6 +123,7 @@ async fn transfer<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
         decoder: Rc::new(RefCell::new(Decoder::new()?)),
         rate: shared.options.rate.as_deref(),
         watch: &shared.watch,
+        trace,
     };
     let write = Write { job: &job, engine: &engine, watch: &shared.watch };
     let sections = futures::stream::unfold((), async |()| {
@@ -148,7 +150,7 @@ async fn missing_batches<S: ChunkSource>(
     if job.nothing_to_do(section) {
         return Ok(Vec::new());
     }
-    let ctx = ReadContext::default();
+    let ctx = ReadContext { trace: fetch.trace, ..ReadContext::default() };
     let table = fetch.source.section_table(&ctx, &fetch.image, section).await?;
     let missing = job.missing(engine, section, &table).await?;
     Ok(batches_of(&fetch.geometry, section, &table, missing))

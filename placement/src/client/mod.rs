@@ -1,6 +1,9 @@
 //! The other end of placement's API: one method per route.
 
+mod care;
 mod wire;
+
+pub use care::CareClient;
 
 use api::catalog::{
     GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
@@ -18,13 +21,15 @@ use serde::de::DeserializeOwned;
 
 use crate::ca::new_key;
 use crate::clock::Clock;
-use crate::member::check_name;
+use crate::member::{PLACEMENT, check_name};
 use crate::papers::Papers;
 use crate::tls;
 use crate::tokens::JoinCode;
 use wire::{Patience, Wire};
 
 const ALPN: &[&[u8]] = &[b"http/1.1"];
+/// What people call the server of this API, and the program that runs it.
+const PLACEMENT_IS: &str = "placement (`forebay up`)";
 
 /// Asks placement. Cheap to clone; needs a tokio runtime. A call that is dropped is cancelled.
 ///
@@ -41,7 +46,7 @@ impl Client {
     pub fn new(address: &str, papers: &Papers) -> Result<Self> {
         papers.check()?;
         let config = tls::client(papers, ALPN, &Clock::system())?;
-        Ok(Self { wire: Wire::new(address, config)? })
+        Ok(Self { wire: Wire::new(PLACEMENT_IS, PLACEMENT, address, config)? })
     }
 
     /// Joins a grid: makes a key, which stays here, and has a certificate issued for it. `token` is the
@@ -51,7 +56,8 @@ impl Client {
         // Found here, it does not cost the token.
         check_name(name)?;
         let clock = Clock::system();
-        let wire = Wire::new(&code.address, tls::joiner(code.ca, ALPN, &clock)?)?;
+        let tls = tls::joiner(code.ca, ALPN, &clock)?;
+        let wire = Wire::new(PLACEMENT_IS, PLACEMENT, &code.address, tls)?;
         let key = new_key()?;
         let request = rcgen::CertificateParams::default()
             .serialize_request(&key)

@@ -20,7 +20,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::member::PLACEMENT;
 
 /// Time to connect, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -40,9 +39,13 @@ pub(super) enum Patience {
     Endless,
 }
 
-/// Where placement is, and how to be sure of it.
+/// Where a server is, and how to be sure of it.
 #[derive(Clone)]
 pub(super) struct Wire {
+    /// What it is, for people.
+    who: Arc<str>,
+    /// The name in its certificate.
+    server_name: Arc<str>,
     address: Arc<str>,
     tls: TlsConnector,
 }
@@ -54,17 +57,24 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Wire {
-    pub(super) fn new(address: &str, config: ClientConfig) -> Result<Self> {
+    /// `who` is what people call it, `server_name` the name in its certificate.
+    pub(super) fn new(
+        who: &str,
+        server_name: &str,
+        address: &str,
+        config: ClientConfig,
+    ) -> Result<Self> {
         let bare = address.strip_prefix("https://").unwrap_or(address);
         let bare = bare.strip_suffix('/').unwrap_or(bare);
         let port = bare.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         let good = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|p| p != 0));
         if !good || bare.contains(|c: char| c == '/' || c == '@' || c.is_whitespace()) {
             let shown = address.escape_debug();
-            let what = format!("placement's address `{shown}`: must be host:port");
+            let what = format!("address of {who}, `{shown}`: must be host:port");
             return Err(Error::new(Kind::Invalid, what));
         }
-        Ok(Self { address: bare.into(), tls: TlsConnector::from(Arc::new(config)) })
+        let tls = TlsConnector::from(Arc::new(config));
+        Ok(Self { who: who.into(), server_name: server_name.into(), address: bare.into(), tls })
     }
 
     pub(super) fn address(&self) -> &str {
@@ -79,7 +89,7 @@ impl Wire {
         body: Option<Vec<u8>>,
         patience: Patience,
     ) -> Result<T> {
-        let place = || format!("placement at {}: {method} {path}", self.address);
+        let place = || format!("{} at {}: {method} {path}", self.who, self.address);
         let request = self.request(&method, path, body)?;
         let stream = match timeout(CONNECT, self.connect()).await {
             Ok(stream) => stream?,
@@ -112,7 +122,7 @@ impl Wire {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Request<Full<Bytes>>> {
-        let mut request = Request::builder().method(method).uri(path).header(HOST, PLACEMENT);
+        let mut request = Request::builder().method(method).uri(path).header(HOST, &*self.server_name);
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -127,22 +137,22 @@ impl Wire {
         let _ = stream.set_nodelay(true);
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-        let name = ServerName::try_from(PLACEMENT).expect("a DNS name");
+        let name = ServerName::try_from(self.server_name.to_string());
+        let name = name.map_err(|e| Error::caused(Kind::Invalid, "the server's name", e))?;
         self.tls.connect(name, stream).await.map_err(|e| self.not_trusted(e))
     }
 
     fn away(&self, why: &str) -> Error {
-        let what = format!("placement at {}: {why}; is `forebay up` running there?", self.address);
+        let what = format!("{} at {}: {why}; is it running there?", self.who, self.address);
         Error::new(Kind::Retry, what)
     }
 
     fn not_trusted(&self, e: std::io::Error) -> Error {
         match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
             Some(why) => {
-                let address = &self.address;
+                let Self { who, address, .. } = self;
                 let what = format!(
-                    "placement at {address}: what listens there is not the placement of this grid: \
-                     {why}"
+                    "{who} at {address}: what listens there is not the {who} of this grid: {why}"
                 );
                 Error::new(Kind::Denied, what)
             }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use image::{Error, Kind};
 use serde::de::DeserializeOwned;
 
-use super::App;
+use super::Limits;
 
 /// An error as an answer.
 #[derive(Debug)]
@@ -44,10 +44,10 @@ impl IntoResponse for Failure {
 /// A JSON body.
 pub(super) struct Body<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+impl<T: DeserializeOwned, S: AsRef<Limits> + Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
-    async fn from_request(request: Request, app: &App) -> Result<Self, Failure> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let invalid = |what: String| Failure(Error::new(Kind::Invalid, format!("body: {what}")));
         // A browser sends other sites' requests with its user's certificate, but never with this
         // type unless we allow it, and we do not.
@@ -58,13 +58,13 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
         if !json {
             return Err(invalid("its content type must be application/json".into()));
         }
-        let limit = app.limits.body;
+        let (limit, time) = (state.as_ref().body, state.as_ref().read);
         // What says that it is too long is not even begun.
         if request.body().size_hint().lower() > limit as u64 {
             return Err(invalid(format!("at most {limit} bytes are taken")));
         }
         let reading = axum::body::to_bytes(request.into_body(), limit);
-        let bytes = tokio::time::timeout(app.limits.read, reading)
+        let bytes = tokio::time::timeout(time, reading)
             .await
             .map_err(|_| invalid("it did not arrive in time".into()))?
             .map_err(|e| invalid(format!("{e}: at most {limit} bytes are taken")))?;
@@ -79,11 +79,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
 /// The one parameter of a path, decoded: nothing is known of what it holds.
 pub(super) struct Name(pub String);
 
-impl FromRequestParts<App> for Name {
+impl<S: Send + Sync> FromRequestParts<S> for Name {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
-        let path = Path::<String>::from_request_parts(parts, app).await;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
         let invalid = |e| Failure(Error::new(Kind::Invalid, format!("path: {e}")));
         path.map(|Path(name)| Name(name)).map_err(|e| invalid(e.body_text()))
     }

@@ -3,14 +3,15 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::handlers;
+use super::{care, handlers};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
-        title = "Forebay placement",
+        title = "Forebay",
         description = "Refs, images, records, tickets and members of a grid. All routes but \
-                       /v1/health and /v1/join need a member's certificate."
+                       /v1/health and /v1/join need a member's certificate. /metrics and those under \
+                       /v1/cache are each cache's own, at the address that /v1/caches lists for it."
     ),
     paths(
         handlers::health,
@@ -28,6 +29,17 @@ use super::handlers;
         handlers::delete_ref,
         handlers::ticket,
         handlers::gc,
+        care::status,
+        care::held,
+        care::evict,
+        care::warming,
+        care::warm,
+        care::stop_warming,
+        care::pin,
+        care::unpin,
+        care::scrub,
+        care::drain,
+        care::metrics,
     )
 )]
 pub(super) struct Document;

@@ -1,21 +1,25 @@
 //! Before a handler: may this peer use this route? After it: what went wrong is logged, here alone.
 
 use api::grid::Role;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use image::{Error, Kind, Result};
 
 use super::body::{Failure, Logged};
 use super::peer::Peer;
-use super::{Access, ROUTES};
+use super::{Access, Route};
 
-pub(super) async fn guard(request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State(routes): State<&'static [Route]>,
+    request: Request,
+    next: Next,
+) -> Response {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let peer = request.extensions().get::<Peer>().cloned();
     let allowed = match &peer {
-        Some(peer) => allowed(&request, peer),
+        Some(peer) => allowed(routes, &request, peer),
         None => Err(Error::new(Kind::Denied, "nobody knows who asks")),
     };
     let response = match allowed {
@@ -37,13 +41,13 @@ pub(super) async fn guard(request: Request, next: Next) -> Response {
 }
 
 /// What is not in the list of routes is nobody's.
-fn allowed(request: &Request, peer: &Peer) -> Result<()> {
+fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<()> {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let method = match request.method().as_str() {
         "HEAD" => "GET",
         method => method,
     };
-    let route = ROUTES.iter().find(|(m, p, _)| *m == method && Some(*p) == path);
+    let route = routes.iter().find(|(m, p, _)| *m == method && Some(*p) == path);
     let Some((_, _, access)) = route else {
         return Err(Error::new(Kind::Denied, "not one of the routes that may be used"));
     };

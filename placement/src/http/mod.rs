@@ -1,9 +1,11 @@
 //! The HTTP API: which routes there are, and who may use them.
 //!
-//! [`ROUTES`] is the one list: the guard asks it before any handler runs, and refuses what is not in
-//! it; tests hold it against the router and the OpenAPI document.
+//! [`ROUTES`] is the one list of placement's routes, [`care::ROUTES`] that of a cache's: the guard asks
+//! it before any handler runs, and refuses what is not in it; tests hold both against the routers and
+//! the OpenAPI document.
 
 mod body;
+pub(crate) mod care;
 mod document;
 mod guard;
 mod handlers;
@@ -22,7 +24,7 @@ use crate::catalog::Catalog;
 use crate::tokens::Tokens;
 
 pub use serve::Limits;
-pub(crate) use serve::serve;
+pub(crate) use serve::{Server, serve};
 
 /// Who may use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,10 @@ enum Access {
 }
 
 /// Method, path, who.
-const ROUTES: &[(&str, &str, Access)] = &[
+type Route = (&'static str, &'static str, Access);
+
+/// Placement's own routes.
+const ROUTES: &[Route] = &[
     ("GET", "/v1/health", Access::Anybody),
     ("POST", "/v1/join", Access::Anybody),
     ("GET", "/v1/openapi.json", Access::Member),
@@ -68,7 +73,14 @@ pub(crate) struct App {
     pub limits: Limits,
 }
 
-fn router(app: App) -> Router {
+impl AsRef<Limits> for App {
+    fn as_ref(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// Placement's routes.
+pub(crate) fn router(app: App) -> Router {
     use handlers as h;
     Router::new()
         .route("/v1/health", get(h::health))
@@ -85,7 +97,7 @@ fn router(app: App) -> Router {
         .route("/v1/refs/{ref}", delete(h::delete_ref))
         .route("/v1/tickets", post(h::ticket))
         .route("/v1/gc", post(h::gc))
-        .route_layer(from_fn_with_state(app.clone(), guard::guard))
+        .route_layer(from_fn_with_state(ROUTES, guard::guard))
         .method_not_allowed_fallback(h::no_such_method)
         .fallback(h::no_such_route)
         .with_state(app)

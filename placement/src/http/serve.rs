@@ -17,7 +17,6 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::peer::Peer;
-use super::{App, router};
 
 /// What one peer, or all together, may take.
 #[derive(Clone, Debug)]
@@ -53,17 +52,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves until `shutdown` is done; then running requests have [`Limits::drain`] to end.
 pub(crate) async fn serve(
     listener: TcpListener,
-    tls: TlsAcceptor,
-    app: App,
+    server: Server,
     shutdown: impl Future<Output = ()>,
 ) {
-    let limits = app.limits.clone();
-    let server = Arc::new(Server {
-        grid: app.tokens.authority.grid().into(),
-        router: router(app),
-        tls,
-        limits: limits.clone(),
-    });
+    let limits = server.limits.clone();
+    let server = Arc::new(server);
     let room = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -104,11 +97,13 @@ async fn accept(
     }
 }
 
-struct Server {
-    grid: String,
-    router: Router,
-    tls: TlsAcceptor,
-    limits: Limits,
+/// What is served, and to whom.
+pub(crate) struct Server {
+    /// The grid whose members may ask.
+    pub grid: String,
+    pub router: Router,
+    pub tls: TlsAcceptor,
+    pub limits: Limits,
 }
 
 impl Server {

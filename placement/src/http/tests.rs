@@ -7,7 +7,7 @@ use hyper_util::service::TowerToHyperService;
 use utoipa::OpenApi;
 
 use super::peer::Peer;
-use super::{Limits, ROUTES, document::Document};
+use super::{Limits, ROUTES, care, document::Document};
 
 /// Method and path of each operation in the document.
 fn documented() -> Vec<(String, String)> {
@@ -24,8 +24,11 @@ fn documented() -> Vec<(String, String)> {
 #[test]
 fn each_route_is_in_the_document_and_each_operation_is_a_route() {
     let mut documented = documented();
-    let mut listed: Vec<_> =
-        ROUTES.iter().map(|(m, p, _)| ((*m).to_owned(), (*p).to_owned())).collect();
+    let mut listed: Vec<_> = ROUTES
+        .iter()
+        .chain(care::ROUTES)
+        .map(|(m, p, _)| ((*m).to_owned(), (*p).to_owned()))
+        .collect();
     documented.sort();
     listed.sort();
     assert_eq!(documented, listed);

@@ -104,6 +104,8 @@ async fn tokens_that_expired_are_dropped_and_servers_replaced() {
         server_name: format!("{name}.forebay.internal"),
         endpoints: vec![],
         receives: true,
+        api: None,
+        draining: false,
     };
     state.set_servers(&[server("b"), server("a")]).await.unwrap();
     assert_eq!(state.servers(0).await.unwrap(), [server("a"), server("b")]);
@@ -119,6 +121,8 @@ async fn a_leased_server_counts_until_its_lease_ends_and_outlives_a_restart() {
         server_name: format!("{name}.forebay.internal"),
         endpoints: vec![],
         receives: false,
+        api: None,
+        draining: false,
     };
     state.set_servers(&[server("up")]).await.unwrap();
     state.lease_server(&server("c1"), 10).await.unwrap();

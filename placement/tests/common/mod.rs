@@ -73,6 +73,7 @@ impl Grid {
         self.address = listener.local_addr().unwrap();
         self.authority = authority.clone();
         let config = Config {
+            care: None,
             authority,
             papers,
             state: self.state_file(),
@@ -163,6 +164,8 @@ pub fn a_server() -> CacheInfo {
         server_name: "one.forebay.internal".into(),
         endpoints: vec![([127, 0, 0, 1], 7001).into(), ([127, 0, 0, 1], 7002).into()],
         receives: true,
+        api: None,
+        draining: false,
     }
 }
 

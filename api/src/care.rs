@@ -1,0 +1,192 @@
+//! Care of a cache: what an operator, or placement, asks of one server of chunks.
+//!
+//! Each server offers these routes itself, at the address that placement lists for it
+//! ([`CacheInfo::api`](crate::grid::CacheInfo::api)).
+//!
+//! | method and path | body → answer | who |
+//! |---|---|---|
+//! | `GET /v1/cache` | → [`CacheStatus`] | any member |
+//! | `GET /v1/cache/images/{image}` | → [`Held`] | any member |
+//! | `PUT /v1/cache/images/{image}/warm` | → [`Warming`] | admin |
+//! | `GET /v1/cache/images/{image}/warm` | → [`Warming`] | any member |
+//! | `DELETE /v1/cache/images/{image}/warm` | → [`Warming`] | admin |
+//! | `PUT /v1/cache/images/{image}/pin` | → [`Pinned`] | admin |
+//! | `DELETE /v1/cache/images/{image}/pin` | → [`Pinned`] | admin |
+//! | `DELETE /v1/cache/images/{image}` | → [`Evicted`] | admin |
+//! | `PUT /v1/cache/scrub` | [`ScrubOrder`] → [`ScrubStatus`] | admin |
+//! | `PUT /v1/cache/drain` | [`DrainOrder`] → [`CacheStatus`] | admin |
+//! | `GET /metrics` | → Prometheus text | any member |
+//!
+//! `{image}` is a digest: names are placement's. All `PUT`s and `DELETE`s say what shall be, so that
+//! saying it twice does no harm.
+
+use image::Digest;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Counts of asks for chunks, by how they were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Asks {
+    /// From memory.
+    pub memory: u64,
+    /// From disk.
+    pub disk: u64,
+    /// Together with another who had asked for the same chunk.
+    pub joined: u64,
+    /// From the store, or the cache that owns the chunk.
+    pub fetched: u64,
+}
+
+/// Asks by priority class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AsksByClass {
+    /// A guest waited.
+    pub guest: Asks,
+    /// A guest would soon ask.
+    pub trace: Asks,
+    /// Nobody waited.
+    pub background: Asks,
+}
+
+/// How a cache is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CacheStatus {
+    /// Its name in the grid.
+    pub name: String,
+    /// Whether it is about to leave: nodes ask others first.
+    pub draining: bool,
+    /// Seconds since it was started.
+    pub up_secs: u64,
+    /// Bytes of frames in memory, and how many there are.
+    pub memory: Tier,
+    /// Bytes of frames on disk, and how many there are.
+    pub disk: Tier,
+    /// How the disk tier is: `on`, `recovering`, `none`, `full: …` or `off: …`.
+    pub disk_state: String,
+    /// Reads of the disk that failed, and frames there that were not what they should be.
+    pub disk_errors: u64,
+    /// Asks since it was started.
+    pub asks: AsksByClass,
+    /// Bytes of frames that it fetched from the store since it was started.
+    pub store_egress: u64,
+    /// Copies that were found wrong and dropped.
+    pub healed: u64,
+    /// Images that stay.
+    pub pinned: Vec<Pinned>,
+    /// Images that are being fetched, or were, since it was started.
+    pub warming: Vec<Warming>,
+    /// The running check of the disk.
+    pub scrub: ScrubStatus,
+}
+
+/// What a tier holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Tier {
+    /// Bytes that it may take.
+    pub budget: u64,
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// Frames in it.
+    pub frames: u64,
+}
+
+/// How much of an image a cache holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Held {
+    /// Chunks that are not zeros.
+    pub chunks: u64,
+    /// Of these, in memory.
+    pub in_memory: u64,
+    /// Of these, on disk.
+    pub on_disk: u64,
+    /// Of these, in memory or on disk.
+    pub held: u64,
+    /// Bytes of the frames that are held, as far as they are on disk.
+    pub disk_bytes: u64,
+    /// Whether it is pinned.
+    pub pinned: bool,
+}
+
+/// What became of warming an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum WarmState {
+    /// Under way.
+    #[default]
+    Running,
+    /// All is here.
+    Done,
+    /// It could not go on.
+    Failed,
+    /// It was told to stop.
+    Cancelled,
+}
+
+/// An image on its way into a cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Warming {
+    /// The image.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// What became of it.
+    pub state: WarmState,
+    /// Chunks that are not zeros.
+    pub chunks: u64,
+    /// Of these, looked at so far.
+    pub done: u64,
+    /// Of these, fetched from the store.
+    pub fetched: u64,
+    /// Bytes of the fetched frames.
+    pub fetched_bytes: u64,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// An image that stays in a cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Pinned {
+    /// The image.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// Bytes of plain chunks that it holds back from eviction.
+    pub bytes: u64,
+}
+
+/// What left a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Evicted {
+    /// Chunks that left.
+    pub chunks: u64,
+    /// Chunks that stay, as a pinned image has them too.
+    pub kept: u64,
+}
+
+/// How the disk shall be checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubOrder {
+    /// Bytes a second; 0 stops.
+    pub rate: u64,
+}
+
+/// How the check of the disk goes: it begins anew when it is through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// Bytes a second; 0: it rests.
+    pub rate: u64,
+    /// Passes that were completed.
+    pub passes: u64,
+    /// Bytes of this pass, so far.
+    pub bytes: u64,
+    /// Frames that were checked.
+    pub frames: u64,
+    /// Frames that were bad, and dropped.
+    pub bad: u64,
+}
+
+/// Whether a cache shall leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrainOrder {
+    /// `true`: nodes are sent elsewhere, and the process ends when nobody asks any more. `false`: it stays.
+    pub drain: bool,
+}

@@ -1,0 +1,75 @@
+//! Care of a cache, as its API asks for it: implemented over the cache by who joins the two.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use api::care::{CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, ScrubStatus, Warming};
+use image::{Digest, Error, Result};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::archive::Answer;
+use crate::clock::Clock;
+use crate::http::{self, Limits};
+use crate::papers::Papers;
+use crate::tls;
+
+/// A cache, as its API uses it. Any call may be cancelled by dropping its future; what it ordered
+/// (a warming, a drain) goes on.
+pub trait Care: Send + Sync + 'static {
+    /// How the cache is.
+    fn status(&self) -> Answer<'_, CacheStatus>;
+
+    /// How much of an image it holds; `Gone` if there is no such image.
+    fn held(&self, image: Digest) -> Answer<'_, Held>;
+
+    /// Begins to fetch what it lacks of an image, unless it has begun already.
+    fn warm(&self, image: Digest) -> Answer<'_, Warming>;
+
+    /// How the fetching of an image goes; `Gone` if it was never begun.
+    fn warming(&self, image: Digest) -> Answer<'_, Warming>;
+
+    /// Stops fetching an image.
+    fn stop_warming(&self, image: Digest) -> Answer<'_, Warming>;
+
+    /// Keeps an image from being evicted, durably; `Full` if too much is pinned already.
+    fn pin(&self, image: Digest) -> Answer<'_, Pinned>;
+
+    /// Lets an image be evicted again.
+    fn unpin(&self, image: Digest) -> Answer<'_, Pinned>;
+
+    /// Drops an image; `Conflict` if it is pinned.
+    fn evict(&self, image: Digest) -> Answer<'_, Evicted>;
+
+    /// Starts, stops, speeds up or slows down the check of the disk.
+    fn scrub(&self, order: ScrubOrder) -> Answer<'_, ScrubStatus>;
+
+    /// Sends nodes elsewhere, or no longer.
+    fn drain(&self, order: DrainOrder) -> Answer<'_, CacheStatus>;
+
+    /// All metrics of the process, as Prometheus reads them.
+    fn metrics(&self) -> String;
+}
+
+/// Serves a cache's API on `listener`, to members of the grid of `papers`, until `shutdown` is done.
+/// Returns early only if it cannot begin.
+pub async fn serve(
+    listener: TcpListener,
+    papers: &Papers,
+    care: Arc<dyn Care>,
+    clock: &Clock,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let local = listener.local_addr().map_err(|e| Error::io("the listener's address", e))?;
+    let config = tls::server(papers, tls::Clients::Required, &[b"http/1.1"], clock)?;
+    let limits = Limits::default();
+    let server = http::Server {
+        grid: papers.member()?.grid,
+        router: http::care::alone(care, limits.clone()),
+        tls: TlsAcceptor::from(Arc::new(config)),
+        limits,
+    };
+    tracing::info!(address = %local, "care of the cache is served");
+    http::serve(listener, server, shutdown).await;
+    Ok(())
+}
