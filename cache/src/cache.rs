@@ -54,7 +54,7 @@ impl<S: ChunkSource + 'static> Cache<S> {
         &self.core.shared
     }
 
-    async fn get_manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
+    pub(crate) async fn get_manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
         let (core, ctx, image) = (Rc::clone(&self.core), without_deadline(ctx), *image);
         let fetch =
             || async move { check_manifest(&image, core.source.manifest(&ctx, &image).await?) };
@@ -64,7 +64,7 @@ impl<S: ChunkSource + 'static> Cache<S> {
         }
     }
 
-    async fn get_table(
+    pub(crate) async fn get_table(
         &self,
         ctx: &ReadContext,
         image: &Digest,
@@ -92,7 +92,7 @@ impl<S: ChunkSource + 'static> Cache<S> {
         }
     }
 
-    async fn get_chunks<K: ChunkSink>(
+    pub(crate) async fn get_chunks<K: ChunkSink>(
         &self,
         ctx: &ReadContext,
         place: &Place,

@@ -184,7 +184,7 @@ impl<S: ChunkSource + 'static> Flight<S> {
         if let Some(frame) = shared.memory.get(&job.key) {
             match is_good(&frame, "memory") {
                 true => good = Some((frame, Origin::Memory)),
-                false => shared.memory.remove(&job.key),
+                false => _ = shared.memory.remove(&job.key),
             }
         }
         if let Some(frame) = self.read_disk(job).await {

@@ -6,7 +6,7 @@ use image::{Digest, Domain, Error, FormatError, Frame};
 
 /// A chunk, wherever it occurs: images of one trust domain that hold the same bytes share one
 /// cached frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
     pub(crate) domain: Domain,
     pub(crate) digest: Digest,

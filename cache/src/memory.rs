@@ -36,6 +36,11 @@ impl Memory {
         self.shards.of(&key.digest).contains(key)
     }
 
+    /// A frame, which does not count as a use.
+    pub(crate) fn peek(&self, key: &Key) -> Option<Frame> {
+        self.shards.of(&key.digest).peek(key)
+    }
+
     /// Whether a frame is there and in use: then the disk should not lose it either, although it
     /// is never asked.
     pub(crate) fn in_use(&self, key: &Key) -> bool {
@@ -49,9 +54,9 @@ impl Memory {
         self.shards.of(&key.digest).insert(key, frame, bytes);
     }
 
-    /// Drops a frame.
-    pub(crate) fn remove(&self, key: &Key) {
-        self.shards.of(&key.digest).remove(key);
+    /// Drops a frame; whether it was there.
+    pub(crate) fn remove(&self, key: &Key) -> bool {
+        self.shards.of(&key.digest).remove(key).is_some()
     }
 
     /// Drops all frames.

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::{
     ChunkSet, ChunkSink, ChunkSource, Error, Kind, Manifest, Place, ReadContext, Result,
@@ -19,11 +19,13 @@ use image::{
 };
 
 use crate::cache::Core;
+use crate::disk::Disk;
 use crate::flight::{Flight, Job};
 use crate::flights::{Boarded, Fetch, FlightKey, Waiter};
 use crate::gone::Absent;
 use crate::key::Key;
 use crate::mailbox::{Event, Inbox, mailbox};
+use crate::status::AskCounts;
 
 /// A read under way. Dropping it leaves its flights.
 pub(crate) struct Read<'a, S> {
@@ -102,9 +104,13 @@ impl<'a, S: ChunkSource + 'static> Read<'a, S> {
             room = room.saturating_sub(u64::from(job.plain_len));
             match self.board_one(chunk, &job, &fetch) {
                 Boarded::Landed => hits.push(chunk),
-                Boarded::Joined => self.await_chunk(chunk, false),
+                Boarded::Joined => self.await_chunk(chunk, |counts| &counts.joined),
                 Boarded::Leads => {
-                    self.await_chunk(chunk, true);
+                    let on_disk = |disk: &Arc<Disk>| !self.ctx.repair && disk.contains(&job.key);
+                    match self.core.shared.disk.as_ref().is_some_and(on_disk) {
+                        true => self.await_chunk(chunk, |counts| &counts.disk),
+                        false => self.await_chunk(chunk, |counts| &counts.source),
+                    }
                     jobs.insert(chunk, job);
                 }
             }
@@ -125,11 +131,10 @@ impl<'a, S: ChunkSource + 'static> Read<'a, S> {
         shared.flights.board(key, waiter, self.ctx.priority, fetch, landed)
     }
 
-    fn await_chunk(&mut self, chunk: u32, leads: bool) {
+    fn await_chunk(&mut self, chunk: u32, counter: fn(&AskCounts) -> &AtomicU64) {
         self.left.remove(chunk);
         self.awaited.insert(chunk);
-        let counts = &self.core.shared.counts;
-        self.count(chunk, if leads { &counts.misses } else { &counts.joined });
+        self.count(chunk, counter);
     }
 
     /// Whether a chunk is known to be gone; then that is its answer.
@@ -151,7 +156,7 @@ impl<'a, S: ChunkSource + 'static> Read<'a, S> {
         for chunk in hits.iter().copied() {
             let Some(frame) = self.core.shared.memory.get(&self.job(chunk).key) else { continue };
             self.left.remove(chunk);
-            self.count(chunk, &self.core.shared.counts.memory_hits);
+            self.count(chunk, |counts| &counts.memory);
             sink.chunk(chunk, frame).await?;
             tokio::task::consume_budget().await;
         }
@@ -186,10 +191,11 @@ impl<'a, S: ChunkSource + 'static> Read<'a, S> {
         self.error.get_or_insert(error.at(format!("chunk {chunk}")));
     }
 
-    fn count(&mut self, chunk: u32, counter: &std::sync::atomic::AtomicU64) {
+    fn count(&mut self, chunk: u32, counter: fn(&AskCounts) -> &AtomicU64) {
         if !self.counted.contains(chunk) {
             self.counted.insert(chunk);
-            counter.fetch_add(1, Ordering::Relaxed);
+            let counts = self.core.shared.counts.of(self.ctx.priority);
+            counter(counts).fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -79,6 +79,12 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
         self.map.contains_key(key)
     }
 
+    /// A value, which does not count as a use.
+    pub(crate) fn peek(&self, key: &K) -> Option<V> {
+        let slot = &self.slots[*self.map.get(key)? as usize];
+        slot.entry.as_ref().map(|(_, value)| value.clone())
+    }
+
     /// Whether a value is there and was asked for again since it came.
     pub(crate) fn in_use(&self, key: &K) -> bool {
         let Some(slot) = self.map.get(key).map(|slot| &self.slots[*slot as usize]) else {

@@ -13,12 +13,13 @@ use image::geometry::SECTION_LEN;
 use image::{Digest, Domain, Error, Kind, Result};
 
 use crate::admission::Admission;
-use crate::disk::{Disk, LogLimits, LogWriter, Outside};
+use crate::disk::{Disk, LogLimits, LogWriter, Means, Outside};
 use crate::flights::Flights;
 use crate::gone::Gone;
 use crate::key::Key;
 use crate::memory::Memory;
 use crate::papers::Papers;
+use crate::pins::Pins;
 use crate::sharded::lock;
 use crate::status::{Counts, Status};
 
@@ -73,6 +74,8 @@ pub struct Options {
     pub gone: Duration,
     /// Frames that wait for one slow reader, in bytes.
     pub window: u64,
+    /// Scrubbing reads so many bytes of the disk tier per second; 0 switches it off.
+    pub scrub: u64,
 }
 
 impl Default for Options {
@@ -87,6 +90,7 @@ impl Default for Options {
             patience: Duration::from_secs(1),
             gone: Duration::from_secs(1),
             window: 8 << 20,
+            scrub: 8 << 20,
         }
     }
 }
@@ -190,7 +194,12 @@ impl Shared {
             status.disk_frames = disk.index().frames();
             status.disk_bytes = count(&counts.bytes);
             status.disk_hits = count(&counts.hits);
-            status.disk_bad_frames = count(&counts.bad);
+            status.disk_health = disk.health().report();
+            status.disk_bad_frames = status.disk_health.bad_frames;
+            status.pins = disk.pins().list().len() as u64;
+            status.pinned_bytes = disk.pins().bytes();
+            status.pin_limit = disk.pins().limit();
+            status.scrub = disk.scrub().status();
             status.disk_written_bytes = count(&counts.written);
             status.disk_skipped_frames = count(&counts.skipped);
             status.disk_queued_bytes = disk.queue().bytes();
@@ -213,6 +222,22 @@ impl Shared {
         if let Some(disk) = &self.disk {
             disk.index().clear();
             disk.queue().clear();
+        }
+    }
+
+    /// Sets how many bytes of the disk tier scrubbing reads per second; 0 switches it off.
+    pub fn set_scrub_rate(&self, rate: u64) {
+        if let Some(disk) = &self.disk {
+            disk.scrub().set_rate(rate);
+            disk.queue().nudge();
+        }
+    }
+
+    /// Begins a pass of scrubbing now, unless one is under way. It keeps to the rate.
+    pub fn start_scrub(&self) {
+        if let Some(disk) = &self.disk {
+            disk.scrub().start_pass();
+            disk.queue().nudge();
         }
     }
 
@@ -262,8 +287,14 @@ fn open_disk(
         );
         return Err(Error::new(Kind::Invalid, why));
     }
-    let (queue, arena) = (one_frame(in_flight / 4), in_flight / 8);
-    let disk = Disk::new(queue, arena, options.disk_timeout);
+    let means = Means {
+        queue: one_frame(in_flight / 4),
+        arena: in_flight / 8,
+        timeout: options.disk_timeout,
+        scrub: options.scrub,
+        clock: Arc::clone(&options.clock),
+    };
+    let disk = Disk::new(means, Pins::new(budget.bytes, segment));
     let disk = Arc::new(disk.map_err(|e| Error::io("cache: buffers for disk reads", e))?);
     let limits = LogLimits {
         dir: budget.dir.clone(),

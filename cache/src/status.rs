@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::disk::DiskState;
+use image::Priority;
+
+use crate::disk::{DiskHealth, DiskState, ScrubStatus};
 
 /// How a cache is, and what it has done since it was started. Counts of frames and bytes; bytes are
 /// of frames, header included, unless said otherwise.
@@ -26,6 +28,22 @@ pub struct Status {
     pub disk_frames: u64,
     /// Bytes that wait to be written to disk.
     pub disk_queued_bytes: u64,
+    /// How well the disk does.
+    pub disk_health: DiskHealth,
+    /// Images that are pinned.
+    pub pins: u64,
+    /// Bytes of frames that are pinned.
+    pub pinned_bytes: u64,
+    /// Bytes of frames that may be.
+    pub pin_limit: u64,
+    /// How far scrubbing has come.
+    pub scrub: ScrubStatus,
+    /// Asks of guests.
+    pub guest: Asks,
+    /// Asks for what guests will soon need.
+    pub trace: Asks,
+    /// Asks that nobody waits for.
+    pub background: Asks,
     /// Asks answered from memory.
     pub memory_hits: u64,
     /// Frames read from disk, each for whoever asked.
@@ -57,12 +75,53 @@ impl Status {
     }
 }
 
+/// Asks for chunks of one class of priority. An ask for a chunk that had to be looked for again is
+/// counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asks {
+    /// Answered from memory.
+    pub memory: u64,
+    /// Answered from disk.
+    pub disk: u64,
+    /// Answered by a fetch that another had begun.
+    pub joined: u64,
+    /// Had to be fetched from the source.
+    pub source: u64,
+}
+
+impl Asks {
+    /// All of them.
+    pub fn all(&self) -> u64 {
+        self.memory + self.disk + self.joined + self.source
+    }
+}
+
+/// The counters of one class of priority.
+#[derive(Default)]
+pub(crate) struct AskCounts {
+    pub(crate) memory: AtomicU64,
+    pub(crate) disk: AtomicU64,
+    pub(crate) joined: AtomicU64,
+    pub(crate) source: AtomicU64,
+}
+
+impl AskCounts {
+    fn asks(&self) -> Asks {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Asks {
+            memory: count(&self.memory),
+            disk: count(&self.disk),
+            joined: count(&self.joined),
+            source: count(&self.source),
+        }
+    }
+}
+
 /// The counters that belong to no tier.
 #[derive(Default)]
 pub(crate) struct Counts {
-    pub(crate) memory_hits: AtomicU64,
-    pub(crate) joined: AtomicU64,
-    pub(crate) misses: AtomicU64,
+    /// By priority.
+    asks: [AskCounts; 3],
     pub(crate) source_requests: AtomicU64,
     pub(crate) source_frames: AtomicU64,
     pub(crate) source_bytes: AtomicU64,
@@ -70,13 +129,23 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// The counters of a class.
+    pub(crate) fn of(&self, priority: Priority) -> &AskCounts {
+        &self.asks[priority as usize]
+    }
+
     /// A status with these counts and nothing else.
     pub(crate) fn status(&self) -> Status {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let [guest, trace, background] = [0, 1, 2].map(|class| self.asks[class].asks());
+        let sum = |part: fn(&Asks) -> u64| part(&guest) + part(&trace) + part(&background);
         Status {
-            memory_hits: count(&self.memory_hits),
-            joined: count(&self.joined),
-            misses: count(&self.misses),
+            memory_hits: sum(|asks| asks.memory),
+            joined: sum(|asks| asks.joined),
+            misses: sum(|asks| asks.disk + asks.source),
+            guest,
+            trace,
+            background,
             source_requests: count(&self.source_requests),
             source_frames: count(&self.source_frames),
             source_bytes: count(&self.source_bytes),

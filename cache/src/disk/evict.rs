@@ -1,11 +1,16 @@
 //! Making room: the oldest segment goes, but what is in use is written again first.
 //!
 //! ```text
-//!  oldest ──► |a|b|c|d|e| ──► in use (read from disk, or used in memory) and within half a
-//!                             segment: appended to the open segment; the rest is forgotten
+//!  oldest ──► |a|b|c|d|e| ──► pinned: appended to the open segment, all of it
+//!                             in use (read from disk, or used in memory) and, with the pinned,
+//!                             within half a segment: appended too; the rest is forgotten
 //! ```
 //! So the log is a FIFO with a second chance, each frame is rewritten at most once per round, and at
 //! least half of every new segment is new frames. It goes on frame by frame between other work.
+//!
+//! A segment more than half of which is pinned is passed over, so that pinned frames mostly lie
+//! still. Pinned frames are never dropped with their segment: room for those that have to be moved
+//! is kept in the open segment, and a segment that cannot be emptied of them stays.
 
 use std::cmp::Reverse;
 use std::io;
@@ -15,6 +20,7 @@ use blockio::BlockFile;
 use bytes::Bytes;
 use image::Frame;
 
+use crate::disk::Segment;
 use crate::disk::format::{Entry, TRAILER_LEN, Trailer};
 use crate::disk::index::Spot;
 use crate::disk::writer::LogWriter;
@@ -24,32 +30,42 @@ use crate::key::Key;
 pub(super) struct Eviction {
     id: u32,
     file: BlockFile,
-    /// What is still to be written again, the most used last.
+    /// What is still to be written again: what is written next is the last. The pinned come first,
+    /// then the most used.
     spared: Vec<Entry>,
+    /// How many of `spared` are pinned, and their bytes.
+    pinned: usize,
+    pinned_bytes: usize,
+    /// A pinned frame found no room elsewhere: the segment is kept for it.
+    stays: bool,
 }
 
 impl LogWriter {
-    /// Brings the log within its budget with one more segment, at once: nothing is spared.
-    pub(super) fn make_room(&mut self) {
-        if let Some(eviction) = self.eviction.take() {
+    /// Brings the log within its budget with one more segment, at once: nothing but the pinned is
+    /// spared. `false` if that leaves too little.
+    pub(super) fn make_room(&mut self) -> bool {
+        if let Some(eviction) = self.eviction.take()
+            && eviction.pinned == 0
+            && !eviction.stays
+        {
             self.drop_segment(eviction.id);
         }
-        while self.used() + self.limits.segment > self.limits.budget && self.drop_oldest() {}
+        loop {
+            let fits = self.used() + self.limits.segment <= self.limits.budget;
+            if fits || !self.drop_oldest() {
+                return fits;
+            }
+        }
     }
 
-    /// Begins to move out the oldest segment, if the one after the open one would need its room.
+    /// Begins to move out a segment, if the one after the open one would need its room.
     pub(super) fn begin_eviction(&mut self) {
-        let open = self.open.as_ref().map(|open| open.id);
         if self.used() + 2 * self.limits.segment <= self.limits.budget {
             return;
         }
-        let oldest = self.disk.segments().first_key_value().map(|(id, s)| (*id, s.clone()));
-        let Some((id, segment)) = oldest.filter(|(id, _)| Some(*id) != open) else { return };
+        let Some((id, segment)) = self.choose_victim() else { return };
         match read_footer(&segment.file, id, segment.bytes) {
-            Ok(entries) => {
-                let spared = self.choose_spared(id, entries);
-                self.eviction = Some(Eviction { id, file: segment.file, spared });
-            }
+            Ok(entries) => self.eviction = Some(self.choose_spared(id, segment.file, entries)),
             Err(error) => {
                 tracing::warn!(%error, "cache: a segment has no footer and is dropped whole");
                 self.drop_segment(id);
@@ -57,22 +73,43 @@ impl LogWriter {
         }
     }
 
+    /// The oldest segment at most half of which is pinned; else the one that gives back most. None
+    /// if there is next to nothing but pinned frames.
+    fn choose_victim(&self) -> Option<(u32, Segment)> {
+        let mut best: Option<(f64, u32, Segment)> = None;
+        for (id, segment) in self.sealed() {
+            let part = self.pinned_bytes(id, &segment) as f64 / segment.bytes as f64;
+            if part <= 0.5 {
+                return Some((id, segment));
+            }
+            if part <= 0.9 && best.as_ref().is_none_or(|(least, ..)| part < *least) {
+                best = Some((part, id, segment));
+            }
+        }
+        best.map(|(_, id, segment)| (id, segment))
+    }
+
     /// Forgets what is not in use, or too much.
-    fn choose_spared(&self, id: u32, entries: Vec<Entry>) -> Vec<Entry> {
-        let index = &self.disk.index;
-        let mut used = Vec::new();
+    fn choose_spared(&self, id: u32, file: BlockFile, entries: Vec<Entry>) -> Eviction {
+        let index = self.disk.index();
+        let (mut pinned, mut used) = (Vec::new(), Vec::new());
         for entry in entries {
             let spot = Spot::new(id, entry.offset, entry.len);
             let Some(found) = index.peek(&entry.key).filter(|s| s.same_place(&spot)) else {
                 continue;
             };
+            if self.disk.pins().contains(&entry.key) {
+                pinned.push(entry);
+                continue;
+            }
             match found.uses() + u32::from(self.memory.in_use(&entry.key)) {
                 0 => index.remove(&entry.key, &spot),
                 uses => used.push((uses, entry)),
             }
         }
+        let pinned_bytes = pinned.iter().map(|entry| entry.len as usize).sum();
         used.sort_by_key(|(uses, _)| Reverse(*uses));
-        let mut left = self.limits.segment / 2;
+        let mut left = (self.limits.segment / 2).saturating_sub(pinned_bytes as u64);
         let mut spared = Vec::new();
         for (_, entry) in used {
             match left.checked_sub(u64::from(entry.len)) {
@@ -84,7 +121,9 @@ impl LogWriter {
             }
         }
         spared.reverse();
-        spared
+        let count = pinned.len();
+        spared.extend(pinned);
+        Eviction { id, file, spared, pinned: count, pinned_bytes, stays: false }
     }
 
     /// Writes one frame again, or removes the segment if there is none left; `false` if there was
@@ -93,29 +132,58 @@ impl LogWriter {
         let Some(eviction) = &mut self.eviction else { return false };
         let (id, file) = (eviction.id, eviction.file.clone());
         let Some(entry) = eviction.spared.pop() else {
-            self.eviction = None;
-            self.drop_segment(id);
+            if self.eviction.take().is_some_and(|eviction| !eviction.stays) {
+                self.drop_segment(id);
+            }
             return true;
         };
+        if eviction.pinned > 0 {
+            eviction.pinned -= 1;
+            eviction.pinned_bytes -= entry.len as usize;
+        }
         let spot = Spot::new(id, entry.offset, entry.len);
-        if self.disk.index.peek(&entry.key).is_none_or(|found| !found.same_place(&spot)) {
+        if self.disk.index().peek(&entry.key).is_none_or(|found| !found.same_place(&spot)) {
             return true;
         }
-        let Some(frame) = read_frame(&file, &entry) else {
-            self.disk.index.remove(&entry.key, &spot);
-            return true;
-        };
-        if let Err(error) = self.append(&entry.key, &frame) {
-            self.write_failed(&error);
+        match read_frame(&file, &entry) {
+            Ok(frame) => self.write_again(&entry.key, &frame),
+            Err(error) => self.disk.drop_bad(&entry.key, &spot, file.path(), &error),
         }
         true
     }
 
-    /// Drops the oldest segment that is not being written; `false` if there is none.
+    fn write_again(&mut self, key: &Key, frame: &Frame) {
+        match self.append(key, frame) {
+            Ok(true) => {}
+            Ok(false) => {
+                let stays = self.disk.pins().contains(key);
+                if let Some(eviction) = &mut self.eviction {
+                    eviction.stays |= stays;
+                }
+            }
+            Err(error) => self.write_failed(&error),
+        }
+    }
+
+    /// Moves pinned frames until the open segment has room for the rest of them behind a new frame
+    /// of `len` bytes.
+    pub(super) fn keep_room_for_pinned(&mut self, len: usize) {
+        let capacity = self.limits.segment as usize;
+        while let (Some(open), Some(eviction)) = (&self.open, &self.eviction) {
+            let (frames, bytes) = (1 + eviction.pinned, len + eviction.pinned_bytes);
+            if eviction.pinned == 0 || open.fits(frames, bytes, capacity) {
+                return;
+            }
+            self.evict_next();
+        }
+    }
+
+    /// Drops the oldest segment that is neither being written nor holds anything pinned; `false` if
+    /// there is none.
     pub(super) fn drop_oldest(&mut self) -> bool {
-        let open = self.open.as_ref().map(|open| open.id);
-        let oldest = self.disk.segments().keys().find(|id| Some(**id) != open).copied();
-        let Some(id) = oldest else { return false };
+        let mut sealed = self.sealed().into_iter();
+        let oldest = sealed.find(|(id, segment)| self.pinned_bytes(*id, segment) == 0);
+        let Some((id, _)) = oldest else { return false };
         self.drop_segment(id);
         true
     }
@@ -125,21 +193,51 @@ impl LogWriter {
     pub(super) fn drop_segment(&mut self, id: u32) {
         self.eviction.take_if(|eviction| eviction.id == id);
         let Some(segment) = self.disk.segments_mut().remove(&id) else { return };
-        self.disk.counts.bytes.fetch_sub(segment.bytes, Ordering::Relaxed);
+        self.disk.counts().bytes.fetch_sub(segment.bytes, Ordering::Relaxed);
         match read_footer(&segment.file, id, segment.bytes) {
             Ok(entries) => entries.iter().for_each(|entry| {
                 let spot = Spot::new(id, entry.offset, entry.len);
-                self.disk.index.remove(&entry.key, &spot);
+                self.disk.index().remove(&entry.key, &spot);
             }),
-            Err(_) => self.disk.index.forget_segment(id),
+            Err(_) => self.disk.index().forget_segment(id),
         }
         if let Err(error) = self.outside.fs.remove_file(segment.file.path()) {
             tracing::warn!(%error, "cache: a segment could not be removed");
         }
     }
 
+    /// All segments but the open one, the oldest first.
+    pub(super) fn sealed(&self) -> Vec<(u32, Segment)> {
+        let open = self.open.as_ref().map(|open| open.id);
+        let segments = self.disk.segments();
+        let sealed = segments.iter().filter(|(id, _)| Some(**id) != open);
+        sealed.map(|(id, segment)| (*id, segment.clone())).collect()
+    }
+
+    /// Bytes of pinned frames that lie in a sealed segment, looked up anew only when pins have
+    /// changed. Frames that left the segment since are still counted.
+    fn pinned_bytes(&self, id: u32, segment: &Segment) -> u64 {
+        let Some(generation) = self.disk.pins().generation() else { return 0 };
+        if let Some((at, bytes)) = segment.pinned
+            && at == generation
+        {
+            return bytes;
+        }
+        let entries = read_footer(&segment.file, id, segment.bytes).unwrap_or_default();
+        let pinned = entries.iter().filter(|entry| {
+            let spot = Spot::new(id, entry.offset, entry.len);
+            self.disk.pins().contains(&entry.key)
+                && self.disk.index().peek(&entry.key).is_some_and(|found| found.same_place(&spot))
+        });
+        let bytes = pinned.map(|entry| u64::from(entry.len)).sum();
+        if let Some(segment) = self.disk.segments_mut().get_mut(&id) {
+            segment.pinned = Some((generation, bytes));
+        }
+        bytes
+    }
+
     /// What the segments take, with the open one counted as full.
-    fn used(&self) -> u64 {
+    pub(super) fn used(&self) -> u64 {
         let open = self.open.as_ref().map(|open| open.id);
         let segments = self.disk.segments();
         let bytes = segments.iter().map(|(id, segment)| match Some(*id) == open {
@@ -166,11 +264,9 @@ pub(super) fn read_footer(file: &BlockFile, id: u32, len: u64) -> io::Result<Vec
 }
 
 /// Reads a frame and checks that it is whole and what the footer says it is.
-fn read_frame(file: &BlockFile, entry: &Entry) -> Option<Frame> {
+fn read_frame(file: &BlockFile, entry: &Entry) -> image::Result<Frame> {
     let mut bytes = vec![0; entry.len as usize];
-    file.read_exact_at(&mut bytes, u64::from(entry.offset)).ok()?;
-    let frame = Frame::parse(Bytes::from(bytes)).ok()?;
-    let header = frame.header();
-    let key = Key { domain: header.domain, digest: header.digest };
-    (key == entry.key && frame.check_payload().is_ok()).then_some(frame)
+    let read = file.read_exact_at(&mut bytes, u64::from(entry.offset));
+    read.map_err(|error| image::Error::io("read", error))?;
+    entry.check(Frame::parse(Bytes::from(bytes))?)
 }

@@ -15,9 +15,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use image::frame::{HEADER_LEN as FRAME_HEADER, MAX_FRAME};
 use image::reader::Reader;
-use image::{Digest, Domain, FormatError};
+use image::{Digest, Domain, FormatError, Frame};
 
-use crate::key::Key;
+use crate::key::{Key, check_frame};
 
 /// Length of a segment's header, and so the offset of its first frame.
 pub(crate) const HEADER_LEN: usize = 64;
@@ -42,6 +42,15 @@ pub(crate) struct Entry {
     pub(crate) offset: u32,
     /// Length of the frame, header included.
     pub(crate) len: u32,
+}
+
+impl Entry {
+    /// Checks that a frame is whole and the one that is meant.
+    pub(crate) fn check(&self, frame: Frame) -> Result<Frame, image::Error> {
+        let header = frame.header();
+        check_frame(&frame, &self.key, header.plain_len)?;
+        Ok(frame)
+    }
 }
 
 /// What the first bytes of a file with a segment's name say.

@@ -18,10 +18,10 @@ const MAX_USES: u32 = 3;
 
 /// The part of a key that the index keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Tag([u32; 3]);
+pub(crate) struct Tag([u32; 3]);
 
 impl Tag {
-    fn of(key: &Key) -> Self {
+    pub(crate) fn of(key: &Key) -> Self {
         let word = |i: usize| {
             let d = &key.digest.0[4 * i..];
             u32::from_le_bytes([d[0], d[1], d[2], d[3]])

@@ -11,20 +11,27 @@
 
 pub(crate) mod format;
 pub(crate) mod index;
+pub(crate) mod pin_file;
 pub(crate) mod queue;
 
 mod evict;
+mod health;
+mod keep;
 mod recover;
+mod scrub;
 mod writer;
 
+pub(crate) use health::Health;
+pub use health::{DiskHealth, DiskState};
+pub use scrub::ScrubStatus;
 pub use writer::LogWriter;
 pub(crate) use writer::{LogLimits, Outside};
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use blockio::{Arena, BlockFile, Engine};
@@ -34,43 +41,15 @@ use image::frame::MAX_FRAME;
 
 use crate::disk::index::{Index, Spot};
 use crate::disk::queue::Queue;
+use crate::disk::scrub::Orders;
 use crate::key::{Key, check_frame};
-use crate::sharded::lock;
+use crate::pins::Pins;
+use crate::shared::Clock;
 
 /// A frame of a 256 KiB chunk that did not shrink, in whole pages.
 const SMALL_SLOT: usize = 65 * 4096;
 /// The longest frame, in whole pages.
 const LARGE_SLOT: usize = MAX_FRAME.next_multiple_of(4096);
-/// After so many failed reads with no good one between them the disk is given up.
-const MAX_FAILED_READS: u32 = 8;
-
-/// How the disk tier is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum DiskState {
-    /// None was asked for.
-    #[default]
-    None,
-    /// It is being read in: what was found so far is served, nothing is written yet.
-    Recovering,
-    /// It is read and written.
-    On,
-    /// It is read. Nothing is written until there is room again; the text says why.
-    Full(String),
-    /// It is not used; the text says why.
-    Off(String),
-}
-
-impl fmt::Display for DiskState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DiskState::None => f.write_str("none"),
-            DiskState::Recovering => f.write_str("recovering"),
-            DiskState::On => f.write_str("on"),
-            DiskState::Full(why) => write!(f, "full: {why}"),
-            DiskState::Off(why) => write!(f, "off: {why}"),
-        }
-    }
-}
 
 /// A segment that can be read.
 #[derive(Clone, Debug)]
@@ -78,6 +57,28 @@ pub(crate) struct Segment {
     pub(crate) file: BlockFile,
     /// Its length in bytes: what it takes of the budget.
     pub(crate) bytes: u64,
+    /// How many bytes of its frames are pinned, and at which generation of the pins that was.
+    pub(crate) pinned: Option<(u64, u64)>,
+}
+
+impl Segment {
+    pub(crate) fn new(file: BlockFile, bytes: u64) -> Self {
+        Self { file, bytes, pinned: None }
+    }
+}
+
+/// What the disk tier may take besides the disk.
+pub(crate) struct Means {
+    /// Bytes that may wait to be written.
+    pub(crate) queue: u64,
+    /// Bytes of each of two sizes that may be read at once.
+    pub(crate) arena: u64,
+    /// A read that takes longer has failed.
+    pub(crate) timeout: Duration,
+    /// Bytes that scrubbing reads per second.
+    pub(crate) scrub: u64,
+    /// Tells the time.
+    pub(crate) clock: Clock,
 }
 
 /// The disk tier as every core sees it.
@@ -85,13 +86,12 @@ pub(crate) struct Disk {
     index: Index,
     queue: Queue,
     segments: RwLock<BTreeMap<u32, Segment>>,
-    state: Mutex<DiskState>,
-    /// Bits of `state` for the chunk path.
-    open_for: AtomicU8,
+    health: Health,
+    pins: Pins,
+    scrub: Orders,
     small: Arena,
     large: Arena,
     timeout: Duration,
-    failed_reads: AtomicU32,
     counts: Counts,
 }
 
@@ -99,30 +99,25 @@ pub(crate) struct Disk {
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) hits: AtomicU64,
-    pub(crate) bad: AtomicU64,
     pub(crate) skipped: AtomicU64,
     pub(crate) written: AtomicU64,
     pub(crate) bytes: AtomicU64,
 }
 
-const READS: u8 = 1;
-const WRITES: u8 = 2;
-
 impl Disk {
-    /// A tier with nothing in it, recovering. `queue` bytes may wait to be written; `arena` bytes of
-    /// each of two sizes may be read at once; a read that takes longer than `timeout` has failed.
-    pub(crate) fn new(queue: u64, arena: u64, timeout: Duration) -> io::Result<Self> {
-        let bytes = |slot: usize| usize::try_from(arena).unwrap_or(usize::MAX).max(slot);
+    /// A tier with nothing in it, recovering.
+    pub(crate) fn new(means: Means, pins: Pins) -> io::Result<Self> {
+        let arena = usize::try_from(means.arena).unwrap_or(usize::MAX);
         Ok(Self {
             index: Index::new(),
-            queue: Queue::new(queue),
+            queue: Queue::new(means.queue),
             segments: RwLock::default(),
-            state: Mutex::new(DiskState::Recovering),
-            open_for: AtomicU8::new(READS | WRITES),
-            small: Arena::new("cache: disk reads", SMALL_SLOT, bytes(SMALL_SLOT))?,
-            large: Arena::new("cache: disk reads", LARGE_SLOT, bytes(LARGE_SLOT))?,
-            timeout,
-            failed_reads: AtomicU32::new(0),
+            health: Health::new(means.clock),
+            pins,
+            scrub: Orders::new(means.scrub),
+            small: Arena::new("cache: disk reads", SMALL_SLOT, arena.max(SMALL_SLOT))?,
+            large: Arena::new("cache: disk reads", LARGE_SLOT, arena.max(LARGE_SLOT))?,
+            timeout: means.timeout,
             counts: Counts::default(),
         })
     }
@@ -139,68 +134,65 @@ impl Disk {
         &self.counts
     }
 
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    pub(crate) fn scrub(&self) -> &Orders {
+        &self.scrub
+    }
+
     /// How it is.
     pub(crate) fn state(&self) -> DiskState {
-        lock(&self.state).clone()
+        self.health.state()
     }
 
-    /// Changes how it is. A tier that was given up stays so.
+    /// Changes how it is.
     pub(crate) fn set_state(&self, new: DiskState) {
-        let mut state = lock(&self.state);
-        if *state == new || matches!(*state, DiskState::Off(_)) {
-            return;
-        }
-        let bits = match &new {
-            DiskState::Recovering | DiskState::On => READS | WRITES,
-            DiskState::Full(_) => READS,
-            DiskState::None | DiskState::Off(_) => 0,
-        };
-        self.open_for.store(bits, Ordering::Release);
-        // Said once, not at every try.
-        if std::mem::discriminant(&*state) != std::mem::discriminant(&new) {
-            match &new {
-                DiskState::Off(_) | DiskState::Full(_) => {
-                    tracing::error!(state = %new, "cache: serving goes on without the disk tier");
-                }
-                _ => tracing::info!(state = %new, "cache: disk tier"),
-            }
-        }
-        *state = new;
-    }
-
-    /// A tier that could not be taken because another process has it may be tried again.
-    pub(crate) fn revive(&self) {
-        *lock(&self.state) = DiskState::Recovering;
-        self.open_for.store(READS | WRITES, Ordering::Release);
-    }
-
-    fn is_open_for(&self, what: u8) -> bool {
-        self.open_for.load(Ordering::Acquire) & what != 0
+        self.health.set_state(new);
     }
 
     /// Hands a frame to the log, if that takes any and can keep up.
     pub(crate) fn offer(&self, key: Key, frame: &Frame) {
-        if self.is_open_for(WRITES) && !self.queue.offer(key, frame.clone()) {
+        if self.health.is_written() && !self.queue.offer(key, frame.clone()) {
             self.counts.skipped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Whether a frame is said to lie here.
     pub(crate) fn contains(&self, key: &Key) -> bool {
-        self.is_open_for(READS) && self.index.peek(key).is_some()
+        self.frame_len(key).is_some()
+    }
+
+    /// The length of a frame that is said to lie here, in bytes.
+    pub(crate) fn frame_len(&self, key: &Key) -> Option<u32> {
+        let spot = self.health.is_read().then(|| self.index.peek(key))?;
+        spot.map(|spot| spot.len())
+    }
+
+    /// Returns when half of what may wait to be written is free, or the disk is too slow to wait
+    /// for.
+    pub(crate) async fn has_room(&self) {
+        if self.health.is_written() {
+            let _ = tokio::time::timeout(self.timeout, self.queue.half_empty()).await;
+        }
     }
 
     /// Forgets where a frame lies.
     pub(crate) fn forget(&self, key: &Key) {
         if let Some(spot) = self.index.peek(key) {
-            self.index.remove(key, &spot);
+            self.drop_frame(key, &spot);
         }
     }
 
     /// Reads a frame and checks it as [`check_frame`] does. One that is not what it should be is
     /// forgotten; whatever goes wrong is a miss.
     pub(crate) async fn read(&self, engine: &Engine, key: &Key, plain_len: u32) -> Option<Frame> {
-        if !self.is_open_for(READS) {
+        if !self.health.is_read() {
             return None;
         }
         let spot = self.index.find(key)?;
@@ -213,13 +205,14 @@ impl Disk {
         match read.await {
             Ok(Ok(bytes)) => self.judge(key, plain_len, &spot, bytes, &file),
             Ok(Err(error)) => {
-                self.index.remove(key, &spot);
-                self.note_failed_read(&error.to_string());
+                self.drop_frame(key, &spot);
+                self.health.note_failed_read(&error.to_string());
                 None
             }
             Err(_) => {
                 let (path, timeout) = (file.path().display(), self.timeout);
-                self.note_failed_read(&format!("read {path}: no answer in {timeout:?}"));
+                let why = format!("read {path}: no answer in {timeout:?}");
+                self.health.note_failed_read(&why);
                 None
             }
         }
@@ -245,7 +238,7 @@ impl Disk {
         bytes: Bytes,
         file: &BlockFile,
     ) -> Option<Frame> {
-        self.failed_reads.store(0, Ordering::Relaxed);
+        self.health.note_good_read();
         let frame = Frame::parse(bytes);
         match frame.and_then(|frame| check_frame(&frame, key, plain_len).map(|()| frame)) {
             Ok(frame) => {
@@ -253,19 +246,30 @@ impl Disk {
                 Some(frame)
             }
             Err(error) => {
-                self.index.remove(key, spot);
-                self.counts.bad.fetch_add(1, Ordering::Relaxed);
-                let path = file.path().display();
-                tracing::warn!(%path, offset = spot.offset, %key, %error, "cache: dropped a frame");
+                self.drop_bad(key, spot, file.path(), &error);
                 None
             }
         }
     }
 
-    fn note_failed_read(&self, why: &str) {
-        tracing::warn!(why, "cache: a disk read failed");
-        if self.failed_reads.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_FAILED_READS {
-            self.set_state(DiskState::Off(why.to_owned()));
+    /// Forgets a frame that is not what it should be.
+    pub(crate) fn drop_bad(
+        &self,
+        key: &Key,
+        spot: &Spot,
+        path: &Path,
+        error: &dyn std::fmt::Display,
+    ) {
+        let (path, offset) = (path.display(), spot.offset);
+        self.health.note_bad_frame(format!("{path}: offset {offset}: {key}: {error}"));
+        self.drop_frame(key, spot);
+    }
+
+    /// Forgets where a frame lies; one that is pinned is missed.
+    pub(crate) fn drop_frame(&self, key: &Key, spot: &Spot) {
+        self.index.remove(key, spot);
+        if self.pins.contains(key) {
+            self.pins.lost.notify_one();
         }
     }
 
@@ -292,8 +296,11 @@ mod tests {
         let key = Key { domain: Domain::PUBLIC, digest };
         let file = MemFs::new().fs().open("/seg", OpenMode::create()).unwrap();
         file.write_all_at(frame.bytes(), 64).unwrap();
-        let disk = Disk::new(0, 1, Duration::from_secs(2)).unwrap();
-        disk.segments_mut().insert(3, Segment { file, bytes: 228 });
+        let clock: Clock = std::sync::Arc::new(|| Duration::ZERO);
+        let timeout = Duration::from_secs(2);
+        let means = Means { queue: 0, arena: 1, timeout, scrub: 0, clock };
+        let disk = Disk::new(means, Pins::new(0, 0)).unwrap();
+        disk.segments_mut().insert(3, Segment::new(file, 228));
         disk.index.insert(&key, Spot::new(3, 64, 164));
         (disk, key)
     }
@@ -304,7 +311,7 @@ mod tests {
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
         assert!(disk.read(&engine, &key, 100).await.is_some());
         let slot = disk.small.try_acquire().unwrap();
-        for _ in 1..MAX_FAILED_READS {
+        for _ in 1..health::MAX_FAILED_READS {
             assert!(disk.read(&engine, &key, 100).await.is_none());
         }
         assert!(disk.contains(&key), "the frame is not to blame");

@@ -7,8 +7,10 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use image::Frame;
+use image::{Digest, Frame};
+use tokio::sync::{Notify, oneshot};
 
+use crate::disk::pin_file::PinFile;
 use crate::key::Key;
 use crate::sharded::lock;
 
@@ -18,6 +20,10 @@ pub(crate) enum Command {
     Append(Key, Frame),
     /// Drop every segment.
     Clear,
+    /// Make a pin outlive us.
+    SavePin(PinFile, oneshot::Sender<image::Result<()>>),
+    /// Forget a pin.
+    RemovePin(Digest, oneshot::Sender<image::Result<()>>),
 }
 
 /// The way from all cores to the one writer.
@@ -25,6 +31,8 @@ pub(crate) struct Queue {
     limit: u64,
     state: Mutex<State>,
     wake: Condvar,
+    /// Told when half of `limit` is free.
+    room: Notify,
 }
 
 #[derive(Default)]
@@ -32,12 +40,19 @@ struct State {
     commands: VecDeque<Command>,
     bytes: u64,
     closed: bool,
+    nudged: bool,
 }
 
 impl Queue {
     /// Holds frames of at most `limit` bytes together.
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, state: Mutex::default(), wake: Condvar::new() }
+        let (wake, room) = (Condvar::new(), Notify::new());
+        Self { limit, state: Mutex::default(), wake, room }
+    }
+
+    /// Bytes that may wait.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Hands a frame to the writer; `false` if there is no room.
@@ -57,12 +72,30 @@ impl Queue {
     /// Makes the writer drop every segment, and with them the frames that wait now.
     pub(crate) fn clear(&self) {
         let mut state = lock(&self.state);
-        state.commands.clear();
+        state.commands.retain(|command| !matches!(command, Command::Append(..)));
         state.bytes = 0;
         if !state.closed {
             state.commands.push_back(Command::Clear);
         }
         drop(state);
+        self.wake.notify_one();
+        self.room.notify_waiters();
+    }
+
+    /// Hands the writer something else than a frame, which takes no room.
+    pub(crate) fn order(&self, command: Command) {
+        let mut state = lock(&self.state);
+        if !state.closed {
+            state.commands.push_back(command);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Wakes the writer: something that it looks at has changed.
+    pub(crate) fn nudge(&self) {
+        // Under the lock, or the writer may just have looked and not be waiting yet.
+        lock(&self.state).nudged = true;
         self.wake.notify_one();
     }
 
@@ -70,6 +103,18 @@ impl Queue {
     pub(crate) fn close(&self) {
         lock(&self.state).closed = true;
         self.wake.notify_one();
+        self.room.notify_waiters();
+    }
+
+    /// Returns when there is room for half of what may wait, or nothing is taken any more.
+    pub(crate) async fn half_empty(&self) {
+        loop {
+            let told = self.room.notified();
+            if self.is_closed() || self.bytes() <= self.limit / 2 {
+                return;
+            }
+            told.await;
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -86,6 +131,9 @@ impl Queue {
         let command = state.commands.pop_front()?;
         if let Command::Append(_, frame) = &command {
             state.bytes -= frame.bytes().len() as u64;
+            if state.bytes <= self.limit / 2 {
+                self.room.notify_waiters();
+            }
         }
         Some(command)
     }
@@ -93,8 +141,10 @@ impl Queue {
     /// Blocks the writer's thread until there is something to do, or for this long.
     pub(super) fn wait(&self, at_most: Duration) {
         let state = lock(&self.state);
-        let idle = |state: &mut State| state.commands.is_empty() && !state.closed;
+        let idle =
+            |state: &mut State| state.commands.is_empty() && !state.closed && !state.nudged;
         let waited = self.wake.wait_timeout_while(state, at_most, idle);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.nudged = false;
     }
 }

@@ -30,6 +30,8 @@ impl LogWriter {
                 let mut ids: Vec<u32> = ids.collect();
                 ids.sort_unstable();
                 self.next_id = ids.last().map_or(1, |last| last.saturating_add(1));
+                self.load_pins(&names);
+                self.load_scrub();
                 self.phase = Phase::Recovering(ids);
             }
             Err(error) => {
@@ -45,6 +47,9 @@ impl LogWriter {
         let Some(id) = left.pop() else {
             self.phase = Phase::Running;
             self.disk.set_state(DiskState::On);
+            self.warn_of_budget();
+            // Whatever of the pinned was not found.
+            self.disk.pins().lost.notify_one();
             return;
         };
         if let Err(error) = self.recover(id) {
@@ -75,7 +80,7 @@ impl LogWriter {
         if entries.is_empty() {
             return self.outside.fs.remove_file(&path);
         }
-        self.add_segment(id, Segment { file, bytes });
+        self.add_segment(id, Segment::new(file, bytes));
         // The newest first here as well: a repaired frame lies behind the one it replaces.
         for entry in entries.iter().rev() {
             let spot = Spot::new(id, entry.offset, entry.len);

@@ -16,6 +16,7 @@ use crate::disk::evict::Eviction;
 use crate::disk::format::{Entry, HEADER_LEN, MAX_ENTRIES, file_name, footer, footer_len, header};
 use crate::disk::index::Spot;
 use crate::disk::queue::Command;
+use crate::disk::scrub::Scrub;
 use crate::disk::{Disk, DiskState, Segment};
 use crate::key::Key;
 use crate::memory::Memory;
@@ -50,8 +51,8 @@ pub(crate) struct Outside {
 /// must be run for the disk tier to do anything.
 ///
 /// ```text
-/// run_pending: take the directory → recover, segment by segment → append ⇄ evict
-///              → (queue closed) seal the open segment
+/// run_pending: take the directory, with its pins → recover, segment by segment
+///              → append ⇄ evict ⇄ scrub → (queue closed) seal the open segment
 /// ```
 pub struct LogWriter {
     pub(super) disk: Arc<Disk>,
@@ -63,6 +64,7 @@ pub struct LogWriter {
     pub(super) phase: Phase,
     pub(super) open: Option<Open>,
     pub(super) eviction: Option<Eviction>,
+    pub(super) scrub: Scrub,
     pub(super) next_id: u32,
     unchecked: u64,
     retry_at: Option<Duration>,
@@ -108,6 +110,7 @@ impl LogWriter {
             phase: Phase::Starting,
             open: None,
             eviction: None,
+            scrub: Scrub::default(),
             next_id: 1,
             unchecked: 0,
             retry_at: None,
@@ -120,7 +123,7 @@ impl LogWriter {
         loop {
             match self.step() {
                 Step::Worked => {}
-                Step::Idle => self.disk.queue.wait(LOOK_AT_CLOCK),
+                Step::Idle => self.disk.queue().wait(self.scrub_in().min(LOOK_AT_CLOCK)),
                 Step::Closed => return,
             }
         }
@@ -135,20 +138,21 @@ impl LogWriter {
         match self.phase {
             Phase::Closed => return Step::Closed,
             Phase::Starting => return self.start(),
-            Phase::Recovering(_) if !self.disk.queue.is_closed() => {
+            Phase::Recovering(_) if !self.disk.queue().is_closed() => {
                 self.recover_next();
                 return Step::Worked;
             }
             Phase::Recovering(_) | Phase::Running => {}
         }
         self.follow_state();
-        let closed = self.disk.queue.is_closed();
-        let command = self.disk.queue.pop();
+        let closed = self.disk.queue().is_closed();
+        let command = self.disk.queue().pop();
         let evicted = !closed && self.evict_next();
         match command {
             Some(command) => self.obey(command),
             None if evicted => {}
             None if closed => self.finish(),
+            None if self.scrub_next() => {}
             None => return Step::Idle,
         }
         Step::Worked
@@ -169,18 +173,18 @@ impl LogWriter {
 
     /// Takes the directory, unless somebody has it.
     fn start(&mut self) -> Step {
-        if self.disk.queue.is_closed() {
+        if self.disk.queue().is_closed() {
             self.phase = Phase::Closed;
             return Step::Closed;
         }
         if self.is_too_early() {
             // Nobody must wait for us with what cannot be written.
-            while self.disk.queue.pop().is_some() {}
+            while self.disk.queue().pop().is_some() {}
             return Step::Idle;
         }
         match self.take_directory() {
             Ok(true) => {
-                self.disk.revive();
+                self.disk.health().revive();
                 self.retry_at = None;
                 self.list();
                 Step::Worked
@@ -220,14 +224,18 @@ impl LogWriter {
         match command {
             Command::Append(key, frame) => self.append_new(&key, &frame),
             Command::Clear => self.clear(),
+            // Who does not wait for the answer any more needs none.
+            Command::SavePin(pin, reply) => _ = reply.send(self.save_pin(&pin)),
+            Command::RemovePin(image, reply) => _ = reply.send(self.remove_pin(&image)),
         }
     }
 
     /// Appends a frame from the queue, unless it is there.
     fn append_new(&mut self, key: &Key, frame: &Frame) {
-        if self.disk.state() != DiskState::On || self.disk.index.peek(key).is_some() {
+        if self.disk.state() != DiskState::On || self.disk.index().peek(key).is_some() {
             return;
         }
+        self.keep_room_for_pinned(frame.bytes().len());
         if let Err(error) = self.append(key, frame) {
             self.write_failed(&error);
         }
@@ -241,7 +249,7 @@ impl LogWriter {
         if HEADER_LEN + len + footer_len(1) > capacity {
             return Ok(false);
         }
-        if self.open.as_ref().is_some_and(|open| !open.fits(len, capacity)) {
+        if self.open.as_ref().is_some_and(|open| !open.fits(1, len, capacity)) {
             self.seal()?;
         }
         if !self.has_space()? || (self.open.is_none() && !self.open_segment()?) {
@@ -253,16 +261,17 @@ impl LogWriter {
         open.entries.push(entry);
         open.end += entry.len;
         let (id, end) = (open.id, u64::from(open.end));
-        self.disk.index.insert(key, Spot::new(id, entry.offset, entry.len));
+        self.disk.index().insert(key, Spot::new(id, entry.offset, entry.len));
         self.set_segment_bytes(id, end);
         self.unchecked += len as u64;
-        self.disk.counts.written.fetch_add(len as u64, Ordering::Relaxed);
+        self.disk.counts().written.fetch_add(len as u64, Ordering::Relaxed);
         Ok(true)
     }
 
     /// A failed write. A full disk may have room again; any other failure is of the disk itself.
     pub(super) fn write_failed(&mut self, error: &io::Error) {
         self.eviction = None;
+        self.disk.health().note_failed_write(&error.to_string());
         if blockio::cause(error) == blockio::Cause::Full {
             self.disk.set_state(DiskState::Full(error.to_string()));
             self.retry_later();
@@ -295,9 +304,33 @@ impl LogWriter {
         }
     }
 
+    /// Says beforehand if the file system cannot hold the budget.
+    pub(super) fn warn_of_budget(&self) {
+        let Ok(free) = (self.outside.free_space)(&self.limits.dir) else { return };
+        let LogLimits { dir, budget, reserve, .. } = &self.limits;
+        let room = self.used().saturating_add(free).saturating_sub(*reserve);
+        if *budget > room {
+            self.disk.health().warn(format!(
+                "{}: the disk budget is {budget} bytes, but with a reserve of {reserve} its file \
+                 system has room for {room}: lower the budget, or give it a larger disk",
+                dir.display()
+            ));
+        }
+    }
+
     /// Starts a segment, after making room for it within the budget.
     fn open_segment(&mut self) -> io::Result<bool> {
-        self.make_room();
+        if !self.make_room() {
+            let why = format!(
+                "{}: pinned images leave no room to write in {} bytes: unpin one, or give the \
+                 cache a larger disk budget",
+                self.limits.dir.display(),
+                self.limits.budget
+            );
+            self.disk.set_state(DiskState::Full(why));
+            self.retry_later();
+            return Ok(false);
+        }
         let id = self.next_id;
         let Some(next) = id.checked_add(1) else {
             return Err(io::Error::other("the log has used up its segment numbers: empty it"));
@@ -306,7 +339,7 @@ impl LogWriter {
         let file = self.outside.fs.open(path, OpenMode::create_new())?;
         self.next_id = next;
         file.write_all_at(&header(id), 0)?;
-        self.add_segment(id, Segment { file: file.clone(), bytes: HEADER_LEN as u64 });
+        self.add_segment(id, Segment::new(file.clone(), HEADER_LEN as u64));
         self.open = Some(Open { id, file, end: HEADER_LEN as u32, entries: Vec::new() });
         self.begin_eviction();
         Ok(true)
@@ -324,42 +357,47 @@ impl LogWriter {
 
     fn clear(&mut self) {
         (self.open, self.eviction) = (None, None);
-        while self.drop_oldest() {}
-        self.disk.index.clear();
+        for (id, _) in self.sealed() {
+            self.drop_segment(id);
+        }
+        self.disk.index().clear();
+        self.disk.pins().lost.notify_one();
     }
 
     /// Lets go of all files, without touching them.
     fn forget_all(&mut self) {
         (self.open, self.eviction) = (None, None);
         self.disk.segments_mut().clear();
-        self.disk.index.clear();
-        self.disk.counts.bytes.store(0, Ordering::Relaxed);
+        self.disk.index().clear();
+        self.disk.counts().bytes.store(0, Ordering::Relaxed);
     }
 
     fn finish(&mut self) {
         if let Err(error) = self.seal() {
             tracing::warn!(%error, "cache: the last segment could not be sealed");
         }
+        self.save_scrub();
         self.lock = None;
         self.phase = Phase::Closed;
     }
 
     pub(super) fn add_segment(&self, id: u32, segment: Segment) {
-        self.disk.counts.bytes.fetch_add(segment.bytes, Ordering::Relaxed);
+        self.disk.counts().bytes.fetch_add(segment.bytes, Ordering::Relaxed);
         self.disk.segments_mut().insert(id, segment);
     }
 
     pub(super) fn set_segment_bytes(&self, id: u32, bytes: u64) {
         if let Some(segment) = self.disk.segments_mut().get_mut(&id) {
             let was = std::mem::replace(&mut segment.bytes, bytes);
-            self.disk.counts.bytes.fetch_add(bytes.wrapping_sub(was), Ordering::Relaxed);
+            self.disk.counts().bytes.fetch_add(bytes.wrapping_sub(was), Ordering::Relaxed);
         }
     }
 }
 
 impl Open {
-    fn fits(&self, len: usize, capacity: usize) -> bool {
-        self.entries.len() < MAX_ENTRIES
-            && self.end as usize + len + footer_len(self.entries.len() + 1) <= capacity
+    /// Whether so many frames of `bytes` together find room, and the footer behind them.
+    pub(super) fn fits(&self, frames: usize, bytes: usize, capacity: usize) -> bool {
+        let frames = self.entries.len() + frames;
+        frames <= MAX_ENTRIES && self.end as usize + bytes + footer_len(frames) <= capacity
     }
 }

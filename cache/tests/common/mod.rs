@@ -345,6 +345,7 @@ pub fn disk_options(fs: &MemFs) -> Options {
         fs: fs.fs(),
         free_space: Arc::new(|_| Ok(u64::MAX)),
         segment: Some(256 << 10),
+        scrub: 0,
         ..Options::default()
     }
 }
