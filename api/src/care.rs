@@ -10,7 +10,7 @@
 //! | `PUT /v1/cache/images/{image}/warm` | → [`Warming`] | admin |
 //! | `GET /v1/cache/images/{image}/warm` | → [`Warming`] | any member |
 //! | `DELETE /v1/cache/images/{image}/warm` | → [`Warming`] | admin |
-//! | `PUT /v1/cache/images/{image}/pin` | → [`Pinned`] | admin |
+//! | `PUT /v1/cache/images/{image}/pin` | → [`Warming`] | admin |
 //! | `DELETE /v1/cache/images/{image}/pin` | → [`Pinned`] | admin |
 //! | `DELETE /v1/cache/images/{image}` | → [`Evicted`] | admin |
 //! | `PUT /v1/cache/scrub` | [`ScrubOrder`] → [`ScrubStatus`] | admin |
@@ -63,8 +63,16 @@ pub struct CacheStatus {
     pub disk: Tier,
     /// How the disk tier is: `on`, `recovering`, `none`, `full: …` or `off: …`.
     pub disk_state: String,
-    /// Reads of the disk that failed, and frames there that were not what they should be.
+    /// Seconds since it has been so.
+    pub disk_state_secs: u64,
+    /// Reads and writes of the disk that failed, and frames there that were not what they should be.
     pub disk_errors: u64,
+    /// The latest of these, with path and offset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_last_error: Option<String>,
+    /// What should be changed before it goes wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_warning: Option<String>,
     /// Asks since it was started.
     pub asks: AsksByClass,
     /// Bytes of frames that it fetched from the store since it was started.
@@ -90,21 +98,28 @@ pub struct Tier {
     pub frames: u64,
 }
 
-/// How much of an image a cache holds.
+/// How much of an image a cache holds. Chunks of zeros are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Held {
-    /// Chunks that are not zeros.
+    /// Its chunks.
     pub chunks: u64,
-    /// Of these, in memory.
-    pub in_memory: u64,
-    /// Of these, on disk.
-    pub on_disk: u64,
-    /// Of these, in memory or on disk.
+    /// Of these, the ones in memory, on disk, or both.
     pub held: u64,
-    /// Bytes of the frames that are held, as far as they are on disk.
-    pub disk_bytes: u64,
+    /// Chunks in memory, and their frames in bytes.
+    pub in_memory: Part,
+    /// Chunks on disk, and their frames in bytes.
+    pub on_disk: Part,
     /// Whether it is pinned.
     pub pinned: bool,
+}
+
+/// A part of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Part {
+    /// Chunks.
+    pub chunks: u64,
+    /// Their frames, in bytes.
+    pub bytes: u64,
 }
 
 /// What became of warming an image.
@@ -122,7 +137,7 @@ pub enum WarmState {
     Cancelled,
 }
 
-/// An image on its way into a cache.
+/// An image on its way into a cache. Chunks of zeros are not counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Warming {
     /// The image.
@@ -130,11 +145,15 @@ pub struct Warming {
     pub image: Digest,
     /// What became of it.
     pub state: WarmState,
-    /// Chunks that are not zeros.
+    /// Whether it is pinned once it is here.
+    pub pins: bool,
+    /// Sections with data.
+    pub of_sections: u32,
+    /// Of these, the ones that are here whole.
+    pub sections: u32,
+    /// Chunks that were looked at so far.
     pub chunks: u64,
-    /// Of these, looked at so far.
-    pub done: u64,
-    /// Of these, fetched from the store.
+    /// Of these, the ones that had to be fetched.
     pub fetched: u64,
     /// Bytes of the fetched frames.
     pub fetched_bytes: u64,
@@ -149,7 +168,9 @@ pub struct Pinned {
     /// The image.
     #[schema(value_type = String)]
     pub image: Digest,
-    /// Bytes of plain chunks that it holds back from eviction.
+    /// Its chunks.
+    pub chunks: u64,
+    /// Their frames, in bytes.
     pub bytes: u64,
 }
 
@@ -172,14 +193,16 @@ pub struct ScrubOrder {
 /// How the check of the disk goes: it begins anew when it is through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ScrubStatus {
-    /// Bytes a second; 0: it rests.
+    /// Bytes a second; 0: it is switched off.
     pub rate: u64,
-    /// Passes that were completed.
-    pub passes: u64,
-    /// Bytes of this pass, so far.
-    pub bytes: u64,
-    /// Frames that were checked.
+    /// The pass under way, or the last one; the first is 1.
+    pub pass: u64,
+    /// Whether a pass is under way.
+    pub running: bool,
+    /// Frames that this pass has checked.
     pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
     /// Frames that were bad, and dropped.
     pub bad: u64,
 }

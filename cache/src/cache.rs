@@ -54,7 +54,11 @@ impl<S: ChunkSource + 'static> Cache<S> {
         &self.core.shared
     }
 
-    pub(crate) async fn get_manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
+    pub(crate) async fn get_manifest(
+        &self,
+        ctx: &ReadContext,
+        image: &Digest,
+    ) -> Result<Arc<Manifest>> {
         let (core, ctx, image) = (Rc::clone(&self.core), without_deadline(ctx), *image);
         let fetch =
             || async move { check_manifest(&image, core.source.manifest(&ctx, &image).await?) };

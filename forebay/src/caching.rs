@@ -3,23 +3,29 @@
 //! It joined the grid with a token of the role `server`, reads the same store as `forebay up`, and says
 //! to placement again and again that it serves; nodes spread their requests over all who do.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use api::grid::Role;
+use api::grid::{Role, Serving};
 use image::error::At;
 use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
 use placement::{Client, Clock, Papers};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 
 use crate::commands::interrupted;
 use crate::config::Config;
 use crate::grid::{self, MEMBER};
 use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
+use crate::serve::keeper::Keeper;
 use crate::serve::{
-    advertised_ip, close_cache, lock, on_a_runtime, open_cache, open_store, tell_systemd,
+    advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store, tell_systemd,
 };
+use crate::telemetry;
 
 /// Pause after placement did not answer.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -31,6 +37,7 @@ pub fn run(config: &Config, json: bool) -> Result<()> {
 }
 
 async fn serve(config: &Config, json: bool) -> Result<()> {
+    let metrics = telemetry::metrics()?;
     let (placement, papers) = membership(&config.data)?;
     let name = papers.member()?.name;
     let key = verifying_key(&placement).await?;
@@ -46,14 +53,37 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         clock: &clock,
     };
     let cores = Cores::start(config, chunks).await?;
-    let at = api::grid::Serving { endpoints: cores.announced(advertised_ip(config)?) };
+    let (drain, mut draining) = watch::channel(false);
+    let keeper = Keeper::start(&name, config, &store, &cache, metrics, Some(drain))?;
+    let listener = listen(config).await?;
+    let port = listener.local_addr().map_err(|e| Error::io("the API's address", e))?.port();
+    let advertised = advertised_ip(config)?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let care = Arc::clone(&keeper);
+    let api = async {
+        placement::care::serve(listener, &papers, care, &clock, async move {
+            let _ = stopped.await;
+        })
+        .await
+    };
+    let at = Serving {
+        endpoints: cores.announced(advertised),
+        api: Some(SocketAddr::new(advertised, port)),
+        draining: false,
+    };
     let lease = placement.serving(&name, &at).await?;
-    announce(&CacheServing { name: name.clone(), chunks: at.endpoints.clone() }, json);
-    tokio::select! {
-        () = keep_serving(&placement, &name, &at, lease.lease_secs) => {}
-        () = interrupted() => {}
-    }
-    tracing::info!("stopping");
+    announce(&CacheServing { name: name.clone(), chunks: at.endpoints.clone(), api: at.api }, json);
+    let until = async {
+        tokio::select! {
+            () = keep_serving(&placement, &name, at, lease.lease_secs, &mut draining) => {}
+            () = keeper.drained() => tracing::info!("drained"),
+            () = interrupted() => {}
+        }
+        tracing::info!("stopping");
+        drop(stop);
+    };
+    let ((), served) = tokio::join!(until, api);
+    served?;
     // If placement is away the lease ends by itself.
     if let Err(error) = placement.leave(&name).await {
         tracing::warn!(%error, "placement was not told that this cache leaves");
@@ -87,12 +117,30 @@ async fn verifying_key(placement: &Client) -> Result<VerifyingKey> {
     VerifyingKey::from_bytes(&bytes.0).at(what)
 }
 
-/// Renews the lease, for ever.
-async fn keep_serving(placement: &Client, name: &str, at: &api::grid::Serving, lease_secs: u64) {
+async fn listen(config: &Config) -> Result<TcpListener> {
+    let port = config.number("serve.api_port");
+    let port = u16::try_from(port);
+    let port =
+        port.map_err(|_| Error::new(Kind::Invalid, "serve.api_port: there is no such port"))?;
+    let address = SocketAddr::new(ip(config, "serve.ip")?, port);
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|e| Error::io(format!("listening on {address} (serve.api_port)"), e))
+}
+
+/// Renews the lease, for ever, and at once when it begins to drain or stays after all.
+async fn keep_serving(
+    placement: &Client,
+    name: &str,
+    mut at: Serving,
+    lease_secs: u64,
+    draining: &mut watch::Receiver<bool>,
+) {
     let mut pause = Duration::from_secs(lease_secs) / 3;
     loop {
-        tokio::time::sleep(pause).await;
-        pause = match placement.serving(name, at).await {
+        // Its keeper outlives this.
+        let _ = tokio::time::timeout(pause, draining.changed()).await;
+        at.draining = *draining.borrow_and_update();
+        pause = match placement.serving(name, &at).await {
             Ok(lease) => Duration::from_secs(lease.lease_secs) / 3,
             Err(error) => {
                 tracing::warn!(%error, "placement was not told that this cache serves");

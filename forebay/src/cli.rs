@@ -62,8 +62,8 @@ pub enum Command {
     Try(TryArgs),
     /// Serve a grid from this machine: store, receiver, cache and placement in one process
     Up(UpArgs),
-    /// Serve chunks from this machine as one more cache of a grid that it joined
-    Cache,
+    /// Serve chunks from this machine as one more cache of a grid that it joined, or take care of caches
+    Cache(CacheArgs),
     /// Make an image of a disk and name it
     Import(Box<ImportArgs>),
     /// Bring an image to a file, a block device, or standard output
@@ -108,6 +108,81 @@ pub struct UpArgs {
     /// Where placement's API listens (up.listen)
     #[arg(long)]
     pub listen: Option<String>,
+}
+
+/// `forebay cache`.
+#[derive(Args, Debug)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub command: Option<CacheCommand>,
+}
+
+/// Taking care of caches. Without one of these, `forebay cache` serves.
+#[derive(Subcommand, Debug)]
+pub enum CacheCommand {
+    /// Show how the caches are, or how much of an image each holds
+    Status(CacheStatusArgs),
+    /// Fetch what caches lack of an image, before nodes ask for it
+    Warm(OnCachesArgs),
+    /// Keep an image in caches, whatever else is asked for; fetches what they lack
+    Pin(OnCachesArgs),
+    /// Let a pinned image be evicted again
+    Unpin(OnCachesArgs),
+    /// Drop an image from caches
+    Evict(OnCachesArgs),
+    /// Check every frame on the caches' disks, again and again
+    Scrub(ScrubArgs),
+    /// Send nodes to other caches; the drained one ends when nobody asks it any more
+    Drain(DrainArgs),
+}
+
+/// Which caches.
+#[derive(Args, Debug)]
+pub struct On {
+    /// Only this cache (may be repeated) [default: all]
+    #[arg(long, value_name = "CACHE")]
+    pub on: Vec<String>,
+}
+
+/// An image, on caches.
+#[derive(Args, Debug)]
+pub struct OnCachesArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+    #[command(flatten)]
+    pub on: On,
+}
+
+/// `forebay cache status`.
+#[derive(Args, Debug)]
+pub struct CacheStatusArgs {
+    /// A ref or a digest: how much of it each cache holds
+    #[arg(value_name = "REF")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub on: On,
+}
+
+/// `forebay cache scrub`.
+#[derive(Args, Debug)]
+pub struct ScrubArgs {
+    /// Bytes a second; 0 stops it
+    #[arg(long, default_value = "20MiB", value_parser = crate::config::parse_size)]
+    pub rate: u64,
+    #[command(flatten)]
+    pub on: On,
+}
+
+/// `forebay cache drain`.
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The cache
+    #[arg(value_name = "CACHE")]
+    pub name: String,
+    /// Let it stay after all
+    #[arg(long)]
+    pub undo: bool,
 }
 
 /// `forebay import`.

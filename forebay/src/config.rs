@@ -63,6 +63,13 @@ pub const KEYS: &[Key] = &[
     key("serve.advertise_ip", Form::Ip, "", "IP address that nodes are told; serve.ip unless set"),
     key("serve.cores", Form::Number, "0", "cores that serve chunks; 0 means all"),
     key(
+        "serve.api_port",
+        Form::Number,
+        "0",
+        "TCP port of a cache's own API, metrics included, on serve.ip; 0 takes a free one; that of \
+         `forebay up` is placement's",
+    ),
+    key(
         "store.at",
         Form::Path,
         "",
@@ -85,6 +92,12 @@ pub const KEYS: &[Key] = &[
     key("cache.disk", Form::Size, "10GiB", "disk space for frames; 0 switches the disk tier off"),
     key("cache.reserve", Form::Size, "1GiB", "free space that the cache leaves on its file system"),
     key("cache.dir", Form::Path, "", "directory of the cache's segments; DATA/cache unless set"),
+    key(
+        "cache.scrub",
+        Form::Size,
+        "8MiB",
+        "bytes a second of the cache's disk that are checked, again and again; 0 switches it off",
+    ),
     key("gc.grace", Form::Time, "24h", "how long garbage is kept after it was condemned"),
     key("node.cores", Form::Number, "0", "cores that a pull uses; 0 means all"),
     key("node.memory", Form::Size, "32MiB", "memory for chunks on their way to the disk"),

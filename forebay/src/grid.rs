@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::grid::CacheInfo;
 use image::{Digest, Error, Kind, Result};
-use placement::{Client, Papers};
+use placement::{CareClient, Client, Papers};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Serving;
@@ -99,6 +100,23 @@ impl Grid {
     /// TLS for QUIC connections to the grid's servers.
     pub fn tls(&self) -> Result<Arc<TlsClient>> {
         quic_client(&self.papers)
+    }
+
+    /// The caches of these names, each with a client of its API; all of them if none is named.
+    pub async fn caches(&self, names: &[String]) -> Result<Vec<(CacheInfo, Result<CareClient>)>> {
+        let mut caches = self.placement.caches().await?.caches;
+        if let Some(stranger) = names.iter().find(|n| !caches.iter().any(|c| c.name == **n)) {
+            let known: Vec<_> = caches.iter().map(|c| c.name.as_str()).collect();
+            let what =
+                format!("there is no cache {stranger}; those that serve: {}", known.join(", "));
+            return Err(Error::new(Kind::Gone, what));
+        }
+        caches.retain(|c| names.is_empty() || names.contains(&c.name));
+        let client = |c: CacheInfo| {
+            let client = CareClient::new(&c, &self.papers);
+            (c, client)
+        };
+        Ok(caches.into_iter().map(client).collect())
     }
 
     /// Resolves a ref or digest to an image.

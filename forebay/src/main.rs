@@ -49,7 +49,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Try(args) => tour::run(&args, output),
         Command::Up(_) => Ok(up::run(&config, cli.common.json)?),
-        Command::Cache => Ok(caching::run(&config, cli.common.json)?),
+        Command::Cache(args) => match args.command {
+            None => Ok(caching::run(&config, cli.common.json)?),
+            Some(command) => Ok(commands::cache::run(&config, &command, output)?),
+        },
         Command::Config => {
             commands::config::run(&config, output);
             Ok(())

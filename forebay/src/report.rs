@@ -62,6 +62,8 @@ pub struct CacheServing {
     pub name: String,
     /// Where chunks are served, one UDP address per core.
     pub chunks: Vec<std::net::SocketAddr>,
+    /// Where its own API is served.
+    pub api: Option<std::net::SocketAddr>,
 }
 
 /// What `forebay up --json` and `forebay cache --json` say when they end.

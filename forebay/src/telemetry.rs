@@ -1,7 +1,11 @@
-//! The one place where logging is set up.
+//! The one place where logging and metrics are set up.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
+use image::{Error, Kind, Result};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
@@ -20,4 +24,61 @@ pub fn start(config: &Config) {
         "json" => log.json().init(),
         _ => log.init(),
     }
+}
+
+/// Bounds of the times that are told apart, in seconds.
+const BUCKETS: &[f64] = &[0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0];
+/// How often what was recorded is put into its buckets, if nobody asks.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The registry of metrics of this process, into which every part records. Needs a tokio runtime.
+pub fn metrics() -> Result<PrometheusHandle> {
+    let builder = PrometheusBuilder::new().set_buckets(BUCKETS);
+    let builder = builder.map_err(|e| Error::caused(Kind::Io, "buckets of metrics", e))?;
+    let handle = builder.install_recorder();
+    let handle = handle.map_err(|e| Error::caused(Kind::Io, "starting the metrics", e))?;
+    describe();
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+/// Says what each metric means. There is none that does not stand here.
+fn describe() {
+    use Unit::{Bytes, Count, Seconds};
+    describe_gauge!("forebay_build_info", Count, "1; the version is a label");
+    describe_histogram!("forebay_request_seconds", Seconds, "requests of nodes, by op and class");
+    describe_counter!(
+        "forebay_request_errors_total",
+        Count,
+        "requests that failed, by op and kind"
+    );
+    describe_histogram!("forebay_store_seconds", Seconds, "reads of the store, by op and class");
+    describe_counter!("forebay_store_errors_total", Count, "reads that failed, by op and kind");
+    describe_counter!("forebay_store_egress_bytes_total", Bytes, "frames fetched from the store");
+    describe_counter!("forebay_store_requests_total", Count, "asks of the store for chunks");
+    describe_counter!("forebay_cache_asks_total", Count, "asks for chunks, by class and answer");
+    describe_gauge!("forebay_cache_budget_bytes", Bytes, "what a tier may hold");
+    describe_gauge!("forebay_cache_bytes", Bytes, "what a tier holds");
+    describe_gauge!("forebay_cache_frames", Count, "frames in a tier");
+    describe_gauge!("forebay_cache_in_flight_bytes", Bytes, "memory of reads under way");
+    describe_gauge!("forebay_cache_flights", Count, "chunks being fetched");
+    describe_gauge!("forebay_cache_disk_on", Count, "1 while the disk tier is read and written");
+    describe_counter!("forebay_cache_disk_errors_total", Count, "reads and frames that were bad");
+    describe_counter!("forebay_cache_disk_written_bytes_total", Bytes, "bytes written to the log");
+    describe_counter!(
+        "forebay_cache_disk_skipped_total",
+        Count,
+        "frames the disk was too slow for"
+    );
+    describe_counter!("forebay_cache_healed_total", Count, "wrong copies that were dropped");
+    describe_gauge!("forebay_cache_pinned_bytes", Bytes, "frames of pinned images");
+    describe_gauge!("forebay_cache_scrub_pass", Count, "the pass of the scrub");
+    describe_gauge!("forebay_cache_scrub_bad_frames", Count, "bad frames that this pass found");
+    describe_gauge!("forebay_cache_draining", Count, "1 while it sends nodes elsewhere");
 }

@@ -32,8 +32,9 @@ pub trait Care: Send + Sync + 'static {
     /// Stops fetching an image.
     fn stop_warming(&self, image: Digest) -> Answer<'_, Warming>;
 
-    /// Keeps an image from being evicted, durably; `Full` if too much is pinned already.
-    fn pin(&self, image: Digest) -> Answer<'_, Pinned>;
+    /// Begins to fetch what it lacks of an image, to keep it from then on, also over restarts. The
+    /// warming fails with `Full` if too much is pinned already.
+    fn pin(&self, image: Digest) -> Answer<'_, Warming>;
 
     /// Lets an image be evicted again.
     fn unpin(&self, image: Digest) -> Answer<'_, Pinned>;

@@ -82,8 +82,7 @@ struct State {
 impl Health {
     pub(crate) fn new(clock: Clock) -> Self {
         let since = clock();
-        let state =
-            State { state: DiskState::Recovering, since, last_error: None, warning: None };
+        let state = State { state: DiskState::Recovering, since, last_error: None, warning: None };
         Self {
             clock,
             state: Mutex::new(state),

@@ -141,8 +141,7 @@ impl Queue {
     /// Blocks the writer's thread until there is something to do, or for this long.
     pub(super) fn wait(&self, at_most: Duration) {
         let state = lock(&self.state);
-        let idle =
-            |state: &mut State| state.commands.is_empty() && !state.closed && !state.nudged;
+        let idle = |state: &mut State| state.commands.is_empty() && !state.closed && !state.nudged;
         let waited = self.wake.wait_timeout_while(state, at_most, idle);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.nudged = false;

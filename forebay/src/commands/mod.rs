@@ -1,5 +1,6 @@
 //! The commands, a file each or a few small ones together.
 
+pub mod cache;
 pub mod completions;
 pub mod config;
 pub mod images;

@@ -62,13 +62,12 @@ fn now() -> Instant {
 
 /// The options of a pull in this process.
 pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
-    let engine = config.text("io.engine").parse();
     let rate = config.size("node.rate");
     Ok(PullOptions {
         cores: config.threads("node.cores"),
         memory: config.size("node.memory") as usize,
         rate: (rate > 0).then(|| Arc::new(Rate::new(rate, now()))),
-        engine: engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))?,
+        engine: crate::serve::engine(config)?,
         sync,
         seeds: Vec::new(),
     })

@@ -15,6 +15,8 @@ use stream::transport::Tuning;
 use stream::{Auth, ServerLimits};
 use tokio::sync::{oneshot, watch};
 
+use super::errands::CoreCache;
+use super::timed::Timed;
 use crate::config::Config;
 use crate::grid::{TlsServer, quic_server};
 
@@ -63,8 +65,7 @@ impl Cores {
     pub async fn start(config: &Config, chunks: Chunks<'_>) -> Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let mut cores = Self { addresses: Vec::new(), threads: Vec::new(), stop };
-        let engine = config.text("io.engine").parse();
-        let engine = engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))?;
+        let engine = super::engine(config)?;
         let first_port = config.number("serve.port");
         for number in 0..config.threads("serve.cores") {
             let port = match first_port {
@@ -154,9 +155,10 @@ fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
     });
 }
 
-fn open(core: &Core) -> Result<(quinn::Endpoint, Cache<Store>)> {
+fn open(core: &Core) -> Result<(quinn::Endpoint, Timed<CoreCache>)> {
     let endpoint = Tuning::default().server_endpoint(core.address, Arc::clone(&core.tls))?;
     let options = EngineOptions { choice: core.engine, ..EngineOptions::default() };
     let engine = Engine::start(options).map_err(|e| Error::io("starting file I/O", e))?;
-    Ok((endpoint, Cache::new(core.store.clone(), Arc::clone(&core.cache), engine)))
+    let cache = Cache::new(Timed::store(core.store.clone()), Arc::clone(&core.cache), engine);
+    Ok((endpoint, Timed::requests(cache)))
 }

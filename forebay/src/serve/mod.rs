@@ -1,6 +1,11 @@
 //! What the programs that serve chunks have in common.
 
 pub mod cores;
+pub mod errands;
+pub mod keeper;
+mod publish;
+pub mod timed;
+mod warmings;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -8,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockio::{BlockFile, OpenMode};
+use blockio::{BlockFile, EngineChoice, OpenMode};
 use image::{Error, Kind, Result};
 use store::{IndexPlace, Store, StoreOptions};
 
@@ -50,6 +55,12 @@ pub fn ip(config: &Config, key: &'static str) -> Result<IpAddr> {
     text.parse().map_err(|e| Error::caused(Kind::Invalid, format!("{key} = `{text}`"), e))
 }
 
+/// How files are read and written.
+pub fn engine(config: &Config) -> Result<EngineChoice> {
+    let engine = config.text("io.engine").parse();
+    engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))
+}
+
 /// Tells systemd that the service is up.
 pub fn tell_systemd() {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -83,7 +94,8 @@ pub fn open_cache(config: &Config) -> Result<Arc<cache::Shared>> {
             reserve: config.size("cache.reserve"),
         }),
     };
-    cache::Shared::start(budget, cache::Options::default())
+    let options = cache::Options { scrub: config.size("cache.scrub"), ..cache::Options::default() };
+    cache::Shared::start(budget, options)
 }
 
 /// The IP address that nodes are told.

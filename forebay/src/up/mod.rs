@@ -23,9 +23,11 @@ use crate::config::Config;
 use crate::grid::{self, ADMIN};
 use crate::report::Serving;
 use crate::serve::cores::{Chunks, Cores};
+use crate::serve::keeper::Keeper;
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store, tell_systemd,
 };
+use crate::telemetry;
 use archive::StoreArchive;
 
 /// The server's name in the grid.
@@ -38,6 +40,7 @@ pub fn run(config: &Config, json: bool) -> Result<()> {
 }
 
 async fn serve(config: &Config, json: bool) -> Result<()> {
+    let metrics = telemetry::metrics()?;
     let clock = Clock::system();
     let data = &config.data;
     let authority = Arc::new(Authority::open(&data.join("ca"), clock.now())?);
@@ -57,9 +60,11 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     };
     let cores = Cores::start(config, chunks).await?;
 
+    let keeper = Keeper::start(NAME, config, &store, &cache, metrics, None)?;
     let listener = listen(config.text("up.listen")).await?;
     let address = listener.local_addr().map_err(|e| Error::io("placement's address", e))?;
     let chunks = cores.announced(advertise);
+    let api = if address.ip().is_unspecified() { advertise } else { address.ip() };
     let serving = Serving {
         grid: authority.grid().to_owned(),
         placement: address,
@@ -77,7 +82,10 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
             server_name,
             endpoints: chunks,
             receives: true,
+            api: Some(SocketAddr::new(api, address.port())),
+            draining: false,
         }],
+        care: Some(keeper),
         limits: placement::Limits::default(),
         clock: clock.clone(),
     };

@@ -1,8 +1,6 @@
 //! The other end of a cache's own API: one method per route.
 
-use api::care::{
-    CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, ScrubStatus, Warming,
-};
+use api::care::{CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, ScrubStatus, Warming};
 use api::grid::CacheInfo;
 use hyper::Method;
 use image::{Digest, Error, Kind, Result};
@@ -33,7 +31,8 @@ impl CareClient {
         };
         let config = tls::client(papers, ALPN, &Clock::system())?;
         let who = format!("cache {}", cache.name);
-        Ok(Self { wire: Wire::new(&who, &cache.server_name, &address.to_string(), config)? })
+        let (program, name) = ("forebay cache", &cache.server_name);
+        Ok(Self { wire: Wire::new(&who, program, name, &address.to_string(), config)? })
     }
 
     /// How the cache is.
@@ -66,8 +65,8 @@ impl CareClient {
         self.send(Method::DELETE, of_image(image) + "/warm", None::<&()>).await
     }
 
-    /// Keeps an image from being evicted.
-    pub async fn pin(&self, image: &Digest) -> Result<Pinned> {
+    /// Begins to fetch what it lacks of an image, to keep it from then on.
+    pub async fn pin(&self, image: &Digest) -> Result<Warming> {
         self.send(Method::PUT, of_image(image) + "/pin", None::<&()>).await
     }
 

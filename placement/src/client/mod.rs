@@ -28,8 +28,6 @@ use crate::tokens::JoinCode;
 use wire::{Patience, Wire};
 
 const ALPN: &[&[u8]] = &[b"http/1.1"];
-/// What people call the server of this API, and the program that runs it.
-const PLACEMENT_IS: &str = "placement (`forebay up`)";
 
 /// Asks placement. Cheap to clone; needs a tokio runtime. A call that is dropped is cancelled.
 ///
@@ -46,7 +44,7 @@ impl Client {
     pub fn new(address: &str, papers: &Papers) -> Result<Self> {
         papers.check()?;
         let config = tls::client(papers, ALPN, &Clock::system())?;
-        Ok(Self { wire: Wire::new(PLACEMENT_IS, PLACEMENT, address, config)? })
+        Ok(Self { wire: Wire::new("placement", "forebay up", PLACEMENT, address, config)? })
     }
 
     /// Joins a grid: makes a key, which stays here, and has a certificate issued for it. `token` is the
@@ -57,7 +55,7 @@ impl Client {
         check_name(name)?;
         let clock = Clock::system();
         let tls = tls::joiner(code.ca, ALPN, &clock)?;
-        let wire = Wire::new(PLACEMENT_IS, PLACEMENT, &code.address, tls)?;
+        let wire = Wire::new("placement", "forebay up", PLACEMENT, &code.address, tls)?;
         let key = new_key()?;
         let request = rcgen::CertificateParams::default()
             .serialize_request(&key)

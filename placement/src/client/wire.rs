@@ -20,7 +20,6 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-
 /// Time to connect, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Time for an answer that does not depend on the size of an image; longer than a move of a ref waits
@@ -42,8 +41,9 @@ pub(super) enum Patience {
 /// Where a server is, and how to be sure of it.
 #[derive(Clone)]
 pub(super) struct Wire {
-    /// What it is, for people.
+    /// What it is, and the program that should be running there: for people.
     who: Arc<str>,
+    program: &'static str,
     /// The name in its certificate.
     server_name: Arc<str>,
     address: Arc<str>,
@@ -57,9 +57,10 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// `who` is what people call it, `server_name` the name in its certificate.
+    /// `who` is what people call it, `program` what runs it, `server_name` the name in its certificate.
     pub(super) fn new(
         who: &str,
+        program: &'static str,
         server_name: &str,
         address: &str,
         config: ClientConfig,
@@ -74,7 +75,8 @@ impl Wire {
             return Err(Error::new(Kind::Invalid, what));
         }
         let tls = TlsConnector::from(Arc::new(config));
-        Ok(Self { who: who.into(), server_name: server_name.into(), address: bare.into(), tls })
+        let (who, server_name) = (who.into(), server_name.into());
+        Ok(Self { who, program, server_name, address: bare.into(), tls })
     }
 
     pub(super) fn address(&self) -> &str {
@@ -122,7 +124,8 @@ impl Wire {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Request<Full<Bytes>>> {
-        let mut request = Request::builder().method(method).uri(path).header(HOST, &*self.server_name);
+        let mut request =
+            Request::builder().method(method).uri(path).header(HOST, &*self.server_name);
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
@@ -143,7 +146,8 @@ impl Wire {
     }
 
     fn away(&self, why: &str) -> Error {
-        let what = format!("{} at {}: {why}; is it running there?", self.who, self.address);
+        let Self { who, program, address, .. } = self;
+        let what = format!("{who} at {address}: {why}; is `{program}` running there?");
         Error::new(Kind::Retry, what)
     }
 

@@ -135,9 +135,9 @@ pub(super) async fn stop_warming(State(app): State<App>, Name(name): Name) -> An
 #[utoipa::path(
     put, path = "/v1/cache/images/{image}/pin",
     params(("image" = String, Path, description = "A digest")),
-    responses((status = 200, body = Pinned), (status = "default", body = api::ErrorBody))
+    responses((status = 200, body = Warming), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn pin(State(app): State<App>, Name(name): Name) -> Answer<Pinned> {
+pub(super) async fn pin(State(app): State<App>, Name(name): Name) -> Answer<Warming> {
     Ok(Json(app.care.pin(digest(&name)?).await?))
 }
 

@@ -1,0 +1,288 @@
+//! `forebay cache …`: taking care of caches, one or all, each asked by itself.
+
+use std::future::Future;
+use std::time::Duration;
+
+use api::care::{
+    Asks, CacheStatus, DrainOrder, Evicted, Held, Part, Pinned, ScrubOrder, ScrubStatus, Tier,
+    WarmState, Warming,
+};
+use image::error::At;
+use image::geometry::SECTION_LEN;
+use image::{Digest, Error, Kind, Result};
+use placement::CareClient;
+use serde::Serialize;
+
+use super::with_grid;
+use crate::cli::{CacheCommand, CacheStatusArgs, DrainArgs, On, OnCachesArgs, ScrubArgs};
+use crate::config::Config;
+use crate::grid::Grid;
+use crate::output::{Output, bytes, table};
+
+/// How often a warming is looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Runs the command.
+pub fn run(config: &Config, command: &CacheCommand, output: Output) -> Result<()> {
+    match command {
+        CacheCommand::Status(args) => status(config, args, output),
+        CacheCommand::Warm(args) => bring(config, args, output, false),
+        CacheCommand::Pin(args) => bring(config, args, output, true),
+        CacheCommand::Unpin(args) => unpin(config, args, output),
+        CacheCommand::Evict(args) => evict(config, args, output),
+        CacheCommand::Scrub(args) => scrub(config, args, output),
+        CacheCommand::Drain(args) => drain(config, args, output),
+    }
+}
+
+/// What one cache answered.
+#[derive(Serialize)]
+struct From<T> {
+    cache: String,
+    #[serde(flatten)]
+    answer: T,
+}
+
+/// Asks each cache in turn. One that does not answer keeps no other from being asked; it is named in
+/// the end.
+async fn each<T>(
+    grid: &Grid,
+    on: &On,
+    mut ask: impl AsyncFnMut(&CareClient) -> Result<T>,
+) -> Result<(Vec<From<T>>, Result<()>)> {
+    let (mut answers, mut failed) = (Vec::new(), Ok(()));
+    for (cache, client) in grid.caches(&on.on).await? {
+        let answer = match client {
+            Ok(client) => ask(&client).await,
+            Err(e) => Err(e),
+        };
+        match answer.at(|| format!("cache {}", cache.name)) {
+            Ok(answer) => answers.push(From { cache: cache.name, answer }),
+            Err(e) => {
+                eprintln!("forebay: {e}");
+                failed = failed.and(Err(e));
+            }
+        }
+    }
+    Ok((answers, failed))
+}
+
+/// Asks each cache, prints what they answered, and fails if one failed.
+fn ask_and_print<T: Serialize, F>(
+    config: &Config,
+    output: Output,
+    on: &On,
+    name: Option<&str>,
+    ask: impl Fn(CareClient, Digest) -> F,
+    human: impl FnOnce(&[From<T>]) -> String,
+) -> Result<()>
+where
+    F: Future<Output = Result<T>>,
+{
+    let (answers, failed) = with_grid(config, |grid| async move {
+        let image = match name {
+            Some(name) => grid.resolve(name).await?,
+            None => Digest::ZERO,
+        };
+        each(&grid, on, async |client| ask(client.clone(), image).await).await
+    })?;
+    output.result(&answers, |answers| human(answers));
+    failed
+}
+
+fn status(config: &Config, args: &CacheStatusArgs, output: Output) -> Result<()> {
+    match &args.name {
+        None => ask_and_print(
+            config,
+            output,
+            &args.on,
+            None,
+            |c, _| async move { c.status().await },
+            human_status,
+        ),
+        Some(name) => ask_and_print(
+            config,
+            output,
+            &args.on,
+            Some(name),
+            |c, image| async move { c.held(&image).await },
+            human_held,
+        ),
+    }
+}
+
+fn rows(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head = head.iter().map(|h| (*h).to_owned()).collect();
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn human_status(all: &[From<CacheStatus>]) -> String {
+    let head = [
+        "CACHE",
+        "MEMORY",
+        "DISK",
+        "STATE",
+        "HITS",
+        "GUEST HITS",
+        "STORE EGRESS",
+        "PINNED",
+        "SCRUB",
+    ];
+    rows(
+        &head,
+        all.iter().map(|From { cache, answer: s }| {
+            let tier = |t: &Tier| format!("{} of {}", bytes(t.bytes), bytes(t.budget));
+            let asks = [s.asks.guest, s.asks.trace, s.asks.background];
+            let scrub = match s.scrub.rate {
+                0 => "rests".to_owned(),
+                rate => format!("{}/s, {} bad of {}", bytes(rate), s.scrub.bad, s.scrub.frames),
+            };
+            let state = if s.draining {
+                format!("draining; {}", s.disk_state)
+            } else {
+                s.disk_state.clone()
+            };
+            vec![
+                cache.clone(),
+                tier(&s.memory),
+                tier(&s.disk),
+                state,
+                hits(&asks),
+                hits(&[s.asks.guest]),
+                bytes(s.store_egress),
+                s.pinned.len().to_string(),
+                scrub,
+            ]
+        }),
+    )
+}
+
+/// The part of asks that the store had nothing to do with.
+fn hits(asks: &[Asks]) -> String {
+    let fetched: u64 = asks.iter().map(|a| a.fetched).sum();
+    let all: u64 = asks.iter().map(|a| a.memory + a.disk + a.joined + a.fetched).sum();
+    match (all - fetched).saturating_mul(100).checked_div(all) {
+        Some(percent) => format!("{percent} %"),
+        None => "-".into(),
+    }
+}
+
+fn part(part: &Part) -> String {
+    format!("{} ({})", part.chunks, bytes(part.bytes))
+}
+
+fn human_held(all: &[From<Held>]) -> String {
+    let head = ["CACHE", "HELD", "IN MEMORY", "ON DISK", "PINNED"];
+    rows(
+        &head,
+        all.iter().map(|From { cache, answer: h }| {
+            let held = format!("{} of {} chunks", h.held, h.chunks);
+            let pinned = if h.pinned { "yes" } else { "no" };
+            vec![cache.clone(), held, part(&h.in_memory), part(&h.on_disk), pinned.into()]
+        }),
+    )
+}
+
+/// Fetches an image into caches, to be pinned there or not, and waits for that.
+fn bring(config: &Config, args: &OnCachesArgs, output: Output, pins: bool) -> Result<()> {
+    let (done, failed) = with_grid(config, |grid| async move {
+        let image = grid.resolve(&args.name).await?;
+        let order = async |cache: &CareClient| match pins {
+            true => cache.pin(&image).await,
+            false => cache.warm(&image).await,
+        };
+        // All begin before the first is waited for.
+        let (begun, refused) = each(&grid, &args.on, order).await?;
+        let begun = On { on: begun.into_iter().map(|from| from.cache).collect() };
+        if begun.on.is_empty() {
+            return Ok((Vec::new(), refused));
+        }
+        let watch = async |cache: &CareClient| watched(cache, &image, output).await;
+        let (done, failed) = each(&grid, &begun, watch).await?;
+        Ok((done, refused.and(failed)))
+    })?;
+    output.result(&done, |done| human_warm(done));
+    failed
+}
+
+/// Waits until a cache has all of an image.
+async fn watched(cache: &CareClient, image: &Digest, output: Output) -> Result<Warming> {
+    let mut shown = output.progress(&format!("warming {}", image.short()), 0);
+    loop {
+        let at = cache.warming(image).await?;
+        shown.at(u64::from(at.sections) * SECTION_LEN, u64::from(at.of_sections) * SECTION_LEN);
+        match at.state {
+            WarmState::Running => tokio::time::sleep(TICK).await,
+            WarmState::Done => {
+                shown.finish();
+                return Ok(at);
+            }
+            WarmState::Cancelled => return Err(Error::new(Kind::Cancelled, "it was told to stop")),
+            WarmState::Failed => {
+                let why = at.error.unwrap_or_else(|| "it does not say why".into());
+                return Err(Error::new(Kind::Retry, why));
+            }
+        }
+    }
+}
+
+fn human_warm(all: &[From<Warming>]) -> String {
+    let head = ["CACHE", "CHUNKS", "FETCHED", "BYTES"];
+    rows(
+        &head,
+        all.iter().map(|From { cache, answer: w }| {
+            vec![cache.clone(), w.chunks.to_string(), w.fetched.to_string(), bytes(w.fetched_bytes)]
+        }),
+    )
+}
+
+fn unpin(config: &Config, args: &OnCachesArgs, output: Output) -> Result<()> {
+    let unpin = |c: CareClient, image: Digest| async move { c.unpin(&image).await };
+    ask_and_print(config, output, &args.on, Some(&args.name), unpin, |all| {
+        let line = |f: &From<Pinned>| format!("{}: {} let go\n", f.cache, bytes(f.answer.bytes));
+        all.iter().map(line).collect()
+    })
+}
+
+fn evict(config: &Config, args: &OnCachesArgs, output: Output) -> Result<()> {
+    let evict = |c: CareClient, image: Digest| async move { c.evict(&image).await };
+    ask_and_print(config, output, &args.on, Some(&args.name), evict, |all| {
+        let line = |f: &From<Evicted>| {
+            let e = f.answer;
+            format!("{}: {} chunks dropped, {} kept for pinned images\n", f.cache, e.chunks, e.kept)
+        };
+        all.iter().map(line).collect()
+    })
+}
+
+fn scrub(config: &Config, args: &ScrubArgs, output: Output) -> Result<()> {
+    let order = ScrubOrder { rate: args.rate };
+    let scrub = |c: CareClient, _| async move { c.scrub(&order).await };
+    ask_and_print(config, output, &args.on, None, scrub, |all| {
+        let line = |f: &From<ScrubStatus>| {
+            let s = f.answer;
+            format!(
+                "{}: {}/s; pass {}: {} frames, {} bad\n",
+                f.cache,
+                bytes(s.rate),
+                s.pass,
+                s.frames,
+                s.bad
+            )
+        };
+        all.iter().map(line).collect()
+    })
+}
+
+fn drain(config: &Config, args: &DrainArgs, output: Output) -> Result<()> {
+    let order = DrainOrder { drain: !args.undo };
+    let on = On { on: vec![args.name.clone()] };
+    let drain = |c: CareClient, _| async move { c.drain(&order).await };
+    ask_and_print(config, output, &on, None, drain, |all: &[From<CacheStatus>]| {
+        let line = |f: &From<CacheStatus>| match f.answer.draining {
+            true => format!("{} is draining: it ends when nobody asks it any more\n", f.cache),
+            false => format!("{} stays\n", f.cache),
+        };
+        all.iter().map(line).collect()
+    })
+}

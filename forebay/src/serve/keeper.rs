@@ -1,0 +1,214 @@
+//! Who takes care of a cache: answers its API out of the tiers that the cores share.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::care::{
+    CacheStatus, DrainOrder, Evicted, Held, Part, Pinned, ScrubOrder, ScrubStatus, Tier, Warming,
+};
+use blockio::EngineOptions;
+use cache::Shared;
+use image::{Digest, Error, Kind, ReadContext, Result};
+use metrics_exporter_prometheus::PrometheusHandle;
+use placement::{Answer, Care};
+use store::Store;
+use tokio::sync::watch;
+
+use super::errands::Errands;
+use super::publish;
+use super::warmings::Warmings;
+use crate::config::Config;
+
+/// A cache that drains ends when nobody has asked it for so long: nodes hear of it within half of that.
+const QUIET: Duration = Duration::from_secs(20);
+
+/// Takes care of the cache of this process.
+pub struct Keeper {
+    name: String,
+    cache: Arc<Shared>,
+    /// Bytes that the tiers may take.
+    memory_budget: u64,
+    disk_budget: u64,
+    since: Instant,
+    metrics: PrometheusHandle,
+    errands: Errands,
+    warmings: Warmings,
+    /// `None` where it may not leave.
+    draining: Option<watch::Sender<bool>>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long it has been up is real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl Keeper {
+    /// Takes over the care of `cache`. If it is to leave when it is told to, `draining` says so.
+    pub fn start(
+        name: &str,
+        config: &Config,
+        store: &Store,
+        cache: &Arc<Shared>,
+        metrics: PrometheusHandle,
+        draining: Option<watch::Sender<bool>>,
+    ) -> Result<Arc<Self>> {
+        let engine = EngineOptions { choice: super::engine(config)?, ..EngineOptions::default() };
+        let errands = Errands::start(store.clone(), Arc::clone(cache), engine)?;
+        errands.send(|cache| async move { cache.tend(&ReadContext::default()).await })?;
+        Ok(Arc::new(Self {
+            name: name.into(),
+            cache: Arc::clone(cache),
+            memory_budget: config.size("cache.memory"),
+            disk_budget: config.size("cache.disk"),
+            since: now(),
+            metrics,
+            errands,
+            warmings: Warmings::default(),
+            draining,
+        }))
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.as_ref().is_some_and(|draining| *draining.borrow())
+    }
+
+    /// Returns when it was told to drain and nobody has asked for anything for a while.
+    pub async fn drained(&self) {
+        let Some(draining) = &self.draining else { return std::future::pending().await };
+        let mut orders = draining.subscribe();
+        loop {
+            // This end holds the sender itself.
+            let _ = orders.wait_for(|draining| *draining).await;
+            let before = publish::asks(&self.cache.status());
+            if tokio::time::timeout(QUIET, orders.changed()).await.is_err()
+                && publish::asks(&self.cache.status()) == before
+            {
+                return;
+            }
+        }
+    }
+
+    fn now(&self) -> CacheStatus {
+        let s = self.cache.status();
+        let health = s.disk_health;
+        let mut pinned: Vec<_> = self.cache.pins().into_iter().map(pinned).collect();
+        pinned.sort_unstable_by_key(|pin| pin.image);
+        CacheStatus {
+            name: self.name.clone(),
+            draining: self.is_draining(),
+            up_secs: self.since.elapsed().as_secs(),
+            memory: Tier {
+                budget: self.memory_budget,
+                bytes: s.memory_bytes,
+                frames: s.memory_frames,
+            },
+            disk: Tier { budget: self.disk_budget, bytes: s.disk_bytes, frames: s.disk_frames },
+            disk_state: s.disk.to_string(),
+            disk_state_secs: health.in_state_for.as_secs(),
+            disk_errors: health.failed_reads + health.failed_writes + health.bad_frames,
+            disk_last_error: health.last_error,
+            disk_warning: health.warning,
+            asks: publish::by_class(&self.cache.status()),
+            store_egress: s.source_bytes,
+            healed: s.healed_copies,
+            pinned,
+            warming: self.warmings.list(),
+            scrub: scrub(&s.scrub),
+        }
+    }
+}
+
+fn pinned(pin: cache::Pin) -> Pinned {
+    Pinned { image: pin.image, chunks: pin.chunks, bytes: pin.bytes }
+}
+
+fn scrub(s: &cache::ScrubStatus) -> ScrubStatus {
+    let cache::ScrubStatus { rate, pass, running, frames, bytes, bad, .. } = *s;
+    ScrubStatus { rate, pass, running, frames, bytes, bad }
+}
+
+fn held(held: &cache::Held) -> Held {
+    let all = &held.all;
+    Held {
+        chunks: all.chunks,
+        held: all.here,
+        in_memory: Part { chunks: all.memory_chunks, bytes: all.memory_bytes },
+        on_disk: Part { chunks: all.disk_chunks, bytes: all.disk_bytes },
+        pinned: held.pinned,
+    }
+}
+
+impl Care for Keeper {
+    fn status(&self) -> Answer<'_, CacheStatus> {
+        Box::pin(async { Ok(self.now()) })
+    }
+
+    fn held(&self, image: Digest) -> Answer<'_, Held> {
+        let look = move |cache: super::errands::CoreCache| async move {
+            let ctx = ReadContext::default();
+            Ok(held(&cache.held(&ctx, &image).await?))
+        };
+        Box::pin(self.errands.run(look))
+    }
+
+    fn warm(&self, image: Digest) -> Answer<'_, Warming> {
+        Box::pin(async move { self.warmings.begin(&self.errands, image, false) })
+    }
+
+    fn warming(&self, image: Digest) -> Answer<'_, Warming> {
+        Box::pin(async move { self.warmings.get(&image) })
+    }
+
+    fn stop_warming(&self, image: Digest) -> Answer<'_, Warming> {
+        Box::pin(async move { self.warmings.stop(&image) })
+    }
+
+    fn pin(&self, image: Digest) -> Answer<'_, Warming> {
+        Box::pin(async move { self.warmings.begin(&self.errands, image, true) })
+    }
+
+    fn unpin(&self, image: Digest) -> Answer<'_, Pinned> {
+        Box::pin(async move {
+            let was = self.cache.pins().into_iter().find(|pin| pin.image == image).map(pinned);
+            self.cache.unpin(&image).await?;
+            // Between the two somebody else may have pinned or unpinned it.
+            Ok(was.unwrap_or(Pinned { image, chunks: 0, bytes: 0 }))
+        })
+    }
+
+    fn evict(&self, image: Digest) -> Answer<'_, Evicted> {
+        let evict = move |cache: super::errands::CoreCache| async move {
+            let cache::Evicted { chunks, stayed } =
+                cache.evict(&ReadContext::default(), &image).await?;
+            Ok(Evicted { chunks, kept: stayed })
+        };
+        Box::pin(self.errands.run(evict))
+    }
+
+    fn scrub(&self, order: ScrubOrder) -> Answer<'_, ScrubStatus> {
+        Box::pin(async move {
+            self.cache.set_scrub_rate(order.rate);
+            if order.rate > 0 {
+                self.cache.start_scrub();
+            }
+            Ok(scrub(&self.cache.status().scrub))
+        })
+    }
+
+    fn drain(&self, order: DrainOrder) -> Answer<'_, CacheStatus> {
+        Box::pin(async move {
+            let Some(draining) = &self.draining else {
+                let what = "this cache is part of `forebay up`, which also takes pushes and is \
+                            placement: it cannot drain; stop the process instead";
+                return Err(Error::new(Kind::Unsupported, what));
+            };
+            draining.send_replace(order.drain);
+            Ok(self.now())
+        })
+    }
+
+    fn metrics(&self) -> String {
+        publish::publish(&self.now(), &self.cache.status());
+        self.metrics.render()
+    }
+}

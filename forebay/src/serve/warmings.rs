@@ -1,0 +1,154 @@
+//! Images on their way into the cache because somebody ordered it: at most one order per image.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use api::care::{WarmState, Warming};
+use cache::Warmed;
+use image::{Digest, Error, Kind, ReadContext, Result};
+use tokio::sync::watch;
+
+use super::errands::{CoreCache, Errands};
+
+/// Orders that are remembered; of those that have ended the earlier images are forgotten first.
+const MAX: usize = 256;
+
+/// The orders so far.
+#[derive(Default)]
+pub struct Warmings {
+    orders: Arc<Mutex<BTreeMap<Digest, Order>>>,
+}
+
+struct Order {
+    at: Warming,
+    /// Dropped to end it.
+    cancel: Option<watch::Sender<()>>,
+}
+
+type Orders = BTreeMap<Digest, Order>;
+
+fn lock(orders: &Mutex<Orders>) -> MutexGuard<'_, Orders> {
+    // Each change of an order is whole.
+    orders.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Warmings {
+    /// All of them.
+    pub fn list(&self) -> Vec<Warming> {
+        lock(&self.orders).values().map(|order| order.at.clone()).collect()
+    }
+
+    /// How far one is.
+    pub fn get(&self, image: &Digest) -> Result<Warming> {
+        let orders = lock(&self.orders);
+        orders.get(image).map(|order| order.at.clone()).ok_or_else(|| {
+            Error::new(Kind::Gone, format!("image {}: nobody ordered it", image.short()))
+        })
+    }
+
+    /// Begins one, unless it is under way. One that was to warm alone pins too if that is asked for now.
+    pub fn begin(&self, errands: &Errands, image: Digest, pins: bool) -> Result<Warming> {
+        let mut orders = lock(&self.orders);
+        if let Some(order) = orders.get(&image)
+            && order.at.state == WarmState::Running
+            && (order.at.pins || !pins)
+        {
+            return Ok(order.at.clone());
+        }
+        make_room(&mut orders)?;
+        let (cancel, cancelled) = watch::channel(());
+        let at = Warming {
+            image,
+            state: WarmState::Running,
+            pins,
+            of_sections: 0,
+            sections: 0,
+            chunks: 0,
+            fetched: 0,
+            fetched_bytes: 0,
+            error: None,
+        };
+        let all = Arc::clone(&self.orders);
+        errands.send(move |cache| run(cache, image, pins, all, cancelled))?;
+        orders.insert(image, Order { at: at.clone(), cancel: Some(cancel) });
+        Ok(at)
+    }
+
+    /// Ends one.
+    pub fn stop(&self, image: &Digest) -> Result<Warming> {
+        if let Some(order) = lock(&self.orders).get_mut(image)
+            && order.at.state == WarmState::Running
+        {
+            order.cancel = None;
+            order.at.state = WarmState::Cancelled;
+        }
+        self.get(image)
+    }
+}
+
+/// Forgets one that has ended, if there are many.
+fn make_room(orders: &mut Orders) -> Result<()> {
+    if orders.len() < MAX {
+        return Ok(());
+    }
+    let ended = orders.iter().find(|(_, order)| order.at.state != WarmState::Running);
+    let Some(image) = ended.map(|(image, _)| *image) else {
+        let after = std::time::Duration::from_secs(10);
+        let what = format!("{MAX} images are on their way into this cache already");
+        return Err(Error::new(Kind::Busy(after), what));
+    };
+    orders.remove(&image);
+    Ok(())
+}
+
+/// Carries an order out, until it is done or its other end is gone.
+async fn run(
+    cache: CoreCache,
+    image: Digest,
+    pins: bool,
+    orders: Arc<Mutex<Orders>>,
+    mut cancelled: watch::Receiver<()>,
+) {
+    let ctx = ReadContext::default();
+    let mine = cancelled.clone();
+    let note = |change: &dyn Fn(&mut Warming)| {
+        let mut orders = lock(&orders);
+        // Another may have taken its place.
+        let order = orders.get_mut(&image).filter(|order| {
+            order.cancel.as_ref().is_some_and(|cancel| cancel.subscribe().same_channel(&mine))
+        });
+        if let Some(order) = order {
+            change(&mut order.at);
+        }
+    };
+    let progress = |warmed: &Warmed| note(&|at| come_so_far(at, warmed));
+    let work = async {
+        match pins {
+            true => cache.pin(&ctx, &image, progress).await,
+            false => cache.warm(&ctx, &image, progress).await,
+        }
+    };
+    let result = tokio::select! {
+        result = work => result,
+        _ = cancelled.changed() => return,
+    };
+    note(&|at| match &result {
+        Ok(warmed) => {
+            come_so_far(at, warmed);
+            at.state = WarmState::Done;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "warming an image");
+            at.state = WarmState::Failed;
+            at.error = Some(error.to_string());
+        }
+    });
+}
+
+fn come_so_far(at: &mut Warming, warmed: &Warmed) {
+    at.of_sections = warmed.of_sections;
+    at.sections = warmed.sections;
+    at.chunks = warmed.chunks;
+    at.fetched = warmed.fetched;
+    at.fetched_bytes = warmed.fetched_bytes;
+}
