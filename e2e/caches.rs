@@ -10,7 +10,7 @@ const SECTION: u64 = 64 << 20;
 const SECTIONS: u64 = 12;
 
 /// A disk with a chunk of data in each of many sections.
-fn wide_disk(grid: &Grid) -> PathBuf {
+pub fn wide_disk(grid: &Grid) -> PathBuf {
     let name = grid.dir.join("wide.raw");
     let file = File::create(&name).unwrap();
     file.set_len(SECTIONS * SECTION).unwrap();
@@ -25,7 +25,7 @@ fn chunk_of(section: u64) -> Vec<u8> {
 }
 
 #[track_caller]
-fn is_wide(copy: &Path) {
+pub fn is_wide(copy: &Path) {
     let file = File::open(copy).unwrap();
     assert_eq!(file.metadata().unwrap().len(), SECTIONS * SECTION);
     for section in 0..SECTIONS {
@@ -36,7 +36,7 @@ fn is_wide(copy: &Path) {
 }
 
 /// Joins with a token of a role, in a data directory of its own.
-fn join(grid: &Grid, role: &str, name: &str) -> PathBuf {
+pub fn join(grid: &Grid, role: &str, name: &str) -> PathBuf {
     let token = grid.run(&["node", "token", "--role", role]).json();
     let data = grid.dir.join(name);
     let joined = run(forebay(&data).args([
@@ -50,14 +50,14 @@ fn join(grid: &Grid, role: &str, name: &str) -> PathBuf {
     data
 }
 
-fn cache(grid: &Grid, data: &Path) -> Background {
+pub fn cache(grid: &Grid, data: &Path) -> Background {
     let store = format!("store.at={}", path(&grid.data.join("store")));
     let mut cache = Background::start(forebay(data).args(["cache", "--json", "--set", &store]));
     assert!(!cache.line().is_empty(), "the cache ended before it served");
     cache
 }
 
-fn egress(ended: (String, i32)) -> u64 {
+pub fn egress(ended: (String, i32)) -> u64 {
     assert_eq!(ended.1, 0, "{}", ended.0);
     let said: serde_json::Value = serde_json::from_str(&ended.0).unwrap();
     said["store_egress"].as_u64().unwrap()

@@ -106,6 +106,19 @@ impl Background {
     }
 }
 
+impl Background {
+    /// Waits until it ends by itself; its last line and exit code.
+    pub fn ended(&mut self, patience: Duration) -> (String, i32) {
+        for _ in 0..patience.as_millis() / 100 {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return (self.line(), status.code().unwrap_or(-1));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("it has not ended within {patience:?}");
+    }
+}
+
 impl Drop for Background {
     fn drop(&mut self) {
         let _ = self.child.kill();

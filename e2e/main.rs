@@ -4,6 +4,7 @@
 //! run only with `FOREBAY_E2E=1`.
 
 mod caches;
+mod care;
 mod disks;
 mod faults;
 mod harness;

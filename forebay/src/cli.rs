@@ -132,6 +132,8 @@ pub enum CacheCommand {
     Evict(OnCachesArgs),
     /// Check every frame on the caches' disks, again and again
     Scrub(ScrubArgs),
+    /// Print the caches' metrics, as Prometheus reads them
+    Metrics(On),
     /// Send nodes to other caches; the drained one ends when nobody asks it any more
     Drain(DrainArgs),
 }

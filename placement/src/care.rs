@@ -39,7 +39,7 @@ pub trait Care: Send + Sync + 'static {
     /// Lets an image be evicted again.
     fn unpin(&self, image: Digest) -> Answer<'_, Pinned>;
 
-    /// Drops an image; `Conflict` if it is pinned.
+    /// Drops an image, but for what pinned images share with it; `Conflict` if it is pinned itself.
     fn evict(&self, image: Digest) -> Answer<'_, Evicted>;
 
     /// Starts, stops, speeds up or slows down the check of the disk.

@@ -249,6 +249,10 @@ impl Catalog {
         let ticket = Ticket::new(grant, member.holder, now);
         let mut servers = self.state.servers(now).await?;
         servers.retain(|server| server.receives || !pushes);
+        // Who is about to leave is named only where there is nobody else.
+        if servers.iter().any(|server| !server.draining) {
+            servers.retain(|server| !server.draining);
+        }
         let root = match (pushes, image) {
             (false, Some(image)) => Some(self.root(image).await),
             _ => None,

@@ -45,6 +45,11 @@ async fn a_cache_counts_while_its_lease_lasts_and_for_pulls_alone() {
     grid.client(&cache).serving("c1", &at(8)).await.unwrap();
     assert_eq!(servers(&grid, pull()).await[0].endpoints, at(8).endpoints);
 
+    let draining = Serving { draining: true, ..at(8) };
+    grid.client(&cache).serving("c1", &draining).await.unwrap();
+    assert_eq!(servers(&grid, pull()).await, [a_server()], "nodes are sent elsewhere");
+    assert_eq!(names(&grid.client(&node)).await, ["c1", "one"], "operators still see it");
+
     let left = grid.client(&cache).leave("c1").await.unwrap();
     assert_eq!(left.endpoints, at(8).endpoints);
     assert_eq!(names(&grid.client(&node)).await, ["one"]);

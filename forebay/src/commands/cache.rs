@@ -31,6 +31,7 @@ pub fn run(config: &Config, command: &CacheCommand, output: Output) -> Result<()
         CacheCommand::Unpin(args) => unpin(config, args, output),
         CacheCommand::Evict(args) => evict(config, args, output),
         CacheCommand::Scrub(args) => scrub(config, args, output),
+        CacheCommand::Metrics(on) => metrics(config, on),
         CacheCommand::Drain(args) => drain(config, args, output),
     }
 }
@@ -43,8 +44,8 @@ struct From<T> {
     answer: T,
 }
 
-/// Asks each cache in turn. One that does not answer keeps no other from being asked; it is named in
-/// the end.
+/// Asks each cache in turn. One that does not answer keeps no other from being asked: all such errors
+/// are printed, the last by who called.
 async fn each<T>(
     grid: &Grid,
     on: &On,
@@ -59,8 +60,9 @@ async fn each<T>(
         match answer.at(|| format!("cache {}", cache.name)) {
             Ok(answer) => answers.push(From { cache: cache.name, answer }),
             Err(e) => {
-                eprintln!("forebay: {e}");
-                failed = failed.and(Err(e));
+                if let Err(before) = std::mem::replace(&mut failed, Err(e)) {
+                    eprintln!("forebay: {before}");
+                }
             }
         }
     }
@@ -272,6 +274,16 @@ fn scrub(config: &Config, args: &ScrubArgs, output: Output) -> Result<()> {
         };
         all.iter().map(line).collect()
     })
+}
+
+fn metrics(config: &Config, on: &On) -> Result<()> {
+    let (all, failed) = with_grid(config, |grid| async move {
+        each(&grid, on, async |cache| cache.metrics().await).await
+    })?;
+    for From { answer, .. } in all {
+        print!("{answer}");
+    }
+    failed
 }
 
 fn drain(config: &Config, args: &DrainArgs, output: Output) -> Result<()> {

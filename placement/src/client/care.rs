@@ -85,6 +85,11 @@ impl CareClient {
         self.send(Method::PUT, "/v1/cache/drain".into(), Some(order)).await
     }
 
+    /// All metrics of the cache's process, as Prometheus reads them.
+    pub async fn metrics(&self) -> Result<String> {
+        self.wire.text("/metrics").await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T> {
         self.send(Method::GET, path, None::<&()>).await
     }

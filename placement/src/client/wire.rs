@@ -91,8 +91,33 @@ impl Wire {
         body: Option<Vec<u8>>,
         patience: Patience,
     ) -> Result<T> {
-        let place = || format!("{} at {}: {method} {path}", self.who, self.address);
-        let request = self.request(&method, path, body)?;
+        let bytes = self.bytes(&method, path, body, patience).await?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            let what = format!("{}: an answer not known here: {e}", self.place(&method, path));
+            Error::new(Kind::Unsupported, what)
+        })
+    }
+
+    /// Gets what is text and no JSON.
+    pub(super) async fn text(&self, path: &str) -> Result<String> {
+        let bytes = self.bytes(&Method::GET, path, None, Patience::Usual).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn place(&self, method: &Method, path: &str) -> String {
+        format!("{} at {}: {method} {path}", self.who, self.address)
+    }
+
+    /// Sends a request; the body of an answer that is a success.
+    async fn bytes(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        patience: Patience,
+    ) -> Result<Bytes> {
+        let place = || self.place(method, path);
+        let request = self.request(method, path, body)?;
         let stream = match timeout(CONNECT, self.connect()).await {
             Ok(stream) => stream?,
             Err(_) => return Err(self.away(&format!("no connection within {CONNECT:?}"))),
@@ -106,11 +131,7 @@ impl Wire {
         };
         let (status, bytes) = exchanged.map_err(|e| e.at(place()))?;
         if status.is_success() {
-            let decoded = serde_json::from_slice(&bytes);
-            return decoded.map_err(|e| {
-                let what = format!("{}: an answer not known here: {e}", place());
-                Error::new(Kind::Unsupported, what)
-            });
+            return Ok(bytes);
         }
         match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(body) => Err(body.into()),

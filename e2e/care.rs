@@ -1,0 +1,119 @@
+//! Care of caches, as an operator does it: whole processes, the shipped commands.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::caches::{cache, egress, is_wide, join, wide_disk};
+use crate::harness::{Grid, forebay, run};
+
+/// What a command says of the cache of this name.
+#[track_caller]
+fn of(answers: &Value, name: &str) -> Value {
+    let all = answers.as_array().expect("one answer per cache");
+    all.iter().find(|a| a["cache"] == name).unwrap_or_else(|| panic!("{name}: {answers}")).clone()
+}
+
+#[test]
+fn what_was_warmed_is_served_without_the_store_and_what_was_pinned_stays() {
+    let mut grid = Grid::start();
+    let disk = wide_disk(&grid);
+    grid.import(&disk, "wide:1");
+    let mut c1 = cache(&grid, &join(&grid, "server", "c1"));
+    let before = of(&grid.run(&["cache", "status", "wide:1"]).json(), "c1");
+    assert_eq!(before["held"], 0, "{before}");
+    let chunks = before["chunks"].as_u64().unwrap();
+    assert!(chunks >= 12);
+
+    let warmed = of(&grid.run(&["cache", "warm", "wide:1", "--on", "c1"]).json(), "c1");
+    assert_eq!((&warmed["state"], warmed["fetched"].as_u64()), (&"done".into(), Some(chunks)));
+    let again = of(&grid.run(&["cache", "warm", "wide:1", "--on", "c1"]).json(), "c1");
+    assert_eq!(again["fetched"], 0, "{again}");
+    let held = grid.run(&["cache", "status", "wide:1"]).json();
+    assert_eq!(of(&held, "c1")["held"].as_u64(), Some(chunks));
+    assert_eq!(of(&held, "up")["held"], 0, "only the one that was asked");
+
+    let pinned = grid.run(&["cache", "pin", "wide:1", "--on", "c1"]);
+    assert_eq!(of(&pinned.json(), "c1")["pins"], true);
+    grid.run(&["cache", "evict", "wide:1", "--on", "c1"]).fails(73, &["unpin it first"]);
+    let filled = egress(c1.terminate());
+
+    // Also after a restart; then it is let go.
+    let mut c1 = cache(&grid, &grid.dir.join("c1"));
+    let status = of(&grid.run(&["cache", "status"]).json(), "c1");
+    assert_eq!(status["pinned"].as_array().map(Vec::len), Some(1), "{status}");
+    grid.run(&["cache", "unpin", "wide:1", "--on", "c1"]).json();
+    let evicted = of(&grid.run(&["cache", "evict", "wide:1", "--on", "c1"]).json(), "c1");
+    assert_eq!(evicted["kept"], 0, "{evicted}");
+    assert_eq!(of(&grid.run(&["cache", "status", "wide:1"]).json(), "c1")["held"], 0);
+    assert_eq!(egress(c1.terminate()), 0);
+    assert!(filled > 0);
+    grid.stop();
+}
+
+#[test]
+fn a_drained_cache_is_asked_no_more_and_ends() {
+    let grid = Grid::start();
+    let disk = wide_disk(&grid);
+    grid.import(&disk, "wide:1");
+    let mut c1 = cache(&grid, &join(&grid, "server", "c1"));
+    grid.run(&["cache", "drain", "up"]).fails(69, &["cannot drain"]);
+    grid.run(&["cache", "drain", "nobody"]).fails(66, &["no cache nobody", "c1, up"]);
+    let said = of(&grid.run(&["cache", "drain", "c1"]).json(), "c1");
+    assert_eq!(said["draining"], true);
+    let copy = grid.dir.join("copy.raw");
+    grid.pull("wide:1", &copy).json();
+    is_wide(&copy);
+    // It ends by itself, in good order, having served nobody.
+    let ended = c1.ended(Duration::from_secs(60));
+    assert_eq!(egress(ended), 0);
+    let caches = grid.run(&["cache", "status"]).json();
+    assert_eq!(caches.as_array().map(Vec::len), Some(1), "{caches}");
+}
+
+#[test]
+fn orders_are_for_admins_and_a_cache_that_is_away_is_named() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &crate::harness::Disk::new("abc")), "d:1");
+    let mut c1 = cache(&grid, &join(&grid, "server", "c1"));
+    let node = join(&grid, "node", "n1");
+    let as_node = |args: &[&str]| run(forebay(&node).args(args));
+    assert_eq!(as_node(&["cache", "status"]).code, 0);
+    as_node(&["cache", "evict", "d:1"]).fails(77, &["only an admin"]);
+    as_node(&["cache", "warm", "d:1"]).fails(77, &["cache c1", "only an admin"]);
+    c1.kill();
+    let partly = grid.run(&["cache", "status", "--json"]);
+    partly.fails(75, &["cache c1", "is `forebay cache` running there?"]);
+    let up: Value = serde_json::from_str(&partly.out).expect("what answered is printed");
+    assert_eq!(of(&up, "up")["disk_state"], "on");
+    let missing = "0".repeat(64);
+    grid.run(&["cache", "warm", &missing, "--on", "up"]).fails(75, &["image 000000000000"]);
+}
+
+/// Every metric that the dashboard and the alerts ask for is there.
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_exist() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &crate::harness::Disk::new("abc")), "d:1");
+    grid.pull("d:1", &grid.dir.join("copy")).json();
+    let metrics = grid.run(&["cache", "metrics"]).out;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/monitoring");
+    let mut asked = 0;
+    for file in ["dashboard.json", "alerts.yml"] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for word in words.filter(|w| w.starts_with("forebay_")) {
+            // Of a thing that has gone wrong nothing is counted until it does.
+            let described = metrics.contains(&format!("# TYPE {} ", base(word)));
+            assert!(described || word.contains("_errors_"), "{file}: {word}");
+            asked += 1;
+        }
+    }
+    assert!(asked > 20, "{asked}");
+}
+
+/// The metric behind the names that a histogram has.
+fn base(name: &str) -> &str {
+    ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
+}
