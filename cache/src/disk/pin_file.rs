@@ -110,3 +110,68 @@ fn parse_chunk(r: &mut Reader<'_>) -> Result<PinnedChunk, FormatError> {
     }
     Ok(PinnedChunk { digest, len })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    fn pin() -> PinFile {
+        let chunk = |n, len| PinnedChunk { digest: Digest([n; 32]), len };
+        let (image, domain) = (Digest([0xab; 32]), Domain::PUBLIC);
+        PinFile { image, domain, chunks: vec![chunk(0x11, 100), chunk(0x22, 200)] }
+    }
+
+    /// These bytes are on people's disks. If this fails the version must go up, and files of the old
+    /// version must be told apart.
+    #[test]
+    fn golden_bytes_version_bump_required() {
+        let golden = [
+            "4642504e01000000".to_owned() + &"ab".repeat(32),
+            "00000000020000000000000000000000".to_owned(),
+            "82fb3e27ba2f303e".to_owned(),
+            "11".repeat(32) + "64000000",
+            "22".repeat(32) + "c8000000",
+        ];
+        assert_eq!(hex(&pin().to_bytes()), golden.concat());
+        assert_eq!(file_name(&pin().image), "pin-".to_owned() + &"ab".repeat(32));
+        assert_eq!(parse_name(&file_name(&pin().image)), Some(pin().image));
+        assert_eq!(parse_name(&("pin-".to_owned() + &"AB".repeat(32))), None);
+    }
+
+    #[test]
+    fn is_read_as_written_and_no_flipped_bit_goes_unseen() {
+        let good = pin().to_bytes();
+        assert_eq!(PinFile::parse(&good, &pin().image).unwrap(), pin());
+        assert!(PinFile::parse(&good, &Digest([1; 32])).is_err());
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let error = PinFile::parse(&bad, &pin().image).unwrap_err();
+            assert_eq!(is_foreign(&error), bit < 6 * 8, "bit {bit}: {error}");
+        }
+    }
+
+    #[test]
+    fn chunks_out_of_order_are_refused() {
+        let mut pin = pin();
+        pin.chunks.swap(0, 1);
+        assert!(PinFile::parse(&pin.to_bytes(), &pin.image).is_err());
+        pin.chunks[0] = pin.chunks[1];
+        assert!(PinFile::parse(&pin.to_bytes(), &pin.image).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut bytes = bytes;
+            let _ = PinFile::parse(&bytes, &Digest([0; 32]));
+            bytes.splice(0..bytes.len().min(6), *b"FBPN\x01\0");
+            let _ = PinFile::parse(&bytes, &Digest([0; 32]));
+        }
+    }
+}

@@ -353,3 +353,37 @@ fn parse(bytes: &[u8]) -> Result<ScrubStatus, FormatError> {
     }
     Ok(status)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// These bytes are on people's disks. If this fails the version must go up, and files of the old
+    /// version must be told apart.
+    #[test]
+    fn golden_bytes_version_bump_required() {
+        let status = ScrubStatus {
+            rate: 0,
+            pass: 2,
+            running: true,
+            segment: 7,
+            offset: 0x1234,
+            frames: 99,
+            bytes: 0xabcdef,
+            bad: 1,
+        };
+        let golden = [
+            "4642534301000100020000000000000007000000000000003412000000000000",
+            "6300000000000000efcdab00000000000100000000000000000000001870ef13",
+        ];
+        let hex: String = to_bytes(&status).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, golden.concat());
+        assert_eq!(parse(&to_bytes(&status)).unwrap(), status);
+        for bit in 0..LEN * 8 {
+            let mut bad = to_bytes(&status);
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(parse(&bad).is_err(), "bit {bit}");
+        }
+        assert!((0..LEN).all(|len| parse(&to_bytes(&status)[..len]).is_err()));
+    }
+}
