@@ -67,6 +67,13 @@ pub struct ImageInfo {
     pub record: Option<ImageRecord>,
 }
 
+impl ImageInfo {
+    /// Bytes of the chunks that are not zeros; less than a chunk too many, as if none were short.
+    pub fn data(&self) -> u64 {
+        self.chunks_present.saturating_mul(u64::from(self.chunk)).min(self.size)
+    }
+}
+
 /// All images that have a ref.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageList {

@@ -54,8 +54,11 @@ impl TransferState {
 pub struct Progress {
     /// Disk size.
     pub size: u64,
-    /// Bytes that must hold data (not zeros).
+    /// Bytes that must hold data (not zeros), of the part that has been looked at.
     pub data: u64,
+    /// The same of the whole disk, as placement says: less than a chunk too many. 0 means that it was
+    /// not asked.
+    pub total: u64,
     /// Bytes that were there already and verified.
     pub reused: u64,
     /// Bytes written and verified.

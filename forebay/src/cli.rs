@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 #[derive(Parser, Debug)]
 #[command(name = "forebay", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 success, 64 wrong usage, 65 bad input, 66 not found, 69 unsupported, 73 conflict,\n\
-    74 disk full or I/O error, 75 try again, 76 corrupt, 77 denied, 130 cancelled."
+    after_help = "Exit codes: 0 success, 64 wrong usage, 65 bad input, 66 not found, 69 unsupported, 70 anything else,\n\
+    73 conflict, 74 disk full or I/O error, 75 try again, 76 corrupt, 77 denied, 130 cancelled."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -317,7 +317,7 @@ pub struct PullArgs {
     /// Do the job here even where a node daemon runs
     #[arg(long)]
     pub no_daemon: bool,
-    /// Bytes a second at most (node.rate)
+    /// Bytes a second at most (node.rate); the job is done here even where a node daemon runs
     #[arg(long, value_name = "RATE")]
     pub rate: Option<String>,
 }

@@ -53,10 +53,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             None => Ok(caching::run(&config, cli.common.json)?),
             Some(command) => Ok(commands::cache::run(&config, &command, output)?),
         },
-        Command::Config => {
-            commands::config::run(&config, output);
-            Ok(())
-        }
+        Command::Config => Ok(commands::config::run(&config, output)?),
         Command::Completions(args) => {
             commands::completions::run(&args);
             Ok(())

@@ -1,9 +1,11 @@
 //! What a command prints: JSON for programs, tables and progress for people.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use image::{Error, Kind, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{Common, ProgressWhen};
@@ -22,14 +24,41 @@ impl Output {
     }
 
     /// Prints a result: as one JSON value, or as `human` writes it.
-    pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) {
-        let text = if self.json {
-            serde_json::to_string_pretty(value).expect("our own types serialise")
-        } else {
-            human(value)
+    pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+        self.print(value, serde_json::to_string_pretty, human)
+    }
+
+    /// Prints a line, of a program that goes on: as JSON, or as `human` writes it.
+    pub fn line<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+        self.print(value, serde_json::to_string, human)
+    }
+
+    fn print<T: Serialize>(
+        &self,
+        value: &T,
+        json: impl FnOnce(&T) -> serde_json::Result<String>,
+        human: impl FnOnce(&T) -> String,
+    ) -> Result<()> {
+        let text = match self.json {
+            true => json(value).map_err(|e| {
+                Error::caused(Kind::Invalid, format!("{e}: it cannot be shown with --json"), e)
+            })?,
+            false => human(value),
         };
         // A reader that has gone (`| head`) is no error of ours.
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+        Ok(())
+    }
+
+    /// Fails if a result could not name `path`: JSON knows no text but UTF-8.
+    pub fn must_name(&self, path: &Path) -> Result<()> {
+        match self.json && path.to_str().is_none() {
+            false => Ok(()),
+            true => {
+                let what = format!("{}: --json cannot name it: it is not UTF-8", path.display());
+                Err(Error::new(Kind::Invalid, what))
+            }
+        }
     }
 
     /// Starts showing the progress of `what` over `total` bytes, on standard error. 0 means that
@@ -38,59 +67,99 @@ impl Output {
         let bar = match self.progress {
             ProgressWhen::Never => Bar::None,
             _ if self.json => Bar::None,
-            ProgressWhen::Auto if std::io::stderr().is_terminal() => Bar::Drawn(draw(what, total)),
-            _ => Bar::Lines { what: what.to_owned(), step: 0 },
+            ProgressWhen::Auto if std::io::stderr().is_terminal() => {
+                Bar::Drawn(draw(what, ProgressDrawTarget::stderr()))
+            }
+            _ => Bar::Lines(Lines::new(what, std::io::stderr())),
         };
-        Progress { bar }
+        let mut progress = Progress { bar, total: 0 };
+        progress.learn(total);
+        progress
     }
 }
 
-fn draw(what: &str, total: u64) -> ProgressBar {
-    let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total) };
-    let style = match total {
-        0 => "{msg} {spinner} {bytes} {bytes_per_sec} for {elapsed}",
-        _ => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
-    };
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+fn draw(what: &str, target: ProgressDrawTarget) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, target);
+    bar.set_style(style("{msg} {spinner} {bytes} {bytes_per_sec} for {elapsed}"));
     bar.set_message(what.to_owned());
     bar
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("a valid template")
 }
 
 /// Progress on its way.
 pub struct Progress {
     bar: Bar,
+    /// 0 while nobody knows it; then it stays, so that shares of it only rise.
+    total: u64,
 }
 
 enum Bar {
     None,
     Drawn(ProgressBar),
-    /// `step` is the last that was said: of ten, or of one each GiB.
-    Lines {
-        what: String,
-        step: u64,
-    },
+    Lines(Lines),
+}
+
+/// A line for each tenth, or for each GiB while nobody knows the total.
+struct Lines {
+    what: String,
+    to: Box<dyn Write>,
+    tenths: u64,
+    gibs: u64,
+}
+
+impl Lines {
+    fn new(what: &str, to: impl Write + 'static) -> Self {
+        Self { what: what.to_owned(), to: Box::new(to), tenths: 0, gibs: 0 }
+    }
+
+    fn at(&mut self, done: u64, total: u64) {
+        let (said, now) = match total {
+            0 => (&mut self.gibs, done >> 30),
+            _ => (&mut self.tenths, (u128::from(done) * 10 / u128::from(total)) as u64),
+        };
+        if now <= *said {
+            return;
+        }
+        *said = now;
+        // That nobody reads it is no error of the job's.
+        let _ = match total {
+            0 => writeln!(self.to, "{}: {}", self.what, bytes(done)),
+            _ => writeln!(self.to, "{}: {now}0 % of {}", self.what, bytes(total)),
+        };
+    }
 }
 
 impl Progress {
-    /// Shows that `done` of now `total` bytes are done; 0 means that nobody knows the total yet.
+    /// Whether anybody sees it.
+    pub fn is_shown(&self) -> bool {
+        !matches!(self.bar, Bar::None)
+    }
+
+    /// Shows that `done` of `total` bytes are done; 0 means that nobody knows the total yet. The first
+    /// total that is known counts.
     pub fn at(&mut self, done: u64, total: u64) {
+        self.learn(total);
+        let done = if self.total > 0 { done.min(self.total) } else { done };
         match &mut self.bar {
             Bar::None => {}
-            Bar::Drawn(bar) if total == 0 => bar.set_position(done),
-            Bar::Drawn(bar) => {
-                bar.set_length(total);
-                bar.set_position(done.min(total));
-            }
-            Bar::Lines { what, step } => {
-                let now = (done * 10).checked_div(total).unwrap_or(done >> 30);
-                if now > *step {
-                    *step = now;
-                    match total {
-                        0 => eprintln!("{what}: {}", bytes(done)),
-                        _ => eprintln!("{what}: {now}0 % of {}", bytes(total)),
-                    }
-                }
-            }
+            Bar::Drawn(bar) => bar.set_position(done),
+            Bar::Lines(lines) => lines.at(done, self.total),
+        }
+    }
+
+    fn learn(&mut self, total: u64) {
+        if self.total > 0 || total == 0 {
+            return;
+        }
+        self.total = total;
+        if let Bar::Drawn(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_style(style(
+                "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}",
+            ));
         }
     }
 
@@ -125,10 +194,5 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    #[test]
-    fn columns_are_aligned() {
-        let rows = [vec!["NAME".into(), "SIZE".into()], vec!["debian:12".into(), "4 GiB".into()]];
-        assert_eq!(super::table(&rows), "NAME       SIZE\ndebian:12  4 GiB\n");
-    }
-}
+#[path = "output_tests.rs"]
+mod tests;

@@ -66,6 +66,13 @@ pub struct CacheServing {
     pub api: Option<std::net::SocketAddr>,
 }
 
+/// What `forebay node` serves: the line that it prints with `--json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeServing {
+    /// The socket at which it can be asked.
+    pub socket: PathBuf,
+}
+
 /// What `forebay up --json` and `forebay cache --json` say when they end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {

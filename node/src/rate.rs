@@ -1,12 +1,51 @@
 //! A limit in bytes a second, shared by everything that takes from it.
 
+use std::fmt::Debug;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+/// Time, as a limit sees it.
+pub trait Time: Debug + Send + Sync {
+    /// The time since some moment.
+    fn now(&self) -> Duration;
+
+    /// Returns after so long.
+    fn sleep(&self, pause: Duration) -> BoxFuture<'_, ()>;
+}
+
+/// The time that really passes.
+#[derive(Debug)]
+pub struct RealTime(Instant);
+
+impl RealTime {
+    /// Starts now. Sleeping takes a tokio runtime.
+    pub fn start() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the driver: it reads the real clock"
+        )]
+        Self(Instant::now())
+    }
+}
+
+impl Time for RealTime {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep(&self, pause: Duration) -> BoxFuture<'_, ()> {
+        tokio::time::sleep(pause).boxed()
+    }
+}
 
 /// A token bucket. Cheap to share; `None` of it is no limit.
 #[derive(Debug)]
 pub struct Rate {
     per_second: f64,
+    time: Box<dyn Time>,
     state: Mutex<Bucket>,
 }
 
@@ -14,21 +53,22 @@ pub struct Rate {
 struct Bucket {
     /// Bytes that may be taken now; below zero while a debt is being waited off.
     level: f64,
-    at: Instant,
+    at: Duration,
 }
 
 impl Rate {
-    /// A limit of `per_second` bytes, from `now` on. Bursts of up to a quarter of a second pass.
-    pub fn new(per_second: u64, now: Instant) -> Self {
+    /// A limit of `per_second` bytes, from now on. Bursts of up to a quarter of a second pass.
+    pub fn new(per_second: u64, time: impl Time + 'static) -> Self {
         let per_second = per_second.max(1) as f64;
-        Self { per_second, state: Mutex::new(Bucket { level: per_second / 4.0, at: now }) }
+        let state = Mutex::new(Bucket { level: per_second / 4.0, at: time.now() });
+        Self { per_second, time: Box::new(time), state }
     }
 
     /// Takes `bytes` at `now` and says how long to wait before going on. Takers go into debt one
     /// after the other, so the wait is fair and the long-run rate exact whatever the sizes are.
-    pub fn take(&self, bytes: u64, now: Instant) -> Duration {
+    pub fn take(&self, bytes: u64, now: Duration) -> Duration {
         let mut bucket = self.state.lock().expect("no panics while locked");
-        let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
+        let passed = now.saturating_sub(bucket.at).as_secs_f64();
         bucket.at = bucket.at.max(now);
         bucket.level = (bucket.level + passed * self.per_second).min(self.per_second / 4.0);
         bucket.level -= bytes as f64;
@@ -37,11 +77,9 @@ impl Rate {
 
     /// Takes `bytes`, and sleeps as long as the limit asks.
     pub async fn wait(&self, bytes: u64) {
-        #[expect(clippy::disallowed_methods, reason = "this is the driver: it sleeps in real time")]
-        let now = Instant::now();
-        let pause = self.take(bytes, now);
+        let pause = self.take(bytes, self.time.now());
         if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+            self.time.sleep(pause).await;
         }
     }
 }
@@ -52,9 +90,8 @@ mod tests {
 
     #[test]
     fn the_long_run_rate_is_exact() {
-        #[expect(clippy::disallowed_methods, reason = "any instant will do as a start")]
-        let start = Instant::now();
-        let rate = Rate::new(1000, start);
+        let rate = Rate::new(1000, RealTime::start());
+        let start = rate.time.now();
         let mut now = start;
         for _ in 0..100 {
             now += rate.take(100, now);
@@ -65,10 +102,8 @@ mod tests {
 
     #[test]
     fn idle_time_buys_one_burst_only() {
-        #[expect(clippy::disallowed_methods, reason = "any instant will do as a start")]
-        let start = Instant::now();
-        let rate = Rate::new(1000, start);
-        let later = start + Duration::from_secs(100);
+        let rate = Rate::new(1000, RealTime::start());
+        let later = rate.time.now() + Duration::from_secs(100);
         assert_eq!(rate.take(250, later), Duration::ZERO);
         assert!(rate.take(250, later) >= Duration::from_millis(249));
     }

@@ -1,5 +1,6 @@
 //! `forebay config`.
 
+use image::Result;
 use serde::Serialize;
 
 use crate::config::{Config, Origin, variable};
@@ -15,7 +16,7 @@ struct Entry<'a> {
 }
 
 /// Prints what is in force and from where, as a file that could be used as it is.
-pub fn run(config: &Config, output: Output) {
+pub fn run(config: &Config, output: Output) -> Result<()> {
     let entries: Vec<_> = config
         .entries()
         .map(|(key, value, origin)| Entry {
@@ -26,7 +27,7 @@ pub fn run(config: &Config, output: Output) {
             meaning: key.doc,
         })
         .collect();
-    output.result(&entries, |entries| human(config, entries));
+    output.result(&entries, |entries| human(config, entries))
 }
 
 fn human(config: &Config, entries: &[Entry<'_>]) -> String {

@@ -14,8 +14,7 @@ use crate::output::{Output, bytes, table};
 /// `forebay images`.
 pub fn list(config: &Config, output: Output) -> Result<()> {
     let list = with_grid(config, |grid| async move { grid.placement.images().await })?;
-    output.result(&list, human_list);
-    Ok(())
+    output.result(&list, human_list)
 }
 
 fn human_list(list: &ImageList) -> String {
@@ -30,8 +29,7 @@ fn human_list(list: &ImageList) -> String {
 /// `forebay inspect`.
 pub fn inspect(config: &Config, args: &NameArgs, output: Output) -> Result<()> {
     let info = with_grid(config, |grid| async move { grid.placement.image(&args.name).await })?;
-    output.result(&info, human_info);
-    Ok(())
+    output.result(&info, human_info)
 }
 
 fn human_info(info: &ImageInfo) -> String {
@@ -82,7 +80,7 @@ pub fn verify(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> 
     let asked = VerifyRequest { deep: args.deep };
     let report =
         with_grid(config, |grid| async move { grid.placement.verify(&args.name, &asked).await })?;
-    output.result(&report, |r| human_verify(&args.name, r));
+    output.result(&report, |r| human_verify(&args.name, r))?;
     match report.bad.first() {
         None => Ok(()),
         Some(first) => {
@@ -112,8 +110,7 @@ pub fn tag(config: &Config, args: &TagArgs, output: Output) -> Result<()> {
         let image = grid.resolve(&args.name).await?;
         grid.placement.move_ref(&args.new, &MoveRef { image, expect }).await
     })?;
-    output.result(&moved, human_ref);
-    Ok(())
+    output.result(&moved, human_ref)
 }
 
 fn human_ref(info: &RefInfo) -> String {
@@ -123,8 +120,7 @@ fn human_ref(info: &RefInfo) -> String {
 /// `forebay rm`.
 pub fn remove(config: &Config, args: &RmArgs, output: Output) -> Result<()> {
     let was = with_grid(config, |grid| async move { grid.placement.delete_ref(&args.name).await })?;
-    output.result(&was, |was| format!("removed {}", human_ref(was)));
-    Ok(())
+    output.result(&was, |was| format!("removed {}", human_ref(was)))
 }
 
 /// `forebay gc`.
@@ -132,8 +128,7 @@ pub fn gc(config: &Config, args: &GcArgs, output: Output) -> Result<()> {
     let grace = args.grace.unwrap_or_else(|| config.time("gc.grace"));
     let asked = GcRequest { dry_run: args.dry_run, grace_secs: Some(grace.as_secs()) };
     let report = with_grid(config, |grid| async move { grid.placement.gc(&asked).await })?;
-    output.result(&report, human_gc);
-    Ok(())
+    output.result(&report, human_gc)
 }
 
 fn human_gc(report: &GcReport) -> String {

@@ -21,8 +21,7 @@ use crate::report::ImportReport;
 /// Runs the command.
 pub fn run(config: &Config, args: &ImportArgs, output: Output) -> Result<()> {
     let report = block_on(transfer(config, args, output))?;
-    output.result(&report, human);
-    Ok(())
+    output.result(&report, human)
 }
 
 fn human(report: &ImportReport) -> String {

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::grid::Grid;
 
 /// Runs a future to its end on a runtime of its own; Ctrl-C and SIGTERM end it early.
-pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub fn block_on<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -26,7 +26,7 @@ pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     local.block_on(&runtime, async {
         tokio::select! {
             result = work => result,
-            () = interrupted() => Err(Error::new(Kind::Cancelled, "interrupted")),
+            () = interrupted() => Err(Error::new(Kind::Cancelled, "interrupted").into()),
         }
     })
 }

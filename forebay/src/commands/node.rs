@@ -15,22 +15,21 @@ use crate::config::Config;
 use crate::connect::Connector;
 use crate::grid::{self, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, table};
+use crate::report::NodeServing;
 
 /// Runs the command.
 pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
     match args.command {
-        None => serve(config),
+        None => serve(config, output),
         Some(NodeCommand::Token(args)) => token(config, &args, output),
         Some(NodeCommand::Join(args)) => join(config, &args, output),
         Some(NodeCommand::Transfers) => {
             let all = block_on(async { daemon_client(config).transfers().await })?;
-            output.result(&all, |all| human(all));
-            Ok(())
+            output.result(&all, |all| human(all))
         }
         Some(NodeCommand::Cancel(CancelArgs { id })) => {
             let ended = block_on(async { daemon_client(config).cancel(id).await })?;
-            output.result(&ended, |t| human(std::slice::from_ref(t)));
-            Ok(())
+            output.result(&ended, |t| human(std::slice::from_ref(t)))
         }
     }
 }
@@ -44,7 +43,7 @@ fn human(transfers: &[Transfer]) -> String {
     let rows = transfers.iter().map(|t| {
         let p = &t.progress;
         let state = serde_json::to_value(t.state).ok().and_then(|s| Some(s.as_str()?.to_owned()));
-        let done = format!("{} of {}", bytes(p.reused + p.written), bytes(p.data));
+        let done = format!("{} of {}", bytes(p.reused + p.written), bytes(p.total.max(p.data)));
         let error = t.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
         let to = t.request.to.display().to_string();
         vec![t.id.to_string(), state.unwrap_or_default(), t.request.image.clone(), to, done, error]
@@ -61,13 +60,18 @@ struct Located {
 impl DaemonGrid for Located {
     type Connect = Connector;
 
+    async fn find(&self, name: &str) -> Result<(Digest, u64)> {
+        let info = Grid::find(&self.data)?.placement.image(name).await?;
+        Ok((info.image, info.data()))
+    }
+
     async fn locate(&self, name: &str) -> Result<(Digest, Connector)> {
         let grid = Grid::find(&self.data)?;
         Connector::to_pull(&grid, name).await
     }
 }
 
-fn serve(config: &Config) -> Result<()> {
+fn serve(config: &Config, output: Output) -> Result<()> {
     let socket = config.path("node.socket", "node/node.sock");
     let pull = super::pull::options(config, true)?;
     let options = DaemonOptions {
@@ -84,7 +88,8 @@ fn serve(config: &Config) -> Result<()> {
         // Bound before the daemon starts, so that of two daemons the second ends at once.
         let listener = http::bind(&socket).await?;
         let daemon = Daemon::start(Located { data: config.data.clone() }, options)?;
-        println!("forebay node serves at {}", socket.display());
+        let serving = NodeServing { socket: socket.clone() };
+        output.line(&serving, |s| format!("forebay node serves at {}", s.socket.display()))?;
         crate::serve::tell_systemd();
         let ended = Arc::clone(&shutdown);
         tokio::spawn(async move {
@@ -108,8 +113,7 @@ fn token(config: &Config, args: &TokenArgs, output: Output) -> Result<()> {
     let name = args.name.clone();
     let asked = NewToken { role, lifetime_secs: args.lifetime.as_secs(), name };
     let made = with_grid(config, |grid| async move { grid.placement.new_token(&asked).await })?;
-    output.result(&made, |made| made.token.clone());
-    Ok(())
+    output.result(&made, |made| made.token.clone())
 }
 
 fn join(config: &Config, args: &JoinArgs, output: Output) -> Result<()> {
@@ -121,8 +125,7 @@ fn join(config: &Config, args: &JoinArgs, output: Output) -> Result<()> {
     let joined = Joined { placement: code.address.clone() };
     let papers = block_on(async { placement::Client::join(&args.token, &name).await })?;
     keep(&config.data, &papers, &joined)?;
-    output.result(&joined, |j| format!("joined the grid at {} as {name}", j.placement));
-    Ok(())
+    output.result(&joined, |j| format!("joined the grid at {} as {name}", j.placement))
 }
 
 fn keep(data: &Path, papers: &Papers, joined: &Joined) -> Result<()> {

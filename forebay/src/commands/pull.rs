@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::node::{Progress, PullRequest, TransferState};
-use image::{Error, Kind, Result};
+use image::{Digest, Error, Kind, Result};
 use node::daemon::DaemonClient;
 use node::pull::{PullOptions, Watch, ordered::pull_stream, pull};
-use node::rate::Rate;
+use node::rate::{Rate, RealTime};
 
 use super::block_on;
 use crate::cli::PullArgs;
@@ -26,16 +26,19 @@ pub fn run(config: &Config, args: &PullArgs, output: Output) -> Result<()> {
     if args.to == Path::new("-") {
         return block_on(to_stdout(config, args));
     }
+    output.must_name(&args.to)?;
     let report = block_on(async {
         let daemon = DaemonClient::new(config.path("node.socket", "node/node.sock"));
-        if !args.no_daemon && args.rate.is_none() && daemon.is_running().await {
-            by_daemon(&daemon, args, output).await
-        } else {
-            here(config, args, output).await
+        if args.no_daemon || !daemon.is_running().await {
+            return here(config, args, output).await;
         }
+        if args.rate.is_some() {
+            eprintln!("forebay: done here, not by the node daemon: --rate is for this pull alone");
+            return here(config, args, output).await;
+        }
+        by_daemon(&daemon, args, output).await
     })?;
-    output.result(&report, human);
-    Ok(())
+    output.result(&report, human)
 }
 
 fn human(report: &PullReport) -> String {
@@ -66,7 +69,7 @@ pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
     Ok(PullOptions {
         cores: config.threads("node.cores"),
         memory: config.size("node.memory") as usize,
-        rate: (rate > 0).then(|| Arc::new(Rate::new(rate, now()))),
+        rate: (rate > 0).then(|| Arc::new(Rate::new(rate, RealTime::start()))),
         engine: crate::serve::engine(config)?,
         sync,
         seeds: Vec::new(),
@@ -80,13 +83,16 @@ async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullRe
     let watch = Arc::new(Watch::default());
     let options = options(config, !args.no_sync)?;
     let mut shown = output.progress(&args.name, 0);
+    if shown.is_shown() {
+        tokio::spawn(learn_total(grid, image, Arc::clone(&watch)));
+    }
     let path = args.to.clone();
     // Its own task, so that an interrupt lets it put things in order before the process ends.
     let job = tokio::spawn(pull(connect, image, path.clone(), options, Arc::clone(&watch)));
     let ended = CancelOnDrop(Arc::clone(&watch));
     let result = watched(job, || {
         let p = watch.progress();
-        shown.at(p.reused + p.written, p.data);
+        shown.at(p.reused + p.written, p.total);
     });
     let result = result.await;
     shown.finish();
@@ -94,6 +100,13 @@ async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullRe
     result?;
     let progress = watch.progress();
     Ok(PullReport { image, path, progress, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Asks placement how much data an image holds, beside the pull: only who watches wants to know.
+async fn learn_total(grid: Grid, image: Digest, watch: Arc<Watch>) {
+    if let Ok(info) = grid.placement.image(&image.to_string()).await {
+        watch.expect(info.data());
+    }
 }
 
 /// Ends the pull's threads when the command is interrupted.
@@ -130,7 +143,8 @@ async fn by_daemon(daemon: &DaemonClient, args: &PullArgs, output: Output) -> Re
     while !transfer.state.is_final() {
         tokio::time::sleep(TICK).await;
         transfer = daemon.transfer(transfer.id).await?;
-        shown.at(transfer.progress.reused + transfer.progress.written, transfer.progress.data);
+        let p = &transfer.progress;
+        shown.at(p.reused + p.written, p.total);
     }
     shown.finish();
     match (transfer.state, transfer.error, transfer.image) {

@@ -32,9 +32,12 @@ impl DaemonClient {
         UnixStream::connect(&self.socket).await.is_ok()
     }
 
-    /// Asks for an image.
+    /// Asks for an image. A path that is not UTF-8 cannot be asked for.
     pub async fn ask(&self, request: &PullRequest) -> Result<Transfer> {
-        let body = serde_json::to_vec(request).expect("our own types serialise");
+        let body = serde_json::to_vec(request).map_err(|e| {
+            let message = format!("{}: {e}; pull with --no-daemon", request.to.display());
+            Error::caused(Kind::Invalid, message, e)
+        })?;
         self.call(Method::POST, "/v1/transfers", body).await
     }
 

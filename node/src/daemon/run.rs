@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use api::node::{Progress, PullRequest, Transfer, TransferState};
 use blockio::{EngineChoice, Fs};
 use image::{Digest, Error, Kind, Result};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::table::Table;
 use crate::pull::{Connect, PullOptions, Watch, pull};
@@ -17,13 +17,18 @@ use crate::rate::Rate;
 const STATE: &str = "transfers.json";
 /// Longest state file that is read, in bytes.
 const MAX_STATE: usize = 16 << 20;
+/// Images that are looked for at a time, however many were asked for.
+const LOOKUPS: usize = 4;
 
 /// What the daemon needs of the grid.
 pub trait Grid: Send + Sync + 'static {
     /// How a pull's cores get their chunks.
     type Connect: Connect;
 
-    /// Finds an image by ref or digest, and who serves it, with a ticket for it.
+    /// Finds an image by ref or digest, and how many bytes of data it holds (0: not known).
+    fn find(&self, name: &str) -> impl Future<Output = Result<(Digest, u64)>> + Send;
+
+    /// The same, and who serves it, with a fresh ticket for it.
     fn locate(&self, name: &str) -> impl Future<Output = Result<(Digest, Self::Connect)>> + Send;
 }
 
@@ -44,6 +49,13 @@ pub struct DaemonOptions {
     pub engine: EngineChoice,
 }
 
+impl DaemonOptions {
+    /// What one transfer may take of the memory, so that as many as run at a time stay within it.
+    fn share(&self) -> usize {
+        self.memory / self.transfers.max(1)
+    }
+}
+
 /// The daemon. Clones share it.
 pub struct Daemon<G>(Arc<Inner<G>>);
 
@@ -58,18 +70,23 @@ struct Inner<G> {
     options: DaemonOptions,
     table: Mutex<Table>,
     watches: Mutex<HashMap<u64, Arc<Watch>>>,
-    /// Images that a transfer is bringing; the sender is dropped when it has ended.
-    bringing: Mutex<HashMap<Digest, watch::Receiver<()>>>,
-    slots: Arc<tokio::sync::Semaphore>,
+    lookups: Semaphore,
+    /// The locks of images that transfers bring, or wait for.
+    bringing: Mutex<HashMap<Digest, Weak<ImageLock>>>,
+    slots: Arc<Semaphore>,
     changed: Notify,
 }
+
+/// Held by the one transfer that brings an image; the others get it in the order they asked.
+type ImageLock = tokio::sync::Mutex<()>;
 
 /// A transfer whose turn has come; the guards keep others waiting.
 struct Prepared<C> {
     request: PullRequest,
     image: Digest,
     connect: C,
-    guards: (tokio::sync::OwnedSemaphorePermit, watch::Sender<()>),
+    _only: OwnedMutexGuard<()>,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl<G: Grid> Daemon<G> {
@@ -82,7 +99,8 @@ impl<G: Grid> Daemon<G> {
         let waiting = table.queued();
         let daemon = Self(Arc::new(Inner {
             grid,
-            slots: Arc::new(tokio::sync::Semaphore::new(options.transfers.max(1))),
+            lookups: Semaphore::new(LOOKUPS),
+            slots: Arc::new(Semaphore::new(options.transfers.max(1))),
             options,
             table: Mutex::new(table),
             watches: Mutex::default(),
@@ -97,6 +115,10 @@ impl<G: Grid> Daemon<G> {
     pub fn ask(&self, request: PullRequest) -> Result<Transfer> {
         if !request.to.is_absolute() {
             let message = format!("{}: the path must be absolute", request.to.display());
+            return Err(Error::new(Kind::Invalid, message));
+        }
+        if request.to.to_str().is_none() {
+            let message = format!("{}: the path is not UTF-8", request.to.display());
             return Err(Error::new(Kind::Invalid, message));
         }
         let (id, new) = self.change(|table| table.ask(request))??;
@@ -167,44 +189,50 @@ impl<G: Grid> Daemon<G> {
 
     async fn run(&self, id: u64, watch: &Arc<Watch>) -> Result<()> {
         let prepared = tokio::select! {
-            prepared = self.prepare(id) => prepared?,
+            prepared = self.prepare(id, watch) => prepared?,
             () = watch.cancelled() => return Err(crate::pull::cancelled()),
         };
-        let Prepared { request, image, connect, guards: _guards } = prepared;
+        let Prepared { request, image, connect, _only, _slot } = prepared;
         let options = self.options_for(&request, &image);
         pull(connect, image, request.to, options, Arc::clone(watch)).await
     }
 
-    /// Waits for a transfer's turn, finds its image, and waits for whoever is bringing it already.
-    async fn prepare(&self, id: u64) -> Result<Prepared<G::Connect>> {
-        let turn = Arc::clone(&self.0.slots).acquire_owned().await;
-        let turn = turn.map_err(|e| Error::caused(Kind::Cancelled, "the daemon ends", e))?;
-        self.change(|t| t.running(id))?;
-        let request = self.0.table.lock().expect(UNPOISONED).get(id)?.request.clone();
-        let (image, connect) = self.0.grid.locate(&request.image).await?;
-        self.change(|t| t.resolved(id, image))?;
-        let only = self.one_at_a_time(image).await;
-        Ok(Prepared { request, image, connect, guards: (turn, only) })
+    /// Waits for a transfer's turn. Who waits for another to bring the image keeps no slot from a third
+    /// meanwhile; and the ticket comes last, because the waiting may take longer than it is good for.
+    async fn prepare(&self, id: u64, watch: &Watch) -> Result<Prepared<G::Connect>> {
+        let name = self.transfer(id)?.request.image;
+        loop {
+            let image = self.find(id, &name, watch).await?;
+            let _only = self.lock(image).await;
+            let slot = Arc::clone(&self.0.slots).acquire_owned().await;
+            let _slot = slot.map_err(|e| Error::caused(Kind::Cancelled, "the daemon ends", e))?;
+            let (now, connect) = self.0.grid.locate(&name).await?;
+            // If the ref has moved meanwhile, another image is to be waited for.
+            if now == image {
+                let request = self.change(|t| t.running(id))??;
+                return Ok(Prepared { request, image, connect, _only, _slot });
+            }
+        }
     }
 
-    /// Waits until no other transfer brings this image; the returned guard keeps the next waiting.
-    async fn one_at_a_time(&self, image: Digest) -> watch::Sender<()> {
-        loop {
-            let mut theirs = {
-                let mut bringing = self.0.bringing.lock().expect(UNPOISONED);
-                match bringing.get(&image) {
-                    // An ended transfer has dropped its sender.
-                    Some(theirs) if theirs.has_changed().is_ok() => theirs.clone(),
-                    _ => {
-                        let (mine, theirs) = watch::channel(());
-                        bringing.insert(image, theirs);
-                        return mine;
-                    }
-                }
-            };
-            // Ends with an error when the sender is dropped: that is the signal.
-            let _ = theirs.changed().await;
-        }
+    async fn find(&self, id: u64, name: &str, watch: &Watch) -> Result<Digest> {
+        let _lookup = self.0.lookups.acquire().await.expect("never closed");
+        let (image, total) = self.0.grid.find(name).await?;
+        watch.expect(total);
+        self.change(|t| t.found(id, image, total))?;
+        Ok(image)
+    }
+
+    /// Waits until no other transfer brings this image.
+    async fn lock(&self, image: Digest) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut bringing = self.0.bringing.lock().expect(UNPOISONED);
+            bringing.retain(|_, lock| lock.strong_count() > 0);
+            let lock = bringing.get(&image).and_then(Weak::upgrade).unwrap_or_default();
+            bringing.insert(image, Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
     }
 
     fn options_for(&self, request: &PullRequest, image: &Digest) -> PullOptions {
@@ -212,7 +240,7 @@ impl<G: Grid> Daemon<G> {
         let seeds = self.0.table.lock().expect(UNPOISONED).complete(image);
         PullOptions {
             cores: options.cores,
-            memory: options.memory / options.transfers.max(1),
+            memory: options.share(),
             rate: options.rate.clone(),
             engine: options.engine,
             sync: request.sync,
@@ -258,5 +286,26 @@ fn load(fs: &Fs, dir: &Path) -> Result<Table> {
         }),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Table::default()),
         Err(e) => Err(Error::io("the node's state", e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_run_at_a_time_stay_within_the_memory() {
+        for (transfers, memory) in [(1, 32 << 20), (2, 32 << 20), (3, 1 << 20), (0, 4096), (7, 5)] {
+            let options = DaemonOptions {
+                dir: PathBuf::new(),
+                transfers,
+                cores: 1,
+                memory,
+                rate: None,
+                engine: EngineChoice::Auto,
+            };
+            let all = options.share() * transfers.max(1);
+            assert!(all <= memory && memory - all < transfers.max(1), "{options:?}: {all}");
+        }
     }
 }

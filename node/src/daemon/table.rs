@@ -31,15 +31,21 @@ impl Table {
     }
 
     /// Takes a request: joins the transfer to the same path if it brings the same image; if it
-    /// brings another, that is a conflict. Returns its number and whether it is new.
+    /// brings another, that is a conflict, and so it is if it runs already and will not be as durable
+    /// as is asked. Returns its number and whether it is new.
     pub fn ask(&mut self, request: PullRequest) -> Result<(u64, bool)> {
         let mut open = self.transfers.values_mut().filter(|t| !t.state.is_final());
         if let Some(same) = open.find(|t| t.request.to == request.to) {
+            let (to, other) = (request.to.display(), &same.request.image);
             if same.request.image == request.image {
+                if same.state == TransferState::Running && request.sync && !same.request.sync {
+                    let id = same.id;
+                    let message = format!("{to}: transfer {id} will not sync; ask when it is done");
+                    return Err(Error::new(Kind::Conflict, message));
+                }
                 same.request.sync |= request.sync;
                 return Ok((same.id, false));
             }
-            let (to, other) = (request.to.display(), &same.request.image);
             let message = format!("{to}: transfer {} is bringing {other} there", same.id);
             return Err(Error::new(Kind::Conflict, message));
         }
@@ -87,14 +93,18 @@ impl Table {
         self.transfers.values()
     }
 
-    /// Notes that a transfer runs.
-    pub fn running(&mut self, id: u64) {
+    /// Notes that a transfer runs, and says what it is to do.
+    pub fn running(&mut self, id: u64) -> Result<PullRequest> {
         self.change(id, |t| t.state = TransferState::Running);
+        Ok(self.get(id)?.request.clone())
     }
 
-    /// Notes which image a transfer brings.
-    pub fn resolved(&mut self, id: u64, image: Digest) {
-        self.change(id, |t| t.image = Some(image));
+    /// Notes which image a transfer brings, and how many bytes of data it holds.
+    pub fn found(&mut self, id: u64, image: Digest, total: u64) {
+        self.change(id, |t| {
+            t.image = Some(image);
+            t.progress.total = total;
+        });
     }
 
     /// Notes how a transfer ended.
@@ -146,13 +156,27 @@ mod tests {
     }
 
     #[test]
+    fn who_joins_gets_it_as_durable_as_was_asked() {
+        let durable = || PullRequest { sync: true, ..request("a:1", "/x") };
+        let mut table = Table::default();
+        table.ask(request("a:1", "/x")).unwrap();
+        assert_eq!(table.ask(durable()).unwrap(), (0, false));
+        assert!(table.running(0).unwrap().sync);
+        table.ask(request("a:1", "/y")).unwrap();
+        table.running(1).unwrap();
+        let late = PullRequest { to: "/y".into(), ..durable() };
+        assert_eq!(table.ask(late).unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(table.ask(request("a:1", "/y")).unwrap(), (1, false));
+    }
+
+    #[test]
     fn what_ran_waits_again_after_a_restart_and_numbers_go_on() {
         let mut table = Table::default();
         for to in ["/1", "/2", "/3"] {
             table.ask(request("a:1", to)).unwrap();
         }
-        table.running(0);
-        table.running(1);
+        table.running(0).unwrap();
+        table.running(1).unwrap();
         table.ended(1, Progress::default(), &Err(Error::new(Kind::Full, "full")));
         let text = serde_json::to_string(&table).unwrap();
         let mut table = serde_json::from_str::<Table>(&text).unwrap().restarted();

@@ -82,6 +82,7 @@ impl std::fmt::Debug for PullOptions {
 pub struct Watch {
     size: AtomicU64,
     data: AtomicU64,
+    total: AtomicU64,
     reused: AtomicU64,
     written: AtomicU64,
     received: AtomicU64,
@@ -98,12 +99,19 @@ impl Watch {
         Progress {
             size: get(&self.size),
             data: get(&self.data),
+            total: get(&self.total),
             reused: get(&self.reused),
             written: get(&self.written),
             received: get(&self.received),
             chunks: get(&self.chunks),
             repaired: get(&self.repaired),
         }
+    }
+
+    /// Says how many bytes of data the disk will hold, where that is known before all of it has been
+    /// looked at.
+    pub fn expect(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
     }
 
     /// Ends the pull soon, with [`Kind::Cancelled`]. What has arrived is kept for the next run.

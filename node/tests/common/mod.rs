@@ -11,6 +11,7 @@ use image::{
     ChunkSink, ChunkSource, Codec, Digest, Domain, Encoder, Error, Frame, Geometry, Kind, Manifest,
     Place, ReadContext, Result, SectionTable, is_zero,
 };
+use tokio::sync::Semaphore;
 
 pub const CHUNK: usize = 16 << 10;
 
@@ -137,11 +138,22 @@ pub struct Source {
     pub disk: Arc<Disk>,
     pub lie: Option<(Lie, Until)>,
     pub said: Arc<Said>,
+    /// Each chunk takes a permit; a closed gate is wide open.
+    pub gate: Option<Arc<Semaphore>>,
 }
 
 impl Source {
     pub fn honest(disk: &Disk) -> Self {
-        Self { disk: Arc::new(disk.clone()), lie: None, said: Arc::default() }
+        Self { disk: Arc::new(disk.clone()), lie: None, said: Arc::default(), gate: None }
+    }
+
+    /// Gives so many chunks, and the rest once its gate is closed.
+    pub fn gated(disk: &Disk, chunks: usize) -> Self {
+        Self { gate: Some(Arc::new(Semaphore::new(chunks))), ..Self::honest(disk) }
+    }
+
+    pub fn go_on(&self) {
+        self.gate.as_ref().unwrap().close();
     }
 
     pub fn lying(disk: &Disk, lie: Lie, until: Until) -> Self {
@@ -247,6 +259,11 @@ impl ChunkSource for Source {
             return self.tell(lie, place.section, &chunks, sink).await;
         }
         for chunk in chunks {
+            if let Some(gate) = &self.gate
+                && let Ok(permit) = gate.acquire().await
+            {
+                permit.forget();
+            }
             sink.chunk(chunk, self.frame(place.section, chunk)).await?;
         }
         Ok(())
