@@ -1,4 +1,6 @@
 //! Disks for the tour: real files laid out on a sparse raw disk, changed, corrupted, compared.
+//!
+//! All of it is plain blocking I/O, which lets others run after each piece: an interrupt ends it there.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use tokio::task::yield_now;
 
 /// Where each file starts on the disk: a multiple of this.
 const ALIGN: u64 = 4096;
@@ -32,7 +35,7 @@ pub fn real_files() -> anyhow::Result<PathBuf> {
 }
 
 /// Lays files under `from` out on a sparse raw disk, at most `limit` bytes of them.
-pub fn make(from: &Path, disk: &Path, limit: u64) -> anyhow::Result<Made> {
+pub async fn make(from: &Path, disk: &Path, limit: u64) -> anyhow::Result<Made> {
     let out = File::create_new(disk)?;
     let mut made = Made { files: 0, bytes: 0 };
     let (mut at, mut since_hole) = (0, 0);
@@ -44,7 +47,7 @@ pub fn make(from: &Path, disk: &Path, limit: u64) -> anyhow::Result<Made> {
         }
         // A file that may not be read, or has just gone, is left out.
         let Ok(file) = File::open(&path) else { continue };
-        let copied = copy(&file, &out, at, limit - made.bytes)?;
+        let copied = copy(&file, &out, at, limit - made.bytes).await?;
         made.files += 1;
         made.bytes += copied;
         at = (at + copied).next_multiple_of(ALIGN);
@@ -74,10 +77,11 @@ fn list(dir: &Path, into: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn copy(mut from: &File, to: &File, mut at: u64, mut limit: u64) -> anyhow::Result<u64> {
+async fn copy(mut from: &File, to: &File, mut at: u64, mut limit: u64) -> anyhow::Result<u64> {
     let mut buf = vec![0; 1 << 20];
     let mut copied = 0;
     while limit > 0 {
+        yield_now().await;
         let want = limit.min(buf.len() as u64) as usize;
         let n = from.read(&mut buf[..want])?;
         if n == 0 {
@@ -90,12 +94,13 @@ fn copy(mut from: &File, to: &File, mut at: u64, mut limit: u64) -> anyhow::Resu
 }
 
 /// Copies a disk and changes some bytes in one chunk of fifty.
-pub fn change(first: &Path, second: &Path) -> anyhow::Result<()> {
+pub async fn change(first: &Path, second: &Path) -> anyhow::Result<()> {
     let (from, to) = (File::open(first)?, File::create_new(second)?);
     let size = from.metadata()?.len();
     to.set_len(size)?;
     let mut chunk = vec![0; CHUNK as usize];
     for (i, at) in (0..size).step_by(CHUNK as usize).enumerate() {
+        yield_now().await;
         let len = (size - at).min(CHUNK) as usize;
         from.read_exact_at(&mut chunk[..len], at)?;
         if i % 50 == 7 && len > 4096 {
@@ -132,7 +137,7 @@ pub fn flip_bits(dir: &Path) -> anyhow::Result<u64> {
 }
 
 /// Fails unless two files hold the same bytes.
-pub fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
+pub async fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
     let (left, right) = (File::open(a)?, File::open(b)?);
     let size = left.metadata()?.len();
     if size != right.metadata()?.len() {
@@ -140,6 +145,7 @@ pub fn compare(a: &Path, b: &Path) -> anyhow::Result<()> {
     }
     let (mut x, mut y) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     for at in (0..size).step_by(1 << 20) {
+        yield_now().await;
         let len = (size - at).min(1 << 20) as usize;
         left.read_exact_at(&mut x[..len], at)?;
         right.read_exact_at(&mut y[..len], at)?;

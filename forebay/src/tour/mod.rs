@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::cli::TryArgs;
+use crate::commands::block_on;
 use crate::output::{Output, bytes, table};
 use crate::report::{ImportReport, PullReport};
 use grid::Grid;
@@ -29,28 +30,29 @@ struct Step {
 
 /// Runs the tour.
 pub fn run(args: &TryArgs, output: Output) -> anyhow::Result<()> {
-    let dir = tempfile::Builder::new().prefix("forebay-try-").tempdir()?;
-    let path = dir.path().to_owned();
-    let result = tour(args, &path);
-    if args.keep {
-        eprintln!("kept: {}", dir.keep().display());
-    }
-    let steps = result.with_context(|| format!("in {}", path.display()))?;
-    output.result(&steps, |steps| human(steps));
-    Ok(())
+    let steps = block_on(async {
+        // Taken away whatever ends the tour, after the processes that work in it.
+        let mut dir = tempfile::Builder::new();
+        let dir = dir.prefix("forebay-try-").disable_cleanup(args.keep).tempdir()?;
+        if args.keep {
+            say(&format!("Keeping {}", dir.path().display()));
+        }
+        tour(args, dir.path()).await.with_context(|| format!("in {}", dir.path().display()))
+    })?;
+    Ok(output.result(&steps, |steps| human(steps))?)
 }
 
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn tour(args: &TryArgs, dir: &Path) -> anyhow::Result<Vec<Step>> {
+async fn tour(args: &TryArgs, dir: &Path) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();
     let from = args.from.clone().map_or_else(disk::real_files, Ok)?;
     say(&format!("Making a disk of files under {} …", from.display()));
     let started = now();
     let (first, second) = (dir.join("first.raw"), dir.join("second.raw"));
-    let made = disk::make(&from, &first, args.size)?;
+    let made = disk::make(&from, &first, args.size).await?;
     let outcome = format!("{} files", made.files);
     steps.push(Step {
         what: "make a disk",
@@ -61,31 +63,47 @@ fn tour(args: &TryArgs, dir: &Path) -> anyhow::Result<Vec<Step>> {
     });
 
     say("Starting a grid: store, receiver, cache and placement in one process …");
-    let mut grid = Grid::start(dir)?;
+    let grid = Grid::start(dir).await?;
     say("Importing the disk as try:1 …");
-    steps.push(import(&grid, "import it", &first, "try:1")?);
+    steps.push(import(&grid, "import it", &first, "try:1").await?);
     say("Pulling try:1 over QUIC …");
     let copy = dir.join("copy.raw");
-    steps.push(pull(&grid, "pull it", "try:1", &copy, &first)?);
+    steps.push(pull(&grid, "pull it", "try:1", &copy, &first).await?);
 
     say("Changing one chunk in fifty, importing that as try:2, pulling it over the copy …");
-    disk::change(&first, &second)?;
-    steps.push(import(&grid, "import a changed version", &second, "try:2")?);
-    steps.push(pull(&grid, "pull it over the first", "try:2", &copy, &second)?);
+    disk::change(&first, &second).await?;
+    steps.push(import(&grid, "import a changed version", &second, "try:2").await?);
+    steps.push(pull(&grid, "pull it over the first", "try:2", &copy, &second).await?);
 
     say("Stopping the grid, flipping bits in the cache's files, starting it again …");
-    grid.stop()?;
-    let flipped = disk::flip_bits(&grid.cache_dir())?;
-    grid = Grid::start(dir)?;
-    let again = dir.join("again.raw");
-    let mut step = pull(&grid, "pull through a corrupted cache", "try:2", &again, &second)?;
-    let caught = grid.stop()?.bad_frames;
+    let cache = grid.cache_dir();
+    grid.stop().await?;
+    let flipped = disk::flip_bits(&cache)?;
+    let (mut step, caught) = again(dir, "pull through a corrupted cache", &second).await?;
     if caught == 0 {
         bail!("{flipped} flipped bits in the cache were not noticed");
     }
-    step.outcome = format!("{caught} bad frames caught and repaired; {}", step.outcome);
+    step.outcome = format!("{caught} bad frames caught; {}", step.outcome);
+    steps.push(step);
+
+    say("Reading all of the cache once more …");
+    let (mut step, left) = again(dir, "pull through the repaired cache", &second).await?;
+    if left > 0 {
+        bail!("{left} of {caught} bad frames are still in the cache");
+    }
+    step.outcome = format!("no bad frames left; {}", step.outcome);
     steps.push(step);
     Ok(steps)
+}
+
+/// Pulls the second version to a new file through a grid that has just started; with it, the bad frames
+/// that the cache met.
+async fn again(dir: &Path, what: &'static str, second: &Path) -> anyhow::Result<(Step, u64)> {
+    let grid = Grid::start(dir).await?;
+    let copy = dir.join("again.raw");
+    let step = pull(&grid, what, "try:2", &copy, second).await?;
+    std::fs::remove_file(&copy)?;
+    Ok((step, grid.stop().await?.bad_frames))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a tour for people reads the real clock")]
@@ -93,9 +111,9 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn import(grid: &Grid, what: &'static str, disk: &Path, name: &str) -> anyhow::Result<Step> {
+async fn import(grid: &Grid, what: &'static str, disk: &Path, name: &str) -> anyhow::Result<Step> {
     let disk = disk.to_str().context("a temporary path is UTF-8")?;
-    let report: ImportReport = grid.command(&["import", disk, name])?;
+    let report: ImportReport = grid.command(&["import", disk, name]).await?;
     Ok(Step {
         what,
         disk: report.data,
@@ -105,7 +123,7 @@ fn import(grid: &Grid, what: &'static str, disk: &Path, name: &str) -> anyhow::R
     })
 }
 
-fn pull(
+async fn pull(
     grid: &Grid,
     what: &'static str,
     name: &str,
@@ -113,8 +131,8 @@ fn pull(
     original: &Path,
 ) -> anyhow::Result<Step> {
     let target = to.to_str().context("a temporary path is UTF-8")?;
-    let report: PullReport = grid.command(&["pull", name, "--to", target, "--no-daemon"])?;
-    disk::compare(to, original)?;
+    let report: PullReport = grid.command(&["pull", name, "--to", target, "--no-daemon"]).await?;
+    disk::compare(to, original).await?;
     Ok(Step {
         what,
         disk: report.progress.data,
