@@ -98,12 +98,22 @@ pub fn open_cache(config: &Config) -> Result<Arc<cache::Shared>> {
     cache::Shared::start(budget, options)
 }
 
-/// The IP address that nodes are told.
+/// The IP address that nodes are told. One that stands for all of a machine's, as `0.0.0.0` does, leads
+/// nobody there.
 pub fn advertised_ip(config: &Config) -> Result<IpAddr> {
-    match config.text("serve.advertise_ip") {
-        "" => ip(config, "serve.ip"),
-        _ => ip(config, "serve.advertise_ip"),
+    let key = match config.text("serve.advertise_ip") {
+        "" => "serve.ip",
+        _ => "serve.advertise_ip",
+    };
+    let advertised = ip(config, key)?;
+    if advertised.is_unspecified() {
+        let what = format!(
+            "{key} = `{advertised}` is no address that nodes can reach: set serve.advertise_ip to one \
+             of this machine's"
+        );
+        return Err(Error::new(Kind::Invalid, what));
     }
+    Ok(advertised)
 }
 
 /// Writes out what is on its way to the cache's disk; says how it went if programs want to know.

@@ -9,7 +9,7 @@
 
 mod archive;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -45,6 +45,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let data = &config.data;
     let authority = Arc::new(Authority::open(&data.join("ca"), clock.now())?);
     let advertise = advertised_ip(config)?;
+    let placement_ip = placement_ip(config, advertise)?;
     let ips = [ip(config, "serve.ip")?, advertise];
     let papers = authority.server_papers(&data.join("server"), NAME, &ips, clock.now())?;
     let admin = authority.admin_papers(&data.join(ADMIN), clock.now())?;
@@ -76,7 +77,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         authority,
         papers,
         state: data.join("placement.redb"),
-        address: None,
+        address: Some(SocketAddr::new(placement_ip, address.port()).to_string()),
         servers: vec![CacheInfo {
             name: NAME.into(),
             server_name,
@@ -119,6 +120,25 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
     ended.unwrap_or_else(|e| Err(Error::caused(Kind::Io, "placement ended badly", e)))
+}
+
+/// The IP address at which joining machines find placement: where it listens, or, if that is all of this
+/// machine's, the one that nodes are told.
+fn placement_ip(config: &Config, advertise: IpAddr) -> Result<IpAddr> {
+    let text = config.text("up.listen");
+    let bad = |e| Error::caused(Kind::Invalid, format!("up.listen = `{text}`"), e);
+    let listen = text.parse::<SocketAddr>().map_err(bad)?.ip();
+    if !listen.is_unspecified() {
+        return Ok(listen);
+    }
+    if advertise.is_loopback() && config.text("serve.advertise_ip").is_empty() {
+        let what = format!(
+            "up.listen = `{text}` is no address that nodes can reach: set serve.advertise_ip to one of \
+             this machine's"
+        );
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    Ok(advertise)
 }
 
 async fn listen(address: &str) -> Result<TcpListener> {
