@@ -1,9 +1,8 @@
 //! What must not go wrong when something else does.
 
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
-use crate::harness::{Background, Disk, Grid, files, flip, path};
+use crate::harness::{Background, Disk, Grid, files, flip, path, until};
 
 fn holds(copy: &Path, disk: &Disk) -> bool {
     std::fs::read(copy).is_ok_and(|bytes| bytes == disk.bytes)
@@ -34,19 +33,23 @@ fn a_corrupted_store_is_named_and_nothing_wrong_gets_a_name() {
         let mut grid = Grid::start_with(&["--set", "cache.disk=0"]);
         let disk = Disk::new("abcd");
         grid.import(&grid.disk("d.raw", &disk), "d:1");
-        let whole = grid.dir.join("whole");
+        let whole = grid.dir.join("whole.raw");
         grid.pull("d:1", &whole).json();
         grid.stop();
         grid.objects(folder).iter().for_each(|object| flip(object, at));
         grid.restart();
+        let named = |object: &PathBuf| object.file_name().unwrap().to_str().unwrap().to_owned();
+        let damaged: Vec<String> = grid.objects(folder).iter().map(named).collect();
+        let [damaged] = &damaged[..] else { panic!("{damaged:?}: one small image has one") };
         let copy = grid.dir.join("copy");
-        let failed = grid.pull("d:1", &copy);
-        assert_ne!(failed.code, 0, "{folder}");
-        assert!(!copy.exists(), "{folder}: {}", failed.err);
-        let verified = grid.run(&["verify", "d:1", "--deep"]);
-        assert_ne!(verified.code, 0, "{folder}");
+        grid.pull("d:1", &copy).fails(76, &[damaged]);
+        assert!(!copy.exists(), "{folder}");
+        grid.run(&["verify", "d:1", "--deep"]).fails(76, &["d:1", damaged]);
         // The copy that was pulled before mends nothing by itself, but importing it again does.
-        assert!(holds(&whole, &disk));
+        grid.import(&whole, "d:2");
+        grid.run(&["verify", "d:1", "--deep"]).json();
+        grid.pull("d:1", &copy).json();
+        assert!(holds(&copy, &disk), "{folder}");
     }
 }
 
@@ -61,11 +64,6 @@ fn a_damaged_locator_is_made_anew() {
     let copy = grid.dir.join("copy");
     grid.pull("d:1", &copy).json();
     assert!(holds(&copy, &disk));
-}
-
-#[expect(clippy::disallowed_methods, reason = "polls what another process does")]
-fn wait(t: Duration) {
-    std::thread::sleep(t);
 }
 
 #[test]
@@ -89,11 +87,45 @@ fn two_at_once() {
     let args = ["pull", "d:1", "--to", path(&copy), "--no-daemon", "--rate", "2MiB"];
     let mut slow = Background::start(&mut grid.command(&args));
     let partial = grid.dir.join(".copy.forebay-partial");
-    while !partial.exists() {
+    until("it works", || {
         assert!(slow.child.try_wait().unwrap().is_none(), "the slow pull ended early");
-        wait(Duration::from_millis(5));
-    }
+        partial.exists()
+    });
     grid.pull("d:1", &copy).fails(73, &["copy"]);
     assert!(slow.child.wait().unwrap().success());
     assert!(holds(&copy, &disk));
+}
+
+#[test]
+fn an_interrupted_command_says_so_and_is_run_again() {
+    let grid = Grid::start();
+    let disk = Disk::new("abcdefghijklmnopqrstuvwx");
+    let file = grid.disk("d.raw", &disk);
+    grid.import(&file, "d:1");
+    for signal in ["-TERM", "-INT"] {
+        let copy = grid.dir.join(format!("copy{signal}"));
+        let args = ["pull", "d:1", "--to", path(&copy), "--no-daemon", "--rate", "256KiB"];
+        let mut pull = Background::start(&mut grid.command(&args));
+        let partial = grid.dir.join(format!(".copy{signal}.forebay-partial"));
+        until("it works", || partial.exists());
+        assert_eq!(pull.end(signal).1, 130, "{signal}");
+        assert!(!copy.exists());
+        grid.pull("d:1", &copy).json();
+        assert!(holds(&copy, &disk));
+    }
+    // One that waits for its input, and is told to end.
+    let mut import = grid.command(&["import", "-", "d:2"]);
+    let mut import = Background::start(import.stdin(std::process::Stdio::piped()));
+    let handles = format!("/proc/{}/status", import.child.id());
+    until("it handles signals", || catches_term(Path::new(&handles)));
+    assert_eq!(import.end("-TERM").1, 130);
+    grid.run(&["inspect", "d:2"]).fails(66, &["d:2"]);
+}
+
+/// Whether a process has a handler for SIGTERM.
+fn catches_term(status: &Path) -> bool {
+    let status = std::fs::read_to_string(status).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask >> 14 & 1 == 1)
 }

@@ -98,8 +98,13 @@ impl Background {
 
     /// As systemd ends it; its last line and exit code.
     pub fn terminate(&mut self) -> (String, i32) {
+        self.end("-TERM")
+    }
+
+    /// As a signal ends it; its last line and exit code.
+    pub fn end(&mut self, signal: &str) -> (String, i32) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").arg(pid).status().expect("kill").success());
+        assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success());
         let line = self.line();
         let status = self.child.wait().expect("a child ends");
         (line, status.code().unwrap_or(-1))
@@ -125,6 +130,9 @@ impl Drop for Background {
         let _ = self.child.wait();
     }
 }
+
+/// What `up` says on standard error.
+const LOG: &str = "up.log";
 
 /// A grid and the directory it lives in.
 pub struct Grid {
@@ -154,9 +162,22 @@ impl Grid {
     pub fn restart(&mut self) {
         let mut command = forebay(&self.data);
         command.args(["up", "--json", "--listen", "127.0.0.1:0"]).args(&self.args);
+        let log = File::options().create(true).append(true).open(self.dir.join(LOG));
+        command.stderr(log.expect("a log in a temporary directory"));
         let mut up = Background::start(&mut command);
         assert!(!up.line().is_empty(), "forebay up ended before it served");
         self.up = Some(up);
+    }
+
+    /// Waits until `up` has logged a line that says all of this.
+    #[track_caller]
+    pub fn has_logged(&self, says: &[&str]) {
+        let has = |line: &str| says.iter().all(|s| line.contains(s));
+        until(&format!("{says:?} in the log"), || self.log().lines().any(has));
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join(LOG)).unwrap_or_default()
     }
 
     /// Stops `up` in good order; what it says of its run.
@@ -216,6 +237,27 @@ impl Grid {
         files(&self.data.join("store").join(folder), &mut found);
         found
     }
+}
+
+impl Drop for Grid {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("what `up` logged:\n{}", self.log());
+        }
+    }
+}
+
+/// Looks again and again until something is so.
+#[track_caller]
+#[expect(clippy::disallowed_methods, reason = "polls what another process does")]
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    for _ in 0..PATIENCE.as_millis() / 5 {
+        if so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("never: {what}");
 }
 
 /// Every file below a directory.

@@ -110,7 +110,9 @@ fn wrong_input_is_refused_clearly_and_changes_nothing() {
     grid.run(&["import", path(&odd), "odd:1"]).fails(65, &["odd.raw", "1000"]);
     let unknown = grid.file("disk.xyz", &[1; 512]);
     grid.run(&["import", path(&unknown), "x:1"]).fails(65, &["disk.xyz", "--format"]);
-    grid.run(&["import", "/no/such/disk.raw", "x:1"]).fails(66, &["/no/such/disk.raw"]);
+    let missing = grid.run(&["import", "/no/such/disk.raw", "x:1"]);
+    missing.fails(66, &["/no/such/disk.raw"]);
+    assert_eq!(missing.err.matches("os error 2").count(), 1, "{}", missing.err);
     for bad in ["../x:1", "a b:1", "dé:1", "a/b/c:1", ""] {
         grid.run(&["import", path(&disk), bad]).fails(64, &[]);
     }
@@ -147,6 +149,35 @@ fn names_come_and_go_and_garbage_goes_in_two_steps() {
     let copy = grid.dir.join("copy");
     grid.pull("d:2", &copy).json();
     same(&copy, &Disk::new("abc"));
+}
+
+#[test]
+fn what_is_said_of_an_image_is_shown() {
+    let grid = Grid::start();
+    let disk = grid.disk("d.raw", &Disk::new("ab"));
+    let mut import = grid.command(&["import", path(&disk), "d:1", "--kind", "application"]);
+    import.args(["--os", "debian 12", "--arch", "x86_64", "--firmware", "uefi", "--cpus", "2"]);
+    import.args(["--memory-mib", "512", "--nics", "1", "--hypervisor", "qemu"]);
+    run(import.args(["--label", "team=infra", "--label", "note=a=b"])).json();
+    let info = grid.run(&["inspect", "d:1"]).json();
+    for (field, value) in [
+        ("kind", "application".into()),
+        ("os", "debian 12".into()),
+        ("architecture", "x86_64".into()),
+        ("firmware", "uefi".into()),
+        ("cpus", 2.into()),
+        ("memory_mib", 512.into()),
+        ("nics", 1.into()),
+        ("hypervisor", "qemu".into()),
+        ("labels", serde_json::json!({"team": "infra", "note": "a=b"})),
+    ] {
+        assert_eq!(info["record"][field], value, "{field}: {info}");
+    }
+    let shown = run(forebay(&grid.data).args(["inspect", "d:1"])).out;
+    for says in ["debian 12", "x86_64", "uefi", "512 MiB", "qemu", "team=infra", "note=a=b"] {
+        assert!(shown.contains(says), "{says}: {shown}");
+    }
+    assert_eq!(grid.run(&["images"]).json()["images"][0]["os"], "debian 12");
 }
 
 #[test]

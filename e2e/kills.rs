@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Background, Disk, Grid, forebay, path};
+use crate::harness::{Background, Disk, Grid, forebay, path, until};
 
 /// The moments at which a command is killed: spread over a little more than it takes, each at a place
 /// of its own in its share of that. `FOREBAY_E2E=1` tries 200 of them.
@@ -148,6 +148,7 @@ fn the_node_daemon_goes_on_with_what_it_was_asked() {
     let copy = grid.dir.join("copy");
     let ask = ["pull", "d:1", "--to", path(&copy)];
     let takes = time(|| drop(grid.run(&ask).json()));
+    let mut asked = 1;
     for after in Kills::over(takes).points() {
         std::fs::remove_file(&copy).unwrap();
         let mut asking = Background::start(&mut grid.command(&ask));
@@ -156,9 +157,19 @@ fn the_node_daemon_goes_on_with_what_it_was_asked() {
         daemon.kill();
         assert!(!copy.exists() || holds(&copy, &disk), "after {after:?}: half an image");
         asking.child.wait().unwrap();
+        let before = asked;
         daemon = start();
+        // What had been asked by then is finished unasked.
+        until("all has ended", || {
+            let all = grid.run(&["node", "transfers"]).json();
+            let all = all.as_array().unwrap();
+            asked = all.iter().map(|t| t["id"].as_u64().unwrap() + 1).max().unwrap();
+            all.iter().all(|t| t["state"] == "done")
+        });
+        assert!(asked == before || holds(&copy, &disk), "after {after:?}");
         grid.run(&ask).json();
         assert!(holds(&copy, &disk));
+        asked += 1;
     }
     assert_eq!(daemon.terminate().1, 0);
 }

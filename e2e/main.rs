@@ -12,3 +12,6 @@ mod house;
 mod journeys;
 mod kills;
 mod real;
+mod refusals;
+mod services;
+mod tour;

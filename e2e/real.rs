@@ -87,11 +87,17 @@ fn real_debian_disks_travel_between_namespaces_and_boot() {
         println!("import {name}: {} bytes sent in {} s", report["sent"], report["seconds"]);
         images.push(report["image"].clone());
     }
+    // The other namespace is another machine: all that it gets of this one is a token.
+    let token = must(Network::inside("fbe2e-a", &data).args(["node", "token"]));
+    let token: serde_json::Value = serde_json::from_str(&token).unwrap();
+    let node = temp.path().join("node");
+    let join = ["node", "join", token["token"].as_str().unwrap(), "--name", "n1"];
+    must(Network::inside("fbe2e-b", &node).args(join));
     assert!(images.windows(2).all(|w| w[0] == w[1]), "one disk, one identity: {images:?}");
     for name in ["debian:raw", "debian:qcow2", "debian:vmdk"] {
         let copy = temp.path().join("copy.raw");
         let text =
-            must(Network::inside("fbe2e-b", &data).args(["pull", name, "--to", path(&copy)]));
+            must(Network::inside("fbe2e-b", &node).args(["pull", name, "--to", path(&copy)]));
         let report: serde_json::Value = serde_json::from_str(&text).unwrap();
         println!("pull {name} at 1 Gbit/s: {} s", report["seconds"]);
         must(Command::new("cmp").arg(&raw).arg(&copy));

@@ -35,11 +35,20 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("forebay: {e:#}");
+            eprintln!("forebay: {}", told(&e));
             let kind = e.downcast_ref::<Error>().map(Error::kind);
             ExitCode::from(kind.map_or(70, api::exit_code))
         }
     }
+}
+
+/// An error and its causes. Most of ours name their cause themselves.
+fn told(error: &anyhow::Error) -> String {
+    let add = |text: String, cause: String| match text.contains(&cause) {
+        true => text,
+        false => format!("{text}: {cause}"),
+    };
+    error.chain().map(ToString::to_string).reduce(add).unwrap_or_default()
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
