@@ -118,7 +118,7 @@ impl Background {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 return (self.line(), status.code().unwrap_or(-1));
             }
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::park_timeout(Duration::from_millis(100));
         }
         panic!("it has not ended within {patience:?}");
     }

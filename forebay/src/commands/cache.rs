@@ -88,7 +88,7 @@ where
         };
         each(&grid, on, async |client| ask(client.clone(), image).await).await
     })?;
-    output.result(&answers, |answers| human(answers));
+    output.result(&answers, |answers| human(answers))?;
     failed
 }
 
@@ -203,7 +203,7 @@ fn bring(config: &Config, args: &OnCachesArgs, output: Output, pins: bool) -> Re
         let (done, failed) = each(&grid, &begun, watch).await?;
         Ok((done, refused.and(failed)))
     })?;
-    output.result(&done, |done| human_warm(done));
+    output.result(&done, |done| human_warm(done))?;
     failed
 }
 
