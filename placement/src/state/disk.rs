@@ -36,11 +36,15 @@ impl Disk {
     /// In memory: for tests.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
-        let backend = redb::backends::InMemoryBackend::new();
-        let database = redb::Builder::new().create_with_backend(backend);
-        let database = database.expect("memory does not fail");
-        make_tables(&database).expect("memory does not fail");
-        Self(Arc::new(database))
+        Self::over(redb::backends::InMemoryBackend::new()).expect("memory does not fail")
+    }
+
+    /// In anything that keeps bytes: for tests.
+    #[cfg(test)]
+    pub(crate) fn over(backend: impl redb::StorageBackend) -> Result<Self, redb::Error> {
+        let database = builder().create_with_backend(backend)?;
+        make_tables(&database)?;
+        Ok(Self(Arc::new(database)))
     }
 
     /// Runs on a thread that may block.
@@ -92,10 +96,15 @@ fn open(path: &Path) -> Result<Database> {
         ),
     };
     let file = files::open_private(path)?;
-    let database = redb::Builder::new().set_cache_size(CACHE).create_file(file);
-    let database = database.map_err(|e| failed(e.into()))?;
+    let database = builder().create_file(file).map_err(|e| failed(e.into()))?;
     make_tables(&database).map_err(failed)?;
     Ok(database)
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE);
+    builder
 }
 
 /// So that no reader finds a table missing.

@@ -12,6 +12,8 @@
 //!
 //! Values are JSON; a reader ignores fields that it does not know.
 
+#[cfg(test)]
+mod crash_tests;
 mod disk;
 pub mod keys;
 #[cfg(test)]
