@@ -60,3 +60,15 @@ fn a_ticket_of_a_later_version_is_refused_by_name() {
     assert_eq!(e.kind(), Kind::Unsupported, "{e}");
     assert!(e.message().contains("version 2"), "{e}");
 }
+
+#[test]
+fn a_ticket_may_name_any_time() {
+    let key = SigningKey::from_bytes(&KEY).unwrap();
+    let [(_, mut ticket), ..] = tickets();
+    (ticket.issued, ticket.expires) = (u64::MAX, u64::MAX);
+    let token = ticket.sign(&key);
+    for (now, good) in [(0, false), (u64::MAX, true)] {
+        let opened = Ticket::open(&token, &key.verifying_key(), &ticket.holder, now);
+        assert_eq!(opened.is_ok_and(|t| t.session_good(now)), good, "at {now}");
+    }
+}
