@@ -215,6 +215,7 @@ struct Ghosts {
 }
 
 impl Ghosts {
+    #[expect(clippy::disallowed_methods, reason = "who knew the seed could make names collide")]
     fn new(budget: u64) -> Self {
         let (order, names) = (VecDeque::new(), HashSet::new());
         Self { budget, bytes: 0, hasher: RandomState::new(), order, names }

@@ -108,6 +108,7 @@ impl Dial for CoreDial {
         self.caches.connect(&self.caches.servers[member], self.core).await
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the clock of the spreading over caches")]
     fn now(&self) -> Duration {
         self.since.elapsed()
     }

@@ -242,6 +242,7 @@ impl Authority {
 /// Name of the admin that the first start makes.
 pub(crate) const FIRST_ADMIN: &str = "admin";
 
+#[expect(clippy::disallowed_methods, reason = "the founder of a grid draws its keys")]
 fn create(dir: &Path, now: u64, probe: Probe) -> Result<()> {
     let mut id = [0; 16];
     tls::random(&mut id)?;
@@ -306,6 +307,7 @@ fn belong_together(ca: &[u8], key: &KeyPair, grid: &str) -> Result<()> {
 }
 
 /// ECDSA P-256.
+#[expect(clippy::disallowed_methods, reason = "who founds or joins a grid draws its key")]
 pub(crate) fn new_key() -> Result<KeyPair> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256);
     key.map_err(|e| Error::caused(Kind::Io, "generating a key", e))

@@ -97,6 +97,7 @@ pub(crate) fn check_issued(
 }
 
 /// Fills `bytes` from the operating system's randomness.
+#[expect(clippy::disallowed_methods, reason = "the one place where placement draws chance")]
 pub(crate) fn random(bytes: &mut [u8]) -> Result<()> {
     let filled = aws_lc_rs::default_provider().secure_random.fill(bytes);
     filled.map_err(|_| Error::new(Kind::Io, "the operating system gave no randomness"))

@@ -98,6 +98,7 @@ async fn grids_do_not_trust_each_other() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
 async fn a_certificate_that_names_no_member_of_the_grid_is_refused() {
     // Our CA issued it, but for another grid, as after a mix-up of directories.
     let grid = Grid::start().await;

@@ -179,6 +179,7 @@ async fn a_log_that_lost_its_tail_does_not_turn_names_back() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
 async fn the_newest_record_of_this_grid_counts() {
     let grid = Grid::start().await;
     let admin = grid.admin();

@@ -153,6 +153,7 @@ async fn names_belong_to_who_has_them() {
     assert_eq!(grid.ask(None, "POST", "/v1/join", &body).await.0, 200);
 }
 
+#[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
 fn csr(params: CertificateParams) -> (String, KeyPair) {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     (params.serialize_request(&key).unwrap().pem().unwrap(), key)

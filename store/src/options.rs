@@ -105,6 +105,7 @@ fn system_clock() -> u64 {
     now.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+#[expect(clippy::disallowed_methods, reason = "the chance of a store that is given none")]
 fn system_id() -> [u8; 16] {
     let mut id = [0; 16];
     let mut filled = 0;

@@ -124,6 +124,7 @@ struct Member {
     holder: Digest,
 }
 
+#[expect(clippy::disallowed_methods, reason = "keys of a benchmark: any will do")]
 fn member(issuer: &Issuer<'_, KeyPair>) -> Member {
     let key = KeyPair::generate().expect("a key");
     let params = CertificateParams::new(vec![NAME.to_owned()]).expect("valid names");
@@ -151,6 +152,7 @@ struct Grid {
 }
 
 impl Grid {
+    #[expect(clippy::disallowed_methods, reason = "keys of a benchmark: any will do")]
     fn new() -> Self {
         let ca_key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");

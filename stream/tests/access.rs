@@ -81,6 +81,7 @@ fn another_protocol_is_not_spoken() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
 fn tickets_that_are_not_good_are_refused() {
     world().run(async |grid| {
         let member = grid.world.ca.member("node-1");

@@ -25,6 +25,7 @@ fn main() {
 }
 
 /// One self-made authority and one certificate for both ends.
+#[expect(clippy::disallowed_methods, reason = "keys of a benchmark: any will do")]
 fn make_papers(dir: &Path) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::default();

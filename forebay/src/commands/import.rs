@@ -37,8 +37,8 @@ fn human(report: &ImportReport) -> String {
     )
 }
 
+#[expect(clippy::disallowed_methods, reason = "a command for people reads the real clock")]
 async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<ImportReport> {
-    #[expect(clippy::disallowed_methods, reason = "a command for people reads the real clock")]
     let started = Instant::now();
     let grid = Grid::find(&config.data)?;
     let source = open(args)?;

@@ -99,7 +99,7 @@ async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullRe
     drop(ended);
     result?;
     let progress = watch.progress();
-    Ok(PullReport { image, path, progress, seconds: started.elapsed().as_secs_f64() })
+    Ok(PullReport { image, path, progress, seconds: (now() - started).as_secs_f64() })
 }
 
 /// Asks placement how much data an image holds, beside the pull: only who watches wants to know.
@@ -149,7 +149,7 @@ async fn by_daemon(daemon: &DaemonClient, args: &PullArgs, output: Output) -> Re
     shown.finish();
     match (transfer.state, transfer.error, transfer.image) {
         (TransferState::Done, _, Some(image)) => {
-            let seconds = started.elapsed().as_secs_f64();
+            let seconds = (now() - started).as_secs_f64();
             let progress: Progress = transfer.progress;
             Ok(PullReport { image, path: to, progress, seconds })
         }

@@ -58,7 +58,7 @@ async fn tour(args: &TryArgs, dir: &Path) -> anyhow::Result<Vec<Step>> {
         what: "make a disk",
         disk: made.bytes,
         travelled: 0,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: (now() - started).as_secs_f64(),
         outcome,
     });
 

@@ -27,6 +27,7 @@ fn server(key: &SigningKey) -> ServerControl {
 }
 
 impl Ends {
+    #[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
     fn new() -> Self {
         let key = SigningKey::generate().unwrap();
         let server = server(&key);
@@ -57,6 +58,7 @@ impl Ends {
 }
 
 /// What a server says to these bytes: its error, and the ERROR that it sends.
+#[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
 fn refused(bytes: Bytes) -> Error {
     let mut server = server(&SigningKey::generate().unwrap());
     let e = server.receive(bytes, NOW).unwrap_err();

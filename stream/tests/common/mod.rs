@@ -43,6 +43,7 @@ pub struct Member {
 }
 
 impl Ca {
+    #[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -52,6 +53,7 @@ impl Ca {
         Self { pem: certificate.pem(), issuer: Issuer::new(params, key) }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
     pub fn member(&self, name: &str) -> Member {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -407,6 +409,7 @@ pub struct Grid {
 pub const START: u64 = 1_800_000_000;
 
 impl World {
+    #[expect(clippy::disallowed_methods, reason = "keys of a test: any will do")]
     pub fn new(image: Rc<MemImage>) -> Self {
         let limits = ServerLimits {
             drain: Duration::from_secs(5),

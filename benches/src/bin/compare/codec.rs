@@ -11,7 +11,7 @@ use crate::process::now;
 fn gb_per_s(bytes: usize, work: impl FnOnce()) -> f64 {
     let start = now();
     work();
-    bytes as f64 / start.elapsed().as_secs_f64() / 1e9
+    bytes as f64 / (now() - start).as_secs_f64() / 1e9
 }
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {

@@ -22,7 +22,7 @@ pub fn run(command: &mut Command) -> Output {
 pub fn timed(command: &mut Command) -> f64 {
     let start = now();
     run(command);
-    start.elapsed().as_secs_f64()
+    (now() - start).as_secs_f64()
 }
 
 /// `program` inside a network namespace, if one is named.
