@@ -17,11 +17,21 @@ pub struct Grid {
 impl Grid {
     /// Starts `forebay up` on `ip`; commands run in the client's namespace.
     pub fn start(setup: &Setup, data: &Path, place: Option<(&str, &str, &'static str)>) -> Self {
+        Self::start_by(setup, data, place, |up| up)
+    }
+
+    /// The same, by what `wrap` makes of the command.
+    pub fn start_by(
+        setup: &Setup,
+        data: &Path,
+        place: Option<(&str, &str, &'static str)>,
+        wrap: impl FnOnce(Command) -> Command,
+    ) -> Self {
         let ip = place.map_or("127.0.0.1", |p| p.1);
         let mut command = inside(place.map(|p| p.0), &setup.program);
         command.args(["up", "--json", "--listen", &format!("{ip}:0")]);
         command.args(["--set", &format!("serve.ip={ip}"), "--data"]).arg(data);
-        let mut up = Background::start(&mut command);
+        let mut up = Background::start(&mut wrap(command));
         let mut line = String::new();
         BufReader::new(up.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "forebay up ended before it served");

@@ -1,8 +1,11 @@
-//! Peak memory: RssAnon + RssShmem sampled, and inside a memory cgroup of just that size, page cache
-//! and all: what needs more is killed there.
+//! Peak memory: RssAnon + RssShmem sampled, and that of a memory cgroup in which the process runs from
+//! its first instruction, page cache and all. The cgroup has no more than the bar: what needs more is
+//! killed there. Without a cgroup nobody knows, and the bar is not met.
 
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
@@ -10,109 +13,156 @@ use crate::grid::Grid;
 use crate::process::{MemoryWatch, run};
 
 const MIB: u64 = 1 << 20;
-const PULL: u64 = 192;
-const UP: u64 = 384;
+const PULL: u64 = 192 * MIB;
+const UP: u64 = 384 * MIB;
+const SPARSE: u64 = 100 << 30;
 
 /// A memory cgroup (version 1 or 2) with a limit.
-struct Group(PathBuf);
+struct Group {
+    dir: PathBuf,
+    peak: &'static str,
+}
 
 impl Group {
+    /// None if this machine or kernel has no such thing for us.
     fn new(name: &str, limit: u64) -> Option<Self> {
         let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (root, file) = if v1.exists() {
-            (v1, "memory.limit_in_bytes")
+        let (root, bound, swap, peak) = if v1.exists() {
+            let swap = "memory.memsw.limit_in_bytes";
+            (v1, "memory.limit_in_bytes", (swap, limit), "memory.max_usage_in_bytes")
         } else {
-            (Path::new("/sys/fs/cgroup"), "memory.max")
+            let root = Path::new("/sys/fs/cgroup");
+            let _ = std::fs::write(root.join("cgroup.subtree_control"), "+memory");
+            (root, "memory.max", ("memory.swap.max", 0), "memory.peak")
         };
         let dir = root.join(name);
-        std::fs::create_dir_all(&dir).ok()?;
-        std::fs::write(dir.join(file), limit.to_string()).ok()?;
-        Some(Self(dir))
+        // One that was left behind has a peak already.
+        let _ = std::fs::remove_dir(&dir);
+        std::fs::create_dir(&dir).ok()?;
+        let group = Self { dir, peak };
+        std::fs::write(group.dir.join(bound), limit.to_string()).ok()?;
+        // Not everywhere; where it is missing nothing is swapped.
+        let _ = std::fs::write(group.dir.join(swap.0), swap.1.to_string());
+        group.peak().map(|_| group)
     }
 
-    fn add(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    /// The most that it ever held, in bytes.
+    fn peak(&self) -> Option<u64> {
+        std::fs::read_to_string(self.dir.join(self.peak)).ok()?.trim().parse().ok()
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
+        let _ = std::fs::remove_dir(&self.dir);
     }
 }
 
-/// Runs a command inside a group, from its first instruction; its peak of RssAnon + RssShmem.
-fn peak_of(command: Command, group: Option<&Group>) -> u64 {
+/// The command, inside a group from its first instruction.
+fn within(group: Option<&Group>, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     let enter = match group {
-        Some(group) => format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.0.display()),
+        Some(group) => format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.dir.display()),
         None => "exec \"$@\"".to_owned(),
     };
     shell.arg("-c").arg(enter).arg("sh").arg(command.get_program()).args(command.get_args());
-    let mut child = shell.stdout(std::process::Stdio::null()).spawn().unwrap();
-    let watch = MemoryWatch::start(child.id());
-    let status = child.wait().unwrap();
-    let peak = watch.peak();
-    assert!(status.success(), "{command:?}: {status}");
-    peak
+    shell
+}
+
+/// Adds a bar for what was sampled and what the group held.
+fn add(bars: &mut Bars, what: &str, sampled: u64, group: Option<&Group>, limit: u64) {
+    let beside = mib(limit as f64);
+    let Some(peak) = group.and_then(Group::peak) else {
+        let ours = format!("{}; no memory cgroup here: not known", mib(sampled as f64));
+        return bars.add(what, ours, beside, f64::NAN, Bound::AtMost(1.0));
+    };
+    let ours = format!("{}, cgroup {}", mib(sampled as f64), mib(peak as f64));
+    let ratio = sampled.max(peak) as f64 / limit as f64;
+    bars.add(what, ours, beside, ratio, Bound::AtMost(1.0));
 }
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
+    let sparse = Sparse::make(&setup.dir.join("sparse.raw"));
     let grid = Grid::start(setup, &setup.dir.join("memory"), None);
     grid.import(&setup.disk, "v:1");
-    let sparse = setup.dir.join("sparse.raw");
-    std::fs::File::create(&sparse).unwrap().set_len(100 << 30).unwrap();
-    run(Command::new("cp").args(["--sparse=never", "/bin/bash"]).arg(setup.dir.join("bash")));
-    let bash = std::fs::read(setup.dir.join("bash")).unwrap();
-    let file = std::fs::File::options().write(true).open(&sparse).unwrap();
-    // Something in every tenth GiB.
-    for gib in (0..100).step_by(10) {
-        std::os::unix::fs::FileExt::write_all_at(&file, &bash, gib << 30).unwrap();
-    }
-    grid.import(&sparse, "sparse:1");
-    let copy = setup.dir.join("copy.raw");
-    for (name, what) in [
-        ("v:1", "peak memory of a pull of the disk"),
-        ("sparse:1", "peak memory of a pull of a 100 GiB sparse disk"),
-    ] {
-        let group = Group::new("fbcmp-pull", PULL * MIB);
-        let to = copy.to_str().unwrap();
-        let peak =
-            peak_of(grid.command(&["pull", name, "--no-daemon", "--to", to]), group.as_ref());
-        let beside = if group.is_some() { "and inside a cgroup of 192 MiB" } else { "no cgroup" };
-        let ratio = peak as f64 / (PULL * MIB) as f64;
-        bars.add(what, mib(peak as f64), beside.into(), ratio, Bound::AtMost(1.0));
-        std::fs::remove_file(&copy).unwrap();
+    grid.import(&sparse.path, "sparse:1");
+    for (name, disk) in [("v:1", "the disk"), ("sparse:1", "a 100 GiB sparse disk")] {
+        pulling(setup, bars, &grid, name, disk);
     }
     drop(grid);
-    serving(setup, bars);
+    serving(setup, bars, "v:1", "the disk", |copy| {
+        run(Command::new("cmp").arg(&setup.disk).arg(copy));
+    });
+    serving(setup, bars, "sparse:1", "a 100 GiB sparse disk", |copy| sparse.check(copy));
+    std::fs::remove_file(&sparse.path).unwrap();
 }
 
-/// `up` while it serves four pulls at once, started inside its group.
-fn serving(setup: &Setup, bars: &mut Bars) {
+fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) {
+    let copy = setup.dir.join("copy.raw");
+    let command = grid.command(&["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()]);
+    let group = Group::new("fbcmp-pull", PULL);
+    let mut child = within(group.as_ref(), &command).stdout(Stdio::null()).spawn().unwrap();
+    let watch = MemoryWatch::start(child.id());
+    let status = child.wait().unwrap();
+    let sampled = watch.peak();
+    assert!(status.success(), "{command:?}: {status}");
+    add(bars, &format!("peak memory of a pull of {disk}"), sampled, group.as_ref(), PULL);
+    std::fs::remove_file(&copy).unwrap();
+}
+
+/// `up` while it serves four pulls at once.
+fn serving(setup: &Setup, bars: &mut Bars, name: &str, disk: &str, check: impl Fn(&Path)) {
+    let group = Group::new("fbcmp-up", UP);
     let data = setup.dir.join("memory");
-    let grid = Grid::start(setup, &data, None);
-    let group = Group::new("fbcmp-up", UP * MIB);
-    if let Some(group) = &group {
-        group.add(grid.up.0.id());
-    }
+    let grid = Grid::start_by(setup, &data, None, |up| within(group.as_ref(), &up));
     let watch = MemoryWatch::start(grid.up.0.id());
     let pulls: Vec<_> = (0..4)
         .map(|i| {
             let copy = setup.dir.join(format!("copy-{i}.raw"));
-            let args = ["pull", "v:1", "--no-daemon", "--to", copy.to_str().unwrap()];
-            (grid.command(&args).stdout(std::process::Stdio::null()).spawn().unwrap(), copy)
+            let args = ["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()];
+            (grid.command(&args).stdout(Stdio::null()).spawn().unwrap(), copy)
         })
         .collect();
     for (mut pull, copy) in pulls {
         assert!(pull.wait().unwrap().success());
-        run(Command::new("cmp").arg(&setup.disk).arg(&copy));
+        check(&copy);
         std::fs::remove_file(copy).unwrap();
     }
-    let peak = watch.peak();
-    let what = "peak memory of `up` while it serves four pulls";
-    let beside = if group.is_some() { "and inside a cgroup of 384 MiB" } else { "no cgroup" };
-    let ratio = peak as f64 / (UP * MIB) as f64;
-    bars.add(what, mib(peak as f64), beside.into(), ratio, Bound::AtMost(1.0));
+    let sampled = watch.peak();
+    let what = format!("peak memory of `up` while it serves four pulls of {disk}");
+    add(bars, &what, sampled, group.as_ref(), UP);
+    // It must have left its group before that can be removed.
     drop(grid);
+}
+
+/// A disk with something in every tenth GiB, and holes elsewhere.
+struct Sparse {
+    path: PathBuf,
+    data: Vec<u8>,
+}
+
+impl Sparse {
+    fn places() -> impl Iterator<Item = u64> {
+        (0..SPARSE).step_by(10 << 30)
+    }
+
+    fn make(path: &Path) -> Self {
+        let (file, data) = (File::create(path).unwrap(), std::fs::read("/bin/bash").unwrap());
+        file.set_len(SPARSE).unwrap();
+        Self::places().for_each(|at| file.write_all_at(&data, at).unwrap());
+        Self { path: path.to_owned(), data }
+    }
+
+    /// That a copy is the same. Its holes are not read: that would take longer than everything else.
+    fn check(&self, copy: &Path) {
+        let file = File::open(copy).unwrap();
+        let mut found = vec![0; self.data.len()];
+        for at in Self::places() {
+            file.read_exact_at(&mut found, at).unwrap();
+            assert!(found == self.data, "{}: at {at}", copy.display());
+        }
+        let (len, held) = file.metadata().map(|m| (m.len(), m.blocks() * 512)).unwrap();
+        let most = Self::places().count() as u64 * (self.data.len() as u64 + MIB);
+        assert!(len == SPARSE && held <= most, "{}: {len} bytes, {held} held", copy.display());
+    }
 }
