@@ -16,6 +16,7 @@ use crate::connect::Connector;
 use crate::grid::{self, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, table};
 use crate::report::NodeServing;
+use crate::serve::lock;
 
 /// Runs the command.
 pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
@@ -123,15 +124,27 @@ fn join(config: &Config, args: &JoinArgs, output: Output) -> Result<()> {
     };
     let code: placement::JoinCode = args.token.parse()?;
     let joined = Joined { placement: code.address.clone() };
+    let _alone = lock(&config.data)?;
+    refuse_twice(&config.data)?;
     let papers = block_on(async { placement::Client::join(&args.token, &name).await })?;
     keep(&config.data, &papers, &joined)?;
     output.result(&joined, |j| format!("joined the grid at {} as {name}", j.placement))
 }
 
+/// Found before the token is used up.
+fn refuse_twice(data: &Path) -> Result<()> {
+    let member = data.join(MEMBER);
+    if !member.exists() {
+        return Ok(());
+    }
+    let what = "this machine has joined a grid; remove the directory to join anew";
+    Err(Error::new(Kind::Conflict, format!("{}: {what}", member.display())))
+}
+
+/// The papers come last: with them the machine has joined, and before them it can join again.
 fn keep(data: &Path, papers: &Papers, joined: &Joined) -> Result<()> {
-    std::fs::create_dir_all(data).map_err(|e| Error::io(data.display(), e))?;
-    papers.store(&data.join(MEMBER))?;
-    grid::note_joined(data, joined)
+    grid::note_joined(data, joined)?;
+    papers.store(&data.join(MEMBER))
 }
 
 fn host_name() -> Result<String> {
