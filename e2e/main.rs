@@ -6,6 +6,7 @@
 mod caches;
 mod care;
 mod disks;
+mod durable;
 mod faults;
 mod harness;
 mod house;

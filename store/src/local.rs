@@ -27,10 +27,13 @@ impl LocalDir {
     /// Makes the directory if it is not there, durably.
     pub(crate) fn create(root: &Path) -> Result<Self> {
         let what = |e| Error::io(format!("store directory {}", root.display()), e);
+        let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let made = root.ancestors().take_while(missing).count();
         fs::create_dir_all(root).map_err(what)?;
         let root = root.canonicalize().map_err(what)?;
-        // Its entry lies in its parent; those above are older or were made by the same call.
-        root.ancestors().take(2).try_for_each(sync_dir).map_err(what)?;
+        // The entry of each lies in its parent. One that was there already may have been made by a
+        // run that was cut short.
+        root.ancestors().take(made.max(1) + 1).try_for_each(sync_dir).map_err(what)?;
         Ok(Self { root })
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockio::{BlockFile, EngineChoice, OpenMode};
+use blockio::{BlockFile, EngineChoice, Fs, OpenMode};
 use image::{Error, Kind, Result};
 use store::{IndexPlace, Store, StoreOptions};
 
@@ -35,7 +35,7 @@ pub fn on_a_runtime(server: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// One serving process per data directory.
 pub fn lock(data: &Path) -> Result<BlockFile> {
-    std::fs::create_dir_all(data).map_err(|e| Error::io(data.display(), e))?;
+    Fs::os().create_dir_all(data).map_err(|e| Error::io("data directory", e))?;
     let file = BlockFile::open(data.join("lock"), OpenMode::create());
     let file = file.map_err(|e| Error::io("data directory", e))?;
     match file.try_lock_exclusive() {
