@@ -16,13 +16,19 @@ struct Call {
     what: What,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 enum What {
     Sync(PathBuf),
     /// From one name to another, by linking or renaming.
     Name(PathBuf, PathBuf),
     MakeDir(PathBuf),
     Remove(PathBuf),
+}
+
+impl Call {
+    fn syncs(&self, path: &Path) -> bool {
+        matches!(&self.what, What::Sync(synced) if synced == path)
+    }
 }
 
 /// Reads strace's log, in the order in which the calls ended.
@@ -33,7 +39,7 @@ fn calls(log: &str) -> Vec<Call> {
         let (thread, text) = line.split_once(' ').expect("a thread and what it did");
         let text = text.trim_start();
         if let Some(begins) = text.strip_suffix("<unfinished ...>") {
-            begun.insert(thread, begins);
+            begun.insert(thread, begins.trim_end());
             continue;
         }
         let whole = match text.strip_prefix("<... ") {
@@ -67,60 +73,64 @@ fn understood(call: &str) -> Option<What> {
     }
 }
 
-/// That each file was synced before it got its name, and its directory at once after.
-fn check_names(calls: &[Call]) -> usize {
+/// That each file was synced before it got its name, and its directory at once after. How many names.
+fn check_names(calls: &[Call]) -> Result<usize, String> {
     let mut names = 0;
     for (i, call) in calls.iter().enumerate() {
         let What::Name(from, to) = &call.what else { continue };
-        let synced =
-            |path: &Path| calls[..i].iter().any(|c| matches!(&c.what, What::Sync(p) if p == path));
-        assert!(synced(from), "{} was not synced before it was named", from.display());
-        for entry in std::fs::read_dir(to).into_iter().flatten() {
-            let file = from.join(entry.unwrap().file_name());
-            assert!(synced(&file), "{} was not synced before it was named", file.display());
+        let files = std::fs::read_dir(to).into_iter().flatten();
+        let files = files.map(|entry| from.join(entry.unwrap().file_name()));
+        for file in files.chain([from.clone()]) {
+            if !calls[..i].iter().any(|c| c.syncs(&file)) {
+                return Err(format!("{} was not synced before it was named", file.display()));
+            }
         }
-        let next = calls[i + 1..].iter().find(|c| c.thread == call.thread).map(|c| &c.what);
-        let parent = What::Sync(to.parent().unwrap().to_owned());
-        assert_eq!(next, Some(&parent), "the name {} was not synced", to.display());
+        let next = calls[i + 1..].iter().find(|c| c.thread == call.thread);
+        if !next.is_some_and(|c| c.syncs(to.parent().unwrap())) {
+            return Err(format!("the name {} was not synced at once: {next:?}", to.display()));
+        }
         names += 1;
     }
-    names
+    Ok(names)
 }
 
 /// That the name of each directory was synced, before anything was named in it.
-fn check_directories(calls: &[Call]) {
+fn check_directories(calls: &[Call]) -> Result<(), String> {
     for (i, call) in calls.iter().enumerate() {
         let What::MakeDir(dir) = &call.what else { continue };
         let after = &calls[i + 1..];
-        let parent = dir.parent().unwrap();
-        let synced = after.iter().position(|c| matches!(&c.what, What::Sync(p) if p == parent));
-        let synced = synced.unwrap_or_else(|| panic!("the name {} was not synced", dir.display()));
-        let used = after[..synced]
+        let synced = after.iter().position(|c| c.syncs(dir.parent().unwrap()));
+        let used = after
             .iter()
-            .find(|c| matches!(&c.what, What::Name(_, to) if to.parent() == Some(dir)));
-        assert!(used.is_none(), "{used:?}, and then the name {} was synced", dir.display());
-    }
-}
-
-/// That what an image leans on was removed only when it was sure that the image is gone.
-fn check_removals(calls: &[Call], store: &Path) -> usize {
-    let manifests = store.join("manifests");
-    let (mut images, mut unsure) = (0, false);
-    for call in calls {
-        match &call.what {
-            What::Remove(name) if name.starts_with(&manifests) && !is_partial(name) => {
-                (images, unsure) = (images + 1, true);
-            }
-            What::Sync(dir) if *dir == manifests => unsure = false,
-            What::Remove(name) if !is_partial(name) => {
-                let chunks = ["packs", "sections", "locators"].map(|f| store.join(f));
-                let leaned_on = chunks.iter().any(|folder| name.starts_with(folder));
-                assert!(!unsure || !leaned_on, "{} before manifests/ was synced", name.display());
-            }
-            _ => {}
+            .position(|c| matches!(&c.what, What::Name(_, to) if to.parent() == Some(dir)));
+        if synced.is_none_or(|synced| used.is_some_and(|used| used < synced)) {
+            return Err(format!("the name {} was not synced, or too late", dir.display()));
         }
     }
-    images
+    Ok(())
+}
+
+/// That what an image leans on was removed only when it was sure that the image is gone. How many
+/// images went.
+fn check_removals(calls: &[Call], store: &Path) -> Result<usize, String> {
+    let manifests = store.join("manifests");
+    let leaned_on = ["packs", "sections", "locators"].map(|folder| store.join(folder));
+    let (mut images, mut unsure) = (0, false);
+    for call in calls {
+        let What::Remove(name) = &call.what else {
+            unsure &= !call.syncs(&manifests);
+            continue;
+        };
+        if is_partial(name) {
+            continue;
+        }
+        if name.starts_with(&manifests) {
+            (images, unsure) = (images + 1, true);
+        } else if unsure && leaned_on.iter().any(|folder| name.starts_with(folder)) {
+            return Err(format!("{} before manifests/ was synced", name.display()));
+        }
+    }
+    Ok(images)
 }
 
 /// Whether it is the name under which an object was written.
@@ -169,7 +179,37 @@ fn real_what_is_acknowledged_was_synced_in_the_right_order() {
     assert!(up.child.wait().unwrap().success());
 
     let calls = calls(&std::fs::read_to_string(&log).unwrap());
-    assert!(check_names(&calls) > 20, "papers, state, notes, and the objects of two images");
-    check_directories(&calls);
-    assert_eq!(check_removals(&calls, &store), 1);
+    let names = check_names(&calls).unwrap();
+    assert!(names > 20, "{names}: papers, state, notes, and the objects of two images");
+    check_directories(&calls).unwrap();
+    assert_eq!(check_removals(&calls, &store), Ok(1));
+}
+
+#[test]
+fn a_sync_that_is_missing_is_found() {
+    let log = [
+        "7 mkdir(\"/d/store\", 0777) = 0",
+        "7 fsync(3</d>) = 0",
+        "8 mkdir(\"/d/store\", 0777) = -1 EEXIST (File exists)",
+        "7 fsync(3</d/store/x#1> <unfinished ...>",
+        "8 rename(\"/elsewhere\", \"/d/never\") = -1 ENOENT (No such file or directory)",
+        "7 <... fsync resumed>) = 0",
+        "7 linkat(AT_FDCWD</>, \"/d/store/x#1\", AT_FDCWD</>, \"/d/store/x\", 0) = 0",
+        "7 fsync(3</d/store>) = 0",
+        "7 unlink(\"/d/store/x#1\") = 0",
+        "7 unlink(\"/d/store/manifests/m\") = 0",
+        "7 fdatasync(3</d/store/manifests>) = 0",
+        "8 unlink(\"/d/store/packs/p\") = 0",
+    ];
+    let check = |lines: &[&str]| {
+        let calls = calls(&lines.join("\n"));
+        check_directories(&calls)?;
+        Ok::<_, String>((check_names(&calls)?, check_removals(&calls, Path::new("/d/store"))?))
+    };
+    assert_eq!(check(&log), Ok((1, 1)));
+    for sync in (0..log.len()).filter(|i| log[*i].contains("sync")) {
+        let mut without = log.to_vec();
+        without.remove(sync);
+        assert!(check(&without).is_err(), "without line {sync}");
+    }
 }

@@ -33,7 +33,7 @@ pub fn on_a_runtime(server: impl Future<Output = Result<()>>) -> Result<()> {
     result
 }
 
-/// One serving process per data directory.
+/// One process per data directory that serves, or joins.
 pub fn lock(data: &Path) -> Result<BlockFile> {
     Fs::os().create_dir_all(data).map_err(|e| Error::io("data directory", e))?;
     let file = BlockFile::open(data.join("lock"), OpenMode::create());
@@ -41,8 +41,8 @@ pub fn lock(data: &Path) -> Result<BlockFile> {
     match file.try_lock_exclusive() {
         Ok(true) => Ok(file),
         Ok(false) => {
-            let what =
-                format!("{}: another `forebay up` or `forebay cache` is using it", data.display());
+            let who = "another `forebay up`, `forebay cache` or `forebay node join` is using it";
+            let what = format!("{}: {who}", data.display());
             Err(Error::new(Kind::Conflict, what))
         }
         Err(e) => Err(Error::io("data directory", e)),
