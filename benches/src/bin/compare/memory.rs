@@ -35,9 +35,8 @@ impl Group {
             let _ = std::fs::write(root.join("cgroup.subtree_control"), "+memory");
             (root, "memory.max", ("memory.swap.max", 0), "memory.peak")
         };
-        let dir = root.join(name);
-        // One that was left behind has a peak already.
-        let _ = std::fs::remove_dir(&dir);
+        // A name of its own: one that was left behind has a peak already.
+        let dir = root.join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir(&dir).ok()?;
         let group = Self { dir, peak };
         std::fs::write(group.dir.join(bound), limit.to_string()).ok()?;
@@ -100,7 +99,7 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
 fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) {
     let copy = setup.dir.join("copy.raw");
     let command = grid.command(&["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()]);
-    let group = Group::new("fbcmp-pull", PULL);
+    let group = Group::new(&format!("fbcmp-pull-{name}"), PULL);
     let mut child = within(group.as_ref(), &command).stdout(Stdio::null()).spawn().unwrap();
     let watch = MemoryWatch::start(child.id());
     let status = child.wait().unwrap();
@@ -112,7 +111,7 @@ fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) 
 
 /// `up` while it serves four pulls at once.
 fn serving(setup: &Setup, bars: &mut Bars, name: &str, disk: &str, check: impl Fn(&Path)) {
-    let group = Group::new("fbcmp-up", UP);
+    let group = Group::new(&format!("fbcmp-up-{name}"), UP);
     let data = setup.dir.join("memory");
     let grid = Grid::start_by(setup, &data, None, |up| within(group.as_ref(), &up));
     let watch = MemoryWatch::start(grid.up.0.id());
