@@ -286,10 +286,10 @@ fn a_machine_has_joined_or_can_join_again() {
         let token = token_for(&grid, "node", &name);
         kill(&mut join(&data, &token, &name), after);
         if run(forebay(&data).arg("images")).code != 0 {
-            // The token may have been used up: then another one for this name does it.
+            // The token may have been used up, or be so just now: another one for this name does it.
             let again = run(&mut join(&data, &token, &name));
-            assert!(again.code == 0 || again.code == 77, "after {after:?}: {}", again.err);
-            if again.code == 77 {
+            assert!([0, 73, 77].contains(&again.code), "after {after:?}: {}", again.err);
+            if again.code != 0 {
                 let joined = run(&mut join(&data, &token_for(&grid, "node", &name), &name));
                 assert_eq!(joined.code, 0, "after {after:?}: {}", joined.err);
             }
