@@ -6,16 +6,82 @@ use std::io;
 
 use image::{Error, Kind};
 use object_store::Error as StoreError;
+use object_store::client::{HttpError, HttpErrorKind};
 
 /// Maps an error of the object store; `what` names the operation and the object.
 pub(crate) fn from_store(what: impl Display, e: StoreError) -> Error {
-    let kind = kind_of(&e);
-    let hint = match kind {
-        Kind::Full => ": the store is full; make room there and run it again",
-        _ => "",
+    let text = e.to_string();
+    let known = KNOWN.iter().find(|known| known.signs.iter().any(|sign| text.contains(sign)));
+    let kind = known.map_or_else(|| kind_of(&e), |known| known.kind);
+    let next = match (known, kind) {
+        (Some(known), _) => known.next,
+        (None, Kind::Full) => "the store is full; make room there and run it again",
+        (None, Kind::Denied) => {
+            "the store refuses these credentials this; they need the right to list, read, create \
+             and delete below the store's prefix"
+        }
+        (None, Kind::Retry) if is_unreachable(&e) => {
+            "the store cannot be reached; check its endpoint (for S3 AWS_ENDPOINT_URL) and the \
+             network"
+        }
+        _ => return Error::caused(kind, format!("{what}: {text}"), e),
     };
-    Error::caused(kind, format!("{what}: {e}{hint}"), e)
+    Error::caused(kind, format!("{what}: {text}: {next}"), e)
 }
+
+/// What servers say only in the text of their answers, by the codes of the S3 protocol and of those
+/// who speak like it.
+struct Known {
+    signs: &'static [&'static str],
+    kind: Kind,
+    next: &'static str,
+}
+
+const KNOWN: &[Known] = &[
+    Known {
+        signs: &["NoSuchBucket", "ContainerNotFound"],
+        kind: Kind::Invalid,
+        next: "there is no such bucket; make it, or name another one (store.at)",
+    },
+    Known {
+        signs: &["RequestTimeTooSkewed", "RequestInTheFuture", "Request has expired"],
+        kind: Kind::Denied,
+        next: "this machine's clock and the store's differ by minutes; set the clock (NTP)",
+    },
+    Known {
+        signs: &["InvalidAccessKeyId", "NotSignedUp"],
+        kind: Kind::Denied,
+        next: "the store does not know this access key; check AWS_ACCESS_KEY_ID, or the profile of \
+               the credentials file",
+    },
+    Known {
+        signs: &["SignatureDoesNotMatch"],
+        kind: Kind::Denied,
+        next: "the secret key is not the access key's; check AWS_SECRET_ACCESS_KEY, or the profile \
+               of the credentials file",
+    },
+    Known {
+        signs: &["ExpiredToken", "TokenRefreshRequired", "InvalidToken"],
+        kind: Kind::Denied,
+        next: "the credentials are temporary and their time is over; get new ones",
+    },
+    Known {
+        signs: &["latest/api/token", "security-credentials"],
+        kind: Kind::Denied,
+        next: "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a \
+               credentials file with AWS_SHARED_CREDENTIALS_FILE",
+    },
+    Known {
+        signs: &["AuthorizationHeaderMalformed", "PermanentRedirect", "redirect without LOCATION"],
+        kind: Kind::Invalid,
+        next: "the bucket is in another region; set AWS_REGION",
+    },
+    Known {
+        signs: &["507 ", "InsufficientStorage", "QuotaExceeded", "StorageFull"],
+        kind: Kind::Full,
+        next: "the store is full; make room there and run it again",
+    },
+];
 
 fn kind_of(e: &StoreError) -> Kind {
     match e {
@@ -31,22 +97,15 @@ fn kind_of(e: &StoreError) -> Kind {
     }
 }
 
+/// The chain of causes of an error, itself first.
+fn causes<'a>(e: &'a StoreError) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(e as &'a (dyn StdError + 'static)), |e| (**e).source())
+}
+
 /// The cause is somewhere down the chain of sources.
 fn generic_kind(e: &StoreError) -> Kind {
-    let mut source: Option<&(dyn StdError + 'static)> = Some(e);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return io_kind(io);
-        }
-        source = error.source();
-    }
-    let text = e.to_string();
-    // Remote stores say this only in the text of their answer.
-    if ["507 ", "InsufficientStorage", "QuotaExceeded", "StorageFull"]
-        .iter()
-        .any(|t| text.contains(t))
-    {
-        return Kind::Full;
+    if let Some(io) = causes(e).find_map(|cause| cause.downcast_ref::<io::Error>()) {
+        return io_kind(io);
     }
     match e {
         // A remote store whose own retries ran out, for a cause it does not name.
@@ -57,6 +116,11 @@ fn generic_kind(e: &StoreError) -> Kind {
         }
         _ => Kind::Io,
     }
+}
+
+fn is_unreachable(e: &StoreError) -> bool {
+    let http = causes(e).find_map(|cause| cause.downcast_ref::<HttpError>());
+    http.is_some_and(|e| matches!(e.kind(), HttpErrorKind::Connect | HttpErrorKind::Timeout))
 }
 
 fn io_kind(e: &io::Error) -> Kind {

@@ -21,6 +21,9 @@ pub(crate) struct Job {
     pub(crate) table: Arc<SectionTable>,
     /// Check down to the plain bytes: somebody got wrong ones, or asked for a deep verification.
     pub(crate) deep: bool,
+    /// The spots are from the newest locator: for what is not there, other copies are looked for.
+    /// Else it is left to another round, after the locator was read again.
+    pub(crate) last: bool,
 }
 
 impl Job {
@@ -52,9 +55,12 @@ impl Shared {
         let bytes = self.objects.range(&keys::pack(&read.pack), range).await;
         let checked = match bytes {
             Ok(bytes) => check_all(job, &read, bytes).await?,
-            Err(e) if read.wants.len() == 1 => vec![Err(e)],
-            // One frame past the end of a pack that was cut short must not fail its neighbours.
-            Err(_) => self.one_by_one(job, &read).await,
+            // One frame past the end of a pack that was cut short, or in a bad place of a disk, must
+            // not fail its neighbours.
+            Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Io) && read.wants.len() > 1 => {
+                self.one_by_one(job, &read).await
+            }
+            Err(e) => read.wants.iter().map(|_| Err(e.clone())).collect(),
         };
         let mut chunks = Vec::with_capacity(checked.len());
         for (want, result) in read.wants.iter().zip(checked) {
@@ -95,13 +101,18 @@ impl Shared {
             if let Ok(frame) = self.read_one(job, want).await {
                 return Got { chunk, frame: Ok(frame), instead: None };
             }
-            self.forget(job, chunk, &want.spot.pack).await;
+            if job.last {
+                self.forget(job, chunk, &want.spot.pack).await;
+            }
         }
         let Spot { pack, offset, .. } = want.spot;
         let error = error.at(format_args!(
             "pack {pack}: offset {offset}: section {} chunk {chunk}",
             job.section
         ));
+        if !job.last || !elsewhere_may_help(&error) {
+            return Got { chunk, frame: Err(error), instead: None };
+        }
         match self.another_copy(job, want).await {
             Some((spot, frame)) => {
                 tracing::warn!(%error, instead = %spot.pack, "read another copy of a chunk");
@@ -112,6 +123,9 @@ impl Shared {
     }
 
     async fn another_copy(&self, job: &Arc<Job>, want: &Want) -> Option<(Spot, Frame)> {
+        if !self.has_index() {
+            return None;
+        }
         loop {
             let (domain, digest) = (job.table.domain(), job.digest(want.chunk));
             let copies = self.indexed(move |i| i.copies(domain, &digest)).await;
@@ -134,12 +148,20 @@ impl Shared {
 
     /// A damaged copy is not offered again; a push of the chunk then stores a good one.
     async fn forget(&self, job: &Job, chunk: u32, pack: &PackId) {
+        if !self.has_index() {
+            return;
+        }
         let (domain, digest, pack) = (job.table.domain(), job.digest(chunk), *pack);
         let forgotten = self.indexed(move |i| i.forget_copy(domain, &digest, &pack)).await;
         if let Err(error) = forgotten {
             tracing::warn!(%error, %pack, "could not forget a damaged copy");
         }
     }
+}
+
+/// Whether the chunk may be had from another place. Not if it is the store that is away, or refuses.
+pub(crate) fn elsewhere_may_help(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Corrupt | Kind::Gone | Kind::Unsupported | Kind::Io)
 }
 
 /// Takes the frames of a read apart and checks each.

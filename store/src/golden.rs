@@ -12,7 +12,7 @@ use crate::condemned::{Condemned, Deleting, List};
 use crate::records::{REF_MOVE, RefMove};
 use crate::sealed;
 use crate::session::{Renewal, SESSION};
-use crate::store::{MARKER, Marker};
+use crate::marker::{MARKER, Marker};
 
 fn check<T: Serialize + DeserializeOwned + Debug>(what: &'static str, body: &T, golden: &str) {
     let bytes = sealed::seal(what, body);

@@ -65,24 +65,27 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Opens the index of the store with this id, or starts an empty one.
-    pub(crate) fn open(place: &IndexPlace, cache: usize, store: &str) -> Result<Self> {
+    /// Opens the index of the store with this id, or starts an empty one; none if it lies nowhere.
+    pub(crate) fn open(place: &IndexPlace, cache: usize, store: &str) -> Result<Option<Self>> {
         let mut builder = Builder::new();
         builder.set_cache_size(cache);
         let path = match place {
+            IndexPlace::Nowhere => return Ok(None),
             IndexPlace::Memory => {
                 let db = builder.create_with_backend(InMemoryBackend::new());
-                return Self::adopted(db.map_err(|e| from_index("opening in memory", e))?, store);
+                let db = db.map_err(|e| from_index("opening in memory", e))?;
+                return Self::adopted(db, store).map(Some);
             }
             IndexPlace::File(path) => path,
         };
-        match Self::adopted(open_file(&builder, path)?, store) {
+        let opened = match Self::adopted(open_file(&builder, path)?, store) {
             Err(error) if error.kind() == Kind::Io => {
                 tracing::warn!(path = %path.display(), %error, "making the chunk index anew");
                 Self::adopted(remake(&builder, path)?, store)
             }
             other => other,
-        }
+        };
+        opened.map(Some)
     }
 
     fn adopted(db: Database, store: &str) -> Result<Self> {
@@ -418,7 +421,7 @@ mod tests {
 
     #[test]
     fn finds_every_copy_and_forgets_packs() {
-        let index = Index::open(&IndexPlace::Memory, 1 << 20, "s").unwrap();
+        let index = Index::open(&IndexPlace::Memory, 1 << 20, "s").unwrap().unwrap();
         let (a, b) = (PackId([1; 16]), PackId([2; 16]));
         index.add_pack(&a, 1000, &footer(&["x", "y"]), &[], 0).unwrap();
         index.add_pack(&b, 2000, &footer(&["y"]), &[], 0).unwrap();
@@ -434,7 +437,7 @@ mod tests {
 
     #[test]
     fn remembers_who_sent_what_until_it_is_old_or_gone() {
-        let index = Index::open(&IndexPlace::Memory, 1 << 20, "s").unwrap();
+        let index = Index::open(&IndexPlace::Memory, 1 << 20, "s").unwrap().unwrap();
         let (a, b) = (PackId([1; 16]), PackId([2; 16]));
         let (me, you) = (Digest([1; 32]), Digest([2; 32]));
         let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
@@ -469,7 +472,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = IndexPlace::File(dir.path().join("chunks.redb"));
         for n in 1..5u8 {
-            let index = Index::open(&place, 1 << 20, "one").unwrap();
+            let index = Index::open(&place, 1 << 20, "one").unwrap().unwrap();
             assert_eq!(index.packs().unwrap().len(), usize::from(n) - 1);
             index.add_pack(&PackId([n; 16]), 1, &footer(&["x"]), &[], 0).unwrap();
         }
@@ -481,7 +484,7 @@ mod tests {
         let path = dir.path().join("deep/chunks.redb");
         let place = IndexPlace::File(path.clone());
         let a = PackId([1; 16]);
-        let open = |store| Index::open(&place, 1 << 20, store).unwrap();
+        let open = |store| Index::open(&place, 1 << 20, store).unwrap().unwrap();
         open("one").add_pack(&a, 1, &footer(&["x"]), &[], 0).unwrap();
         let one = open("one");
         assert_eq!(copies(&one, "x"), [a]);

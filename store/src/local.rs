@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use image::{Error, Result};
+use image::{Error, Kind, Result};
 
 use crate::keys;
 
@@ -35,6 +35,18 @@ impl LocalDir {
         // run that was cut short.
         root.ancestors().take(made.max(1) + 1).try_for_each(sync_dir).map_err(what)?;
         Ok(Self { root })
+    }
+
+    /// The directory, if it is there: nothing is made or synced.
+    pub(crate) fn existing(root: &Path) -> Result<Self> {
+        let what = |e: io::Error| match e.kind() {
+            io::ErrorKind::NotFound => {
+                let next = "it is not there; mount it, or name the store of this grid (store.at)";
+                Error::new(Kind::Gone, format!("store directory {}: {next}", root.display()))
+            }
+            _ => Error::io(format!("store directory {}", root.display()), e),
+        };
+        Ok(Self { root: root.canonicalize().map_err(what)? })
     }
 
     /// Where the directory is.

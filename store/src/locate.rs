@@ -154,6 +154,7 @@ impl Shared {
                 let spots = self.block(image, &head, section, table).await?;
                 Ok(spots.iter().copied().map(Some).collect())
             }
+            Err(e) if !self.has_index() => Err(e),
             Err(error) => {
                 tracing::warn!(%error, "the locator cannot be made anew; going by the chunk index");
                 let table = table.clone();
@@ -200,6 +201,13 @@ impl Shared {
         let (head, _) = self.newest_locator(image).await?;
         if let Some(head) = head.filter(|h| bad != Some(h.seq)) {
             return Ok(head);
+        }
+        if !self.has_index() {
+            let message = format!(
+                "image {image}: there is no locator that can be read, and it cannot be made anew where \
+                 the store is only read; `forebay verify` has it made anew"
+            );
+            return Err(Error::new(Kind::Corrupt, message));
         }
         let lost = |e: Error| {
             self.lost.insert(*image, self.now(), 64);

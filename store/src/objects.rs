@@ -13,6 +13,8 @@ use object_store::{
     GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use crate::errors::from_store;
 use crate::local::LocalDir;
 
@@ -51,11 +53,29 @@ pub(crate) enum Created {
 pub(crate) struct Objects {
     inner: Arc<dyn ObjectStore>,
     local: Option<Arc<LocalDir>>,
+    /// Reads in flight. No read waits for another while it holds a place.
+    reads: Arc<Semaphore>,
+    reads_only: bool,
 }
 
 impl Objects {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>, local: Option<Arc<LocalDir>>) -> Self {
-        Self { inner, local }
+        let reads = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
+        Self { inner, local, reads, reads_only: false }
+    }
+
+    /// With at most so many reads in flight; without the right to change anything, if `reads_only`.
+    pub(crate) fn limited(self, reads: usize, reads_only: bool) -> Self {
+        Self { reads: Arc::new(Semaphore::new(reads)), reads_only, ..self }
+    }
+
+    async fn read_place(&self) -> Result<SemaphorePermit<'_>> {
+        let place = self.reads.acquire().await;
+        place.map_err(|_| Error::new(Kind::Cancelled, "the store is closing"))
+    }
+
+    fn may_change(&self) -> Result<()> {
+        if self.reads_only { Err(reads_only()) } else { Ok(()) }
     }
 
     pub(crate) fn local(&self) -> Option<&Arc<LocalDir>> {
@@ -64,6 +84,7 @@ impl Objects {
 
     /// Creates an object; a conflict if there is one of this name.
     pub(crate) async fn create(&self, key: &Path, payload: impl Into<PutPayload>) -> Result<()> {
+        self.may_change()?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let put = self.inner.put_opts(key, payload.into(), options).await;
         put.map(drop).map_err(|e| from_store(format_args!("creating {key}"), e))
@@ -95,6 +116,7 @@ impl Objects {
 
     /// Reads a whole object of at most `max` bytes.
     pub(crate) async fn get(&self, key: &Path, max: usize) -> Result<Bytes> {
+        let _place = self.read_place().await?;
         let what = |e| from_store(format_args!("reading {key}"), e);
         let got = self.inner.get_opts(key, GetOptions::default()).await.map_err(what)?;
         let len = got.meta.size;
@@ -115,7 +137,9 @@ impl Objects {
             return Ok(Bytes::new());
         }
         let want = range.end - range.start;
+        let place = self.read_place().await?;
         let got = self.inner.get_ranges(key, std::slice::from_ref(&range)).await;
+        drop(place);
         let bytes = match got {
             Ok(mut parts) => parts.pop().unwrap_or_default(),
             Err(e) => {
@@ -146,6 +170,7 @@ impl Objects {
 
     /// Length and time of an object.
     pub(crate) async fn head(&self, key: &Path) -> Result<Listed> {
+        let _place = self.read_place().await?;
         let meta = self.inner.head(key).await;
         meta.map(Listed::from).map_err(|e| from_store(format_args!("looking at {key}"), e))
     }
@@ -176,6 +201,7 @@ impl Objects {
 
     /// Removes an object. That it is not there is fine.
     pub(crate) async fn delete(&self, key: &Path) -> Result<()> {
+        self.may_change()?;
         match self.inner.delete(key).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(e) => Err(from_store(format_args!("removing {key}"), e)),
@@ -184,6 +210,7 @@ impl Objects {
 
     /// Removes several objects. That some are not there is fine; another failure ends it.
     pub(crate) async fn delete_all(&self, keys: Vec<Path>) -> Result<()> {
+        self.may_change()?;
         let locations = stream::iter(keys.into_iter().map(Ok)).boxed();
         let mut deleted = self.inner.delete_stream(locations);
         while let Some(result) = deleted.next().await {
@@ -226,6 +253,13 @@ impl Objects {
         let looked = looked.buffer_unordered(MANY);
         looked.try_filter_map(|missing| async { Ok(missing) }).try_collect().await
     }
+}
+
+/// The error of whoever wants more than to read.
+pub(crate) fn reads_only() -> Error {
+    let message = "the store was opened for reading only; this is done where it is written: at \
+                   `forebay up`";
+    Error::new(Kind::Denied, message)
 }
 
 fn cut_short(key: &Path, need: u64, have: usize) -> Error {

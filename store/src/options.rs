@@ -21,6 +21,9 @@ pub enum IndexPlace {
     Memory,
     /// In this file, which belongs to one process at a time.
     File(PathBuf),
+    /// Nowhere: the store is opened for reading only, as a cache does. Nothing is written, opening
+    /// reads the marker and nothing else, and chunks are found by the locators of their images alone.
+    Nowhere,
 }
 
 /// Limits of a store, in bytes unless it says otherwise. Each names the owner of that memory.
@@ -30,6 +33,8 @@ pub struct Limits {
     pub reading: usize,
     /// Reads of packs in flight for one request.
     pub reads: usize,
+    /// Reads of objects in flight in all, whoever asks; a number.
+    pub requests: usize,
     /// Frames in packs that are not yet durable: the packer. At least twice `pack`.
     pub writing: usize,
     /// Longest pack that is written; at most [`MAX_PACK`].
@@ -45,6 +50,7 @@ impl Default for Limits {
         Self {
             reading: 128 << 20,
             reads: 4,
+            requests: 64,
             writing: 128 << 20,
             pack: MAX_PACK,
             cached: 64 << 20,
@@ -72,9 +78,16 @@ pub struct StoreOptions {
     pub remember_writers: Duration,
     /// Called before a pack is read back.
     pub drop_cache: Option<DropCache>,
+    /// The id of the store that is meant ([`crate::Store::id`]); another one is refused.
+    pub expect: Option<String>,
 }
 
 impl StoreOptions {
+    /// Options of who only reads, as a cache does: see [`IndexPlace::Nowhere`].
+    pub fn reading() -> Self {
+        Self::system(IndexPlace::Nowhere)
+    }
+
     /// Options with the system's clock and randomness, and default limits.
     pub fn system(index: IndexPlace) -> Self {
         Self {
@@ -85,6 +98,7 @@ impl StoreOptions {
             session_life: Duration::from_secs(600),
             remember_writers: Duration::from_secs(7 * 24 * 3600),
             drop_cache: None,
+            expect: None,
         }
     }
 }

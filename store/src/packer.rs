@@ -270,7 +270,7 @@ impl Task {
             }
             return self.pending_in(pack);
         }
-        match self.shared.index.copies(self.domain, &digest) {
+        match self.shared.index().and_then(|i| i.copies(self.domain, &digest)) {
             Ok(copies) if !copies.is_empty() => {
                 self.sent.extend(copies.iter().map(|c| (owner, c.pack, c.number)));
                 return Placed::Stored(copies.iter().map(|c| c.pack).collect());

@@ -11,8 +11,6 @@ use image::error::At;
 use image::{Digest, Error, Kind, Manifest, PackId, Result, SectionTable, Spot};
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
-use object_store::prefix::PrefixStore;
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -25,12 +23,12 @@ use crate::index::Index;
 use crate::keys::{self, Key};
 use crate::local::LocalDir;
 use crate::locate::Head;
-use crate::objects::{Objects, blocking, joined};
-use crate::options::StoreOptions;
+use crate::marker::{self, hex};
+use crate::objects::{Objects, blocking, joined, reads_only};
+use crate::options::{IndexPlace, StoreOptions};
 use crate::packer::Packers;
-use crate::sealed;
+use crate::remote::Remote;
 
-pub(crate) const MARKER: &str = "forebay store";
 /// Footers that are read at a time when the index is brought up to date.
 const FOOTERS: usize = 16;
 /// The index is compared with the packs at most once in so many seconds while chunks are missed.
@@ -55,7 +53,8 @@ impl fmt::Debug for Store {
 /// What the parts of a store share.
 pub(crate) struct Shared {
     pub(crate) objects: Objects,
-    pub(crate) index: Arc<Index>,
+    /// None if the store is only read.
+    index: Option<Arc<Index>>,
     pub(crate) options: StoreOptions,
     pub(crate) handle: Handle,
     id: String,
@@ -78,13 +77,6 @@ pub(crate) struct Shared {
     refreshed: tokio::sync::Mutex<u64>,
 }
 
-/// What the marker says.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Marker {
-    /// The store's id.
-    pub(crate) store: String,
-}
-
 impl Store {
     /// Opens a store, or makes one where there is nothing at all. Its work runs on `handle`, an
     /// ordinary tokio runtime with timers.
@@ -97,12 +89,11 @@ impl Store {
         run_on(&handle, opening).await
     }
 
-    /// Opens a store at a URL: `s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`. `settings` are
-    /// those of the object store, by the names of its environment variables in lower case
-    /// (`aws_endpoint`, `aws_region`, `aws_access_key_id`, …); others are passed over.
+    /// Opens a store at a URL: `s3://bucket/prefix`, `gs://…`, `az://…`, `file:///…`. `remote` says
+    /// how it is spoken to: endpoint, region, credentials, retries, timeouts.
     pub async fn open_url(
         url: &str,
-        settings: impl IntoIterator<Item = (String, String)>,
+        remote: &Remote,
         handle: Handle,
         options: StoreOptions,
     ) -> Result<Self> {
@@ -112,23 +103,28 @@ impl Store {
             let path = parsed.to_file_path().map_err(|()| bad(&"not a path of this machine"))?;
             return Self::open_dir(path, handle, options).await;
         }
-        let (objects, prefix) =
-            object_store::parse_url_opts(&parsed, settings).map_err(|e| bad(&e))?;
-        let objects = PrefixStore::new(objects, prefix);
-        Self::open(Arc::new(objects), handle, options).await.at(|| format!("store {url}"))
+        let place = || format!("store {url}");
+        let objects = remote.objects(&parsed).at(place)?;
+        Self::open(objects, handle, options).await.at(place)
     }
 
-    /// Opens a store in a local directory, which is made if it is not there. Files and directories
-    /// are synced, and a pack is read back from the medium, not from the page cache.
+    /// Opens a store in a local directory, which is made if it is not there, unless the store is
+    /// only to be read. Files and directories are synced, and a pack is read back from the medium,
+    /// not from the page cache.
     pub async fn open_dir(
         path: impl AsRef<FsPath>,
         handle: Handle,
         mut options: StoreOptions,
     ) -> Result<Self> {
         let path = path.as_ref().to_owned();
-        let runtime = handle.clone();
+        let place = format!("store directory {}", path.display());
+        let (runtime, reads_only) = (handle.clone(), options.index == IndexPlace::Nowhere);
         let opening = async move {
-            let local = Arc::new(blocking(move || LocalDir::create(&path)).await?);
+            let local = blocking(move || match reads_only {
+                true => LocalDir::existing(&path),
+                false => LocalDir::create(&path),
+            });
+            let local = Arc::new(local.await?);
             let files = LocalFileSystem::new_with_prefix(local.root()).map_err(|e| {
                 from_store(format_args!("store directory {}", local.root().display()), e)
             })?;
@@ -137,15 +133,17 @@ impl Store {
                 Arc::new(move |id: &PackId| dir.drop_cached(keys::pack(id).as_ref()))
             });
             let objects = Objects::new(Arc::new(files.with_fsync(true)), Some(local));
-            Self::open_on(objects, handle, options).await
+            Self::open_on(objects, handle, options).await.at(|| place)
         };
         run_on(&runtime, opening).await
     }
 
     async fn open_on(objects: Objects, handle: Handle, options: StoreOptions) -> Result<Self> {
         check_options(&options)?;
-        let id = adopt_marker(&objects, &options).await?;
-        if let Some(local) = objects.local().cloned() {
+        let reads_only = options.index == IndexPlace::Nowhere;
+        let objects = objects.limited(options.limits.requests, reads_only);
+        let id = marker::adopt(&objects, &options).await?;
+        if let Some(local) = objects.local().cloned().filter(|_| !reads_only) {
             blocking(move || local.make_folders()).await?;
         }
         let (place, cache, store) = (options.index.clone(), options.limits.index, id.clone());
@@ -153,7 +151,7 @@ impl Store {
         let each = options.limits.cached / 4;
         let shared = Arc::new(Shared {
             objects,
-            index: Arc::new(index),
+            index: index.map(Arc::new),
             handle,
             id,
             manifests: Cache::new(each),
@@ -168,7 +166,9 @@ impl Store {
             refreshed: tokio::sync::Mutex::new(0),
             options,
         });
-        shared.refresh_index().await?;
+        if shared.has_index() {
+            shared.refresh_index().await?;
+        }
         let packers = Arc::new(Packers::new(shared.clone()));
         Ok(Self { shared, packers })
     }
@@ -234,7 +234,7 @@ fn check_options(options: &StoreOptions) -> Result<()> {
     if limits.writing < 2 * limits.pack {
         return invalid("the packer needs room for two packs");
     }
-    if limits.reading < 2 * image::frame::MAX_FRAME || limits.reads == 0 {
+    if limits.reading < 2 * image::frame::MAX_FRAME || limits.reads == 0 || limits.requests == 0 {
         return invalid("readers need room for two frames and one read");
     }
     if limits.writing.max(limits.reading) > u32::MAX as usize {
@@ -244,52 +244,6 @@ fn check_options(options: &StoreOptions) -> Result<()> {
         return invalid("a session lives at least 3 seconds");
     }
     Ok(())
-}
-
-/// Reads the marker, or writes one if there is nothing in the store. Anything else is left alone.
-async fn adopt_marker(objects: &Objects, options: &StoreOptions) -> Result<String> {
-    let key = keys::marker();
-    let read = async || match objects.get(&key, 4096).await {
-        Ok(bytes) => parse_marker(&bytes).map(Some),
-        Err(e) if e.kind() == Kind::Gone => Ok(None),
-        Err(e) => Err(e),
-    };
-    if let Some(id) = read().await? {
-        return Ok(id);
-    }
-    if let Some(other) = objects.anything().await? {
-        let message = format!(
-            "there is no marker `{key}`, but there is `{other}`: this is not a Forebay store, and \
-             is left alone; name an empty place, or bring the marker back"
-        );
-        return Err(Error::new(Kind::Invalid, message));
-    }
-    let store = hex(&(options.ids)());
-    let marker = sealed::seal(MARKER, &Marker { store: store.clone() });
-    match objects.create(&key, marker).await {
-        Ok(()) => Ok(store),
-        // Another process made it at the same time.
-        Err(e) if e.kind() == Kind::Conflict => read().await?.ok_or(e),
-        Err(e) => Err(e),
-    }
-}
-
-fn hex(id: &[u8; 16]) -> String {
-    PackId(*id).to_string()
-}
-
-fn parse_marker(bytes: &[u8]) -> Result<String> {
-    match sealed::open::<Marker>(MARKER, bytes) {
-        Ok(marker) => Ok(marker.store),
-        Err(e) => {
-            let kind = match e.kind() {
-                Kind::Unsupported => Kind::Unsupported,
-                _ => Kind::Invalid,
-            };
-            let message = format!("marker `{}`: {e}; the store is left alone", keys::MARKER);
-            Err(Error::caused(kind, message, e))
-        }
-    }
 }
 
 impl Shared {
@@ -308,12 +262,22 @@ impl Shared {
         self.options.session_life.as_secs()
     }
 
+    /// Whether there is a chunk index: not if the store is only read.
+    pub(crate) fn has_index(&self) -> bool {
+        self.index.is_some()
+    }
+
+    /// The chunk index.
+    pub(crate) fn index(&self) -> Result<&Arc<Index>> {
+        self.index.as_ref().ok_or_else(reads_only)
+    }
+
     /// Works with the index on a thread where it may block.
     pub(crate) async fn indexed<T: Send + 'static>(
         &self,
         f: impl FnOnce(&Index) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let index = self.index.clone();
+        let index = self.index()?.clone();
         blocking(move || f(&index)).await
     }
 
@@ -343,8 +307,11 @@ impl Shared {
         Ok(())
     }
 
-    /// The same, unless it was done a moment ago. Whether it was done.
+    /// The same, unless it was done a moment ago, or there is no index. Whether it was done.
     pub(crate) async fn refresh_index_if_old(&self) -> Result<bool> {
+        if !self.has_index() {
+            return Ok(false);
+        }
         let last = *self.refreshed.lock().await;
         if self.now() < last.saturating_add(REFRESH_SECS) {
             return Ok(false);

@@ -135,7 +135,7 @@ impl Run<'_> {
             let key = keys::locator(&self.image, old);
             self.report.repaired.push(format!("{key}: section {section}: unreadable"));
         }
-        let job = Job { section, geometry: *manifest.geometry(), table, deep: self.deep };
+        let job = Job { section, geometry: *manifest.geometry(), table, deep: self.deep, last: true };
         let job = Arc::new(job);
         let present = (0u32..).zip(job.table.digests()).filter(|(_, d)| !d.is_zero());
         let mut wants = Vec::new();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use forebay_store::{IndexPlace, Receiver, Store, StoreOptions};
+use forebay_store::{IndexPlace, Receiver, Remote, Store, StoreOptions};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use image::{Kind, Result};
@@ -52,7 +52,8 @@ impl S3 {
 
     async fn open_as(&self, url: &str, key: &str, secret: &str) -> Result<Store> {
         let options = StoreOptions::system(IndexPlace::Memory);
-        Store::open_url(url, self.settings(key, secret), Handle::current(), options).await
+        let remote = Remote::new(self.settings(key, secret));
+        Store::open_url(url, &remote, Handle::current(), options).await
     }
 }
 

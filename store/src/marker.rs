@@ -1,0 +1,95 @@
+//! The marker: the one object that says that a place is a Forebay store, and which.
+
+use image::{Error, Kind, PackId, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::keys;
+use crate::objects::Objects;
+use crate::options::{IndexPlace, StoreOptions};
+use crate::sealed;
+
+pub(crate) const MARKER: &str = "forebay store";
+/// Longest marker in bytes.
+const MAX_MARKER: usize = 4096;
+
+/// What the marker says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    /// The store's id.
+    pub(crate) store: String,
+}
+
+/// The store's id. A marker is made where there is nothing at all, unless the store is only to be
+/// read; any other place without one is left alone, and so is a store that is not the expected one.
+pub(crate) async fn adopt(objects: &Objects, options: &StoreOptions) -> Result<String> {
+    let id = match read(objects).await? {
+        Some(id) => id,
+        None => {
+            refuse_foreign(objects).await?;
+            if options.index == IndexPlace::Nowhere {
+                let message = "there is nothing here: not a Forebay store yet, or the wrong place; \
+                               name the store that `forebay up` of this grid uses (store.at)";
+                return Err(Error::new(Kind::Gone, message));
+            }
+            make(objects, options).await?
+        }
+    };
+    match &options.expect {
+        Some(expected) if *expected != id => {
+            let message = format!(
+                "this is store {id}, but {expected} is expected: it belongs to another grid; name \
+                 the store that `forebay up` of this grid uses (store.at)"
+            );
+            Err(Error::new(Kind::Invalid, message))
+        }
+        _ => Ok(id),
+    }
+}
+
+async fn read(objects: &Objects) -> Result<Option<String>> {
+    match objects.get(&keys::marker(), MAX_MARKER).await {
+        Ok(bytes) => parse(&bytes).map(Some),
+        Err(e) if e.kind() == Kind::Gone => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+async fn refuse_foreign(objects: &Objects) -> Result<()> {
+    let Some(other) = objects.anything().await? else { return Ok(()) };
+    let message = format!(
+        "there is no marker `{}`, but there is `{other}`: this is not a Forebay store, and is left \
+         alone; name an empty place, or bring the marker back",
+        keys::marker()
+    );
+    Err(Error::new(Kind::Invalid, message))
+}
+
+async fn make(objects: &Objects, options: &StoreOptions) -> Result<String> {
+    let store = hex(&(options.ids)());
+    let marker = sealed::seal(MARKER, &Marker { store: store.clone() });
+    match objects.create(&keys::marker(), marker).await {
+        Ok(()) => Ok(store),
+        // Another process made it at the same time, or an answer was lost and the creation retried.
+        Err(e) if e.kind() == Kind::Conflict => read(objects).await?.ok_or(e),
+        Err(e) => Err(e),
+    }
+}
+
+/// An id in hex digits, as it stands in names.
+pub(crate) fn hex(id: &[u8; 16]) -> String {
+    PackId(*id).to_string()
+}
+
+fn parse(bytes: &[u8]) -> Result<String> {
+    match sealed::open::<Marker>(MARKER, bytes) {
+        Ok(marker) => Ok(marker.store),
+        Err(e) => {
+            let kind = match e.kind() {
+                Kind::Unsupported => Kind::Unsupported,
+                _ => Kind::Invalid,
+            };
+            let message = format!("marker `{}`: {e}; the store is left alone", keys::MARKER);
+            Err(Error::caused(kind, message, e))
+        }
+    }
+}
