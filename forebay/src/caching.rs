@@ -23,7 +23,7 @@ use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::Keeper;
 use crate::serve::{
-    advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store, tell_systemd,
+    advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read, tell_systemd,
 };
 use crate::telemetry;
 
@@ -42,7 +42,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let name = papers.member()?.name;
     let key = verifying_key(&placement).await?;
     let clock = Clock::system();
-    let store = open_store(config).await?;
+    let store = open_store_to_read(config).await?;
     let cache = open_cache(config)?;
     let chunks = Chunks {
         store: &store,

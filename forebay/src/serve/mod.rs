@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use blockio::{BlockFile, EngineChoice, Fs, OpenMode};
 use image::{Error, Kind, Result};
-use store::{IndexPlace, Store, StoreOptions};
+use store::{IndexPlace, Remote, Store, StoreOptions};
 
 use crate::config::Config;
 use crate::report::Stopped;
@@ -68,16 +68,25 @@ pub fn tell_systemd() {
     }
 }
 
-/// Opens the permanent store.
+/// Opens the permanent store, to write to it as well.
 pub async fn open_store(config: &Config) -> Result<Store> {
+    open_store_with(config, IndexPlace::File(config.data.join("chunks.redb"))).await
+}
+
+/// Opens the permanent store for reading only.
+pub async fn open_store_to_read(config: &Config) -> Result<Store> {
+    open_store_with(config, IndexPlace::Nowhere).await
+}
+
+async fn open_store_with(config: &Config, index: IndexPlace) -> Result<Store> {
     let place = config.text("store.at");
-    let mut options = StoreOptions::system(IndexPlace::File(config.data.join("chunks.redb")));
+    let mut options = StoreOptions::system(index);
     options.limits.writing = config.size("receiver.buffer") as usize;
     let handle = tokio::runtime::Handle::current();
     if place.contains("://") {
         // Region, endpoint and credentials, by the names that other tools use for them.
-        let settings = std::env::vars().map(|(name, value)| (name.to_lowercase(), value));
-        return Store::open_url(place, settings, handle, options).await;
+        let remote = Remote::new(std::env::vars());
+        return Store::open_url(place, &remote, handle, options).await;
     }
     Store::open_dir(config.path("store.at", "store"), handle, options).await
 }
