@@ -12,6 +12,7 @@ use crate::index::Lookup;
 use crate::keys;
 use crate::objects::Created;
 use crate::receiver::Incoming;
+use crate::rewrites::standing;
 use crate::session::{Leans, WriterSession};
 use crate::store::{Shared, Store};
 
@@ -66,10 +67,12 @@ impl Incoming {
         let mut sections = Vec::new();
         for (section, digest) in manifest.present() {
             let table = self.shared.table(&digest).await.map_err(taken_away)?;
-            let allowed = packs.clone();
+            let (allowed, rewritten) = (packs.clone(), self.shared.rewrites.from());
             let spots = self
                 .shared
-                .indexed(move |index| index.look(|lookup| section_spots(lookup, &table, &allowed)))
+                .indexed(move |index| {
+                    index.look(|lookup| section_spots(lookup, &table, &allowed, &rewritten))
+                })
                 .await
                 .at(|| format!("section {section}"))?;
             leans.existing.insert(keys::section(&digest));
@@ -110,18 +113,21 @@ fn taken_away(e: Error) -> Error {
     }
 }
 
-/// Where a section's chunks lie in the packs that the session leans on; those of one pack together
-/// where there is a choice.
+/// Where a section's chunks lie in the packs that the session leans on, or, if the index knows none of
+/// those any more, in others; those of one pack together where there is a choice.
 fn section_spots(
     lookup: &Lookup,
     table: &SectionTable,
     allowed: &HashSet<PackId>,
+    rewritten: &HashSet<PackId>,
 ) -> Result<Vec<Spot>> {
     let mut last = None;
     let present = (0u32..).zip(table.digests()).filter(|(_, d)| !d.is_zero());
     let spots = present.map(|(chunk, digest)| {
-        let mut copies = lookup.copies(table.domain(), digest)?;
-        copies.retain(|c| allowed.contains(&c.pack));
+        let mut copies = standing(lookup.copies(table.domain(), digest)?, rewritten);
+        if copies.iter().any(|c| allowed.contains(&c.pack)) {
+            copies.retain(|c| allowed.contains(&c.pack));
+        }
         let copy = copies.iter().find(|c| Some(c.pack) == last).or(copies.first());
         let copy = copy.ok_or_else(|| {
             let message = format!("chunk {chunk} is no longer where it was stored; push again");

@@ -47,7 +47,8 @@ fn parse(text: String, profile: Option<&str>) -> Result<BTreeMap<String, String>
     form.enable_inline_comments = false;
     ini.load_defaults(form);
     // Its complaints may quote a line, and a line may be a secret.
-    let sections = ini.read(text).map_err(|_| "it is not made of `[profile]` and `name = value`")?;
+    let sections =
+        ini.read(text).map_err(|_| "it is not made of `[profile]` and `name = value`")?;
     let profile = profile.unwrap_or(DEFAULT);
     let found = sections.get(profile).or_else(|| sections.get(&format!("profile {profile}")));
     let Some(section) = found else {

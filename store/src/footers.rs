@@ -52,12 +52,8 @@ pub(crate) async fn check_pack(
     if read_footer(objects, id, len).await? != *written {
         return Err(Error::new(Kind::Corrupt, "the footer is not the one written")).at(place);
     }
-    let mut rest = &written.entries[..];
-    while let Some(first) = rest.first() {
-        let start = first.offset;
-        let n = rest.partition_point(|e| e.offset + e.frame_len - start <= PIECE).max(1);
-        let (piece, after) = rest.split_at(n);
-        let last = piece[n - 1];
+    for piece in pieces(&written.entries) {
+        let (start, last) = (piece[0].offset, piece[piece.len() - 1]);
         let range = u64::from(start)..u64::from(last.offset + last.frame_len);
         let bytes = objects.range(&key, range).await.at(place)?;
         for entry in piece {
@@ -65,14 +61,25 @@ pub(crate) async fn check_pack(
             let frame = bytes.slice(at..at + entry.frame_len as usize);
             check_entry(frame, entry).at(|| format!("pack {id}: offset {}", entry.offset))?;
         }
-        rest = after;
         // Hashing a piece takes milliseconds: let others run between two.
         tokio::task::yield_now().await;
     }
     Ok(())
 }
 
-fn check_entry(bytes: Bytes, entry: &Entry) -> Result<(), FormatError> {
+/// The entries of a pack, in pieces that are read at a time: 4 MiB at most, or one frame.
+pub(crate) fn pieces(mut rest: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+    std::iter::from_fn(move || {
+        let start = rest.first()?.offset;
+        let n = rest.partition_point(|e| e.offset + e.frame_len - start <= PIECE).max(1);
+        let (piece, after) = rest.split_at(n);
+        rest = after;
+        Some(piece)
+    })
+}
+
+/// Takes a frame and checks it against its entry: digest, CRC32C, BLAKE3 of the stored payload.
+pub(crate) fn check_entry(bytes: Bytes, entry: &Entry) -> Result<Frame, FormatError> {
     let frame = Frame::parse(bytes)?;
     if frame.header().digest != entry.digest {
         return Err(FormatError::Mismatch { what: "frame", which: "digest of the footer" });
@@ -81,5 +88,5 @@ fn check_entry(bytes: Bytes, entry: &Entry) -> Result<(), FormatError> {
     if Digest::of_stored(frame.payload()) != entry.stored {
         return Err(FormatError::Mismatch { what: "frame", which: "BLAKE3 of the payload" });
     }
-    Ok(())
+    Ok(frame)
 }

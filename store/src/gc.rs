@@ -11,7 +11,10 @@ use futures::TryStreamExt;
 use image::error::At;
 use image::{Digest, Error, Kind, Result};
 use object_store::path::Path;
+use serde::{Deserialize, Serialize};
 
+use crate::compact::Compactor;
+use crate::compact_plan::Compaction;
 use crate::condemned::{self, Condemned, Deleting, Found, LIST_KEYS, List};
 use crate::index::Index;
 use crate::keys::{self, Key, folder, last_part};
@@ -24,8 +27,11 @@ use crate::store::{Shared, Store};
 /// Objects that are deleted in one request, and between two looks at the clock.
 const BATCH: usize = 1000;
 
+/// How long what a run did is kept in the store, in seconds.
+const KEEP_LOG: u64 = 90 * 24 * 3600;
+
 /// What a collection of garbage did, or with `dry_run` would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcReport {
     /// Images that are reachable.
     pub images: u64,
@@ -41,27 +47,72 @@ pub struct GcReport {
     pub sessions: u64,
     /// Seconds until what is condemned may be deleted; 0 if nothing waits.
     pub wait_secs: u64,
+    /// Packs that were rewritten now: what is live in them is in new packs, and they are garbage.
+    #[serde(default)]
+    pub rewritten: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub rewritten_bytes: u64,
+    /// New packs that were written.
+    #[serde(default)]
+    pub written: u64,
+    /// Their bytes; of a dry run an upper bound.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// Images that got a new locator, as packs of theirs were rewritten.
+    #[serde(default)]
+    pub relocated: u64,
+    /// Packs that could not be rewritten, for they are damaged; `forebay store verify` names them.
+    #[serde(default)]
+    pub bad_packs: u64,
+    /// Whether rewriting reached a limit: the next run goes on with it.
+    #[serde(default)]
+    pub unfinished: bool,
+}
+
+impl GcReport {
+    /// Bytes that rewriting gives back when the old packs are deleted.
+    pub fn saved_bytes(&self) -> u64 {
+        self.rewritten_bytes.saturating_sub(self.written_bytes)
+    }
+
+    fn changed_something(&self) -> bool {
+        self.condemned + self.deleted + self.rewritten + self.relocated > 0
+    }
+}
+
+impl List for GcReport {
+    const WHAT: &'static str = "report of a gc run";
+}
+
+/// How garbage is collected.
+#[derive(Clone, Debug)]
+pub struct GcOptions {
+    /// What nothing reaches is condemned at once, and deleted by a run at least so much later.
+    pub grace: Duration,
+    /// Change nothing, and say what would be done.
+    pub dry_run: bool,
+    /// The time, in seconds since 1970.
+    pub now: u64,
+    /// Rewrite mostly dead and small packs as well.
+    pub compact: Option<Compaction>,
 }
 
 impl Store {
     /// Collects garbage. Images in `roots` (everything that a ref names) are kept, and so are
     /// images that were committed, kept ([`Store::keep`]) or named by a ref move less than `grace`
     /// ago. An object that nothing reaches is condemned first, and deleted by a run that is at
-    /// least `grace` later. `now` is in seconds since 1970. A conflict if another run is going on.
+    /// least `grace` later. Then packs are rewritten, if the options say so: what is live in mostly
+    /// dead or small ones is copied, and they are garbage for the next run. What was done is kept for
+    /// 90 days in the store, under `gc/log/`. A conflict if another run is going on.
     ///
     /// If a root cannot be read nothing is removed: the error names it.
-    pub async fn gc(
-        &self,
-        roots: &[Digest],
-        grace: Duration,
-        dry_run: bool,
-        now: u64,
-    ) -> Result<GcReport> {
-        let (shared, roots) = (self.shared.clone(), roots.to_vec());
+    pub async fn gc(&self, roots: &[Digest], options: &GcOptions) -> Result<GcReport> {
+        let (shared, roots, options) = (self.shared.clone(), roots.to_vec(), options.clone());
         self.run(async move {
             let Ok(_alone) = shared.collecting.try_lock() else { return Err(another_runs()) };
-            let run = Run::new(&shared, grace.as_secs(), dry_run, now);
-            run.collect(&roots).await.at(|| "gc")
+            let run = Run::new(&shared, &options);
+            run.collect(&roots, options.compact.as_ref()).await.at(|| "gc")
         })
         .await
     }
@@ -103,6 +154,15 @@ impl Lists {
     }
 }
 
+/// What a sweep came to.
+struct Swept {
+    report: GcReport,
+    /// What the images reach that are named or young.
+    reached: Reached,
+    /// When the oldest live session began, with one life to spare.
+    oldest: Option<u64>,
+}
+
 /// What is to be done with objects that nothing reaches.
 #[derive(Default)]
 struct Verdict {
@@ -113,28 +173,72 @@ struct Verdict {
 }
 
 impl<'a> Run<'a> {
-    fn new(shared: &'a Shared, grace: u64, dry_run: bool, now: u64) -> Self {
+    fn new(shared: &'a Shared, options: &GcOptions) -> Self {
+        let GcOptions { dry_run, now, .. } = *options;
+        let grace = options.grace.as_secs();
         let id = format!("{now:016x}-{}", shared.new_id());
         Self { shared, id, now, grace, dry_run, began: shared.now() }
     }
 
-    async fn collect(&self, roots: &[Digest]) -> Result<GcReport> {
+    async fn collect(&self, roots: &[Digest], compact: Option<&Compaction>) -> Result<GcReport> {
         self.shared.refresh_index().await?;
         let lists = self.condemned_lists().await?;
         if self.dry_run {
-            return self.sweep(roots, lists).await;
+            let mut swept = self.sweep(roots, lists).await?;
+            self.compact(&mut swept, compact, 0).await?;
+            return Ok(swept.report);
         }
         let due = lists.iter().filter(|n| self.is_due(&n.list)).map(|n| n.name.clone());
-        if let Err(e) = self.place_mark(due.collect()).await {
-            let _ = self.shared.objects.delete(&keys::deleting(&self.id)).await;
-            return Err(e);
+        let due = due.collect();
+        let swept = self.marked(&self.id, due, self.sweep(roots, lists)).await;
+        let mut swept = swept?;
+        if compact.is_some() {
+            // Another mark, which is about nothing that a writer may hold.
+            let until = self.shared.now().saturating_add(self.shared.life());
+            let id = format!("{}-rewriting", self.id);
+            self.marked(&id, Vec::new(), self.compact(&mut swept, compact, until)).await?;
         }
-        let swept = self.sweep(roots, lists).await;
-        let removed = self.shared.objects.delete(&keys::deleting(&self.id)).await;
-        let report = swept?;
-        removed?;
         self.housekeeping().await?;
-        Ok(report)
+        if swept.report.changed_something() {
+            let log = sealed::seal(GcReport::WHAT, &swept.report);
+            self.shared.objects.create(&keys::gc_log(&self.id), log).await?;
+        }
+        Ok(swept.report)
+    }
+
+    /// Works under a mark: no other run does.
+    async fn marked<T>(
+        &self,
+        id: &str,
+        lists: Vec<String>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let placed = self.place_mark(id, lists).await;
+        let done = match placed {
+            Ok(()) => work.await,
+            Err(e) => Err(e),
+        };
+        let removed = self.shared.objects.delete(&keys::deleting(id)).await;
+        let done = done?;
+        removed.map(|()| done)
+    }
+
+    /// Rewrites packs, or says what would be rewritten.
+    async fn compact(
+        &self,
+        swept: &mut Swept,
+        options: Option<&Compaction>,
+        until: u64,
+    ) -> Result<()> {
+        let Some(options) = options else { return Ok(()) };
+        let Swept { report, reached, oldest } = swept;
+        let shared = self.shared;
+        let mut compactor = Compactor { shared, options, run: &self.id, until, reached, report };
+        let groups = compactor.plan(|modified| self.is_young(modified, *oldest)).await?;
+        if self.dry_run {
+            return Ok(());
+        }
+        compactor.execute(groups).await.at(|| "rewriting packs")
     }
 
     fn is_due(&self, list: &Condemned) -> bool {
@@ -159,9 +263,9 @@ impl<'a> Run<'a> {
     }
 
     /// D: says what may be deleted now, and makes sure that this run is alone.
-    async fn place_mark(&self, lists: Vec<String>) -> Result<()> {
+    async fn place_mark(&self, id: &str, lists: Vec<String>) -> Result<()> {
         let objects = &self.shared.objects;
-        let own = keys::deleting(&self.id);
+        let own = keys::deleting(id);
         let mark = Deleting { at: self.shared.now(), lists };
         objects.create(&own, sealed::seal(Deleting::WHAT, &mark)).await?;
         for listed in objects.list_sorted(&folder("gc/deleting")).await? {
@@ -181,7 +285,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn sweep(&self, roots: &[Digest], lists: Vec<Named>) -> Result<GcReport> {
+    async fn sweep(&self, roots: &[Digest], lists: Vec<Named>) -> Result<Swept> {
         // L
         let sessions: Vec<FoundSession> = find_sessions(self.shared).await?;
         let life = self.shared.life();
@@ -224,7 +328,7 @@ impl<'a> Run<'a> {
         if !self.dry_run {
             self.execute(&verdict, &ready).await?;
         }
-        Ok(verdict.report)
+        Ok(Swept { report: verdict.report, reached: named, oldest })
     }
 
     /// Whether an object is too young to be garbage: it may be part of something unfinished.
@@ -322,6 +426,14 @@ impl<'a> Run<'a> {
                 shared.objects.delete_all(session.keys).await?;
             }
         }
+        for listed in shared.objects.list_sorted(&folder("gc/log")).await? {
+            if listed.modified.saturating_add(KEEP_LOG) < now {
+                shared.objects.delete(&listed.key).await?;
+            }
+        }
+        let packs = shared.indexed(Index::packs).await?;
+        let before = now.saturating_sub(2 * shared.life());
+        shared.rewrites.tidy(&shared.objects, |id| packs.contains_key(id), before).await?;
         let before = now.saturating_sub(shared.options.remember_writers.as_secs());
         shared.indexed(move |index: &Index| index.forget_sent(before)).await?;
         if let Some(local) = shared.objects.local().cloned() {

@@ -9,10 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::condemned::{Condemned, Deleting, List};
+use crate::marker::{MARKER, Marker};
 use crate::records::{REF_MOVE, RefMove};
+use crate::rewrites::Rewrite;
 use crate::sealed;
 use crate::session::{Renewal, SESSION};
-use crate::marker::{MARKER, Marker};
 
 fn check<T: Serialize + DeserializeOwned + Debug>(what: &'static str, body: &T, golden: &str) {
     let bytes = sealed::seal(what, body);
@@ -55,6 +56,17 @@ fn lists_of_gc() {
         Deleting::WHAT,
         &Deleting { at: 1_700_000_000, lists },
         r#"{"body":{"at":1700000000,"lists":["list-0000"]},"check":"6ab2f231eece5974","format":1,"what":"mark of a gc run"}"#,
+    );
+}
+
+#[test]
+fn rewritings() {
+    let from = vec!["00112233445566778899aabbccddeeff".to_owned()];
+    let rewrite = Rewrite { at: 1_700_000_000, from, to: "ff".repeat(16) };
+    check(
+        Rewrite::WHAT,
+        &rewrite,
+        r#"{"body":{"at":1700000000,"from":["00112233445566778899aabbccddeeff"],"to":"ffffffffffffffffffffffffffffffff"},"check":"6e506c018f1ddb4b","format":1,"what":"rewriting of packs"}"#,
     );
 }
 

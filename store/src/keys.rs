@@ -9,7 +9,7 @@ use object_store::path::Path;
 /// The object that says what the store is.
 pub(crate) const MARKER: &str = "forebay-store";
 /// The folders in which objects lie. A local store makes and syncs them when it is opened.
-pub(crate) const FOLDERS: [&str; 10] = [
+pub(crate) const FOLDERS: [&str; 12] = [
     "packs",
     "sections",
     "manifests",
@@ -20,6 +20,8 @@ pub(crate) const FOLDERS: [&str; 10] = [
     "gc",
     "gc/condemned",
     "gc/deleting",
+    "gc/rewrites",
+    "gc/log",
 ];
 
 /// What a name stands for.
@@ -120,6 +122,14 @@ pub(crate) fn condemned(list: &str) -> Path {
 
 pub(crate) fn deleting(run: &str) -> Path {
     Path::from(format!("gc/deleting/{run}"))
+}
+
+pub(crate) fn rewrite(name: &str) -> Path {
+    Path::from(format!("gc/rewrites/{name}"))
+}
+
+pub(crate) fn gc_log(run: &str) -> Path {
+    Path::from(format!("gc/log/{run}"))
 }
 
 /// A folder, for listing.

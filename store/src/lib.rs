@@ -40,6 +40,8 @@
 
 mod cache;
 mod commit;
+mod compact;
+mod compact_plan;
 mod condemned;
 mod credentials;
 mod errors;
@@ -63,6 +65,7 @@ mod plan;
 mod receiver;
 mod records;
 mod remote;
+mod rewrites;
 mod sealed;
 mod session;
 mod source;
@@ -70,12 +73,15 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod verify;
+mod verify_all;
 
+pub use compact_plan::Compaction;
 pub use facts::ImageFacts;
-pub use gc::GcReport;
+pub use gc::{GcOptions, GcReport};
 pub use options::{Clock, DropCache, IdSource, IndexPlace, Limits, StoreOptions};
 pub use receiver::{Receiver, ReceiverSection, ReceiverSession};
 pub use records::{RefLog, RefMove};
 pub use remote::Remote;
 pub use store::Store;
 pub use verify::VerifyReport;
+pub use verify_all::{StoreReport, VerifyAll};

@@ -1,5 +1,6 @@
 //! Where an image's chunks lie: reading its locator, and making it anew from the chunk index.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,11 +8,14 @@ use image::error::At;
 use image::locator::FIXED_LEN;
 use image::manifest::MAX_MANIFEST;
 use image::section::MAX_TABLE;
-use image::{Digest, Error, FormatError, Kind, Locator, Manifest, Result, SectionTable, Spot};
+use image::{
+    Digest, Error, FormatError, Kind, Locator, Manifest, PackId, Result, SectionTable, Spot,
+};
 
 use crate::index::Lookup;
 use crate::keys::{self, Key};
 use crate::objects::Listed;
+use crate::rewrites::standing;
 use crate::store::Shared;
 
 /// Read at the start of a locator in the hope that the whole head is in it: 300 sections, 19 GiB.
@@ -157,8 +161,9 @@ impl Shared {
             Err(e) if !self.has_index() => Err(e),
             Err(error) => {
                 tracing::warn!(%error, "the locator cannot be made anew; going by the chunk index");
-                let table = table.clone();
-                self.indexed(move |i| i.look(|l| Ok(section_spots(l, &table)?.collect()))).await
+                let (table, rewritten) = (table.clone(), self.rewrites.from());
+                let look = move |l: &Lookup| Ok(section_spots(l, &table, &rewritten)?.collect());
+                self.indexed(move |i| i.look(look)).await
             }
         }
     }
@@ -209,24 +214,14 @@ impl Shared {
             );
             return Err(Error::new(Kind::Corrupt, message));
         }
-        let lost = |e: Error| {
-            self.lost.insert(*image, self.now(), 64);
-            e
-        };
         if self.lost.get(image).is_some_and(|at| self.now() < at.saturating_add(LOST_SECS)) {
             let message = format!("image {image}: its locator could not be made anew a moment ago");
             return Err(Error::new(Kind::Corrupt, message));
         }
         self.refresh_index_if_old().await?;
-        let manifest = self.manifest(image).await?;
-        let mut sections = Vec::new();
-        for (section, digest) in manifest.present() {
-            let table = self.table(&digest).await.map_err(lost)?;
-            let place = move |c| format!("section {section} chunk {c}");
-            let spots = self.indexed(move |i| i.look(|l| whole_section(l, &table, place)));
-            sections.push((section, spots.await.at(|| format!("image {image}")).map_err(lost)?));
-        }
-        let bytes = Locator::build(image, &sections);
+        let bytes = self.locator_by_index(image).await.inspect_err(|_| {
+            self.lost.insert(*image, self.now(), 64);
+        })?;
         self.write_locator(image, bytes).await
     }
 
@@ -301,11 +296,12 @@ pub(crate) fn no_section(manifest: &Manifest, section: u32) -> Error {
 pub(crate) fn section_spots(
     lookup: &Lookup,
     table: &SectionTable,
+    rewritten: &HashSet<PackId>,
 ) -> Result<impl Iterator<Item = Option<Spot>> + use<>> {
     let mut last = None;
     let present = table.digests().iter().filter(|d| !d.is_zero());
     let spots = present.map(|digest| {
-        let copies = lookup.copies(table.domain(), digest)?;
+        let copies = standing(lookup.copies(table.domain(), digest)?, rewritten);
         let copy = copies.iter().find(|c| Some(c.pack) == last).or(copies.first());
         last = copy.map(|c| c.pack).or(last);
         Ok(copy.map(|c| c.spot()))
@@ -313,17 +309,20 @@ pub(crate) fn section_spots(
     Ok(spots.collect::<Result<Vec<_>>>()?.into_iter())
 }
 
-fn whole_section(
+/// The same, if every chunk is somewhere.
+pub(crate) fn whole_section(
     lookup: &Lookup,
     table: &SectionTable,
+    rewritten: &HashSet<PackId>,
     place: impl Fn(u32) -> String,
 ) -> Result<Vec<Spot>> {
     let present = (0u32..).zip(table.digests()).filter(|(_, d)| !d.is_zero());
-    let spots = present.zip(section_spots(lookup, table)?).map(|((chunk, digest), spot)| {
-        spot.ok_or_else(|| {
-            let message = format!("{}: no pack holds chunk {digest}", place(chunk));
-            Error::new(Kind::Corrupt, message)
-        })
-    });
+    let spots =
+        present.zip(section_spots(lookup, table, rewritten)?).map(|((chunk, digest), spot)| {
+            spot.ok_or_else(|| {
+                let message = format!("{}: no pack holds chunk {digest}", place(chunk));
+                Error::new(Kind::Corrupt, message)
+            })
+        });
     spots.collect()
 }

@@ -4,24 +4,59 @@ use std::collections::{HashMap, HashSet};
 
 use futures::TryStreamExt;
 use image::error::At;
-use image::{Digest, Kind, PackId, Result};
+use image::{Digest, Domain, Kind, PackId, Result};
 
+use crate::index::Copy;
 use crate::keys::{Key, folder};
 use crate::locate::is_lost;
+use crate::rewrites::standing;
 use crate::store::Shared;
 
-/// What a set of images reaches. Memory: 32 bytes per image and section, 16 per pack. Owner: the
-/// run of gc.
+/// What a set of images reaches. Memory: 32 bytes per image and section, 64 per pack, one bit per
+/// chunk. Owner: the run of gc.
 ///
 /// A pack is reached if it holds a chunk of an image, whether or not a locator leans on that copy:
-/// a second copy is what a damaged one is repaired from.
+/// a second copy is what a damaged one is repaired from. One that was rewritten is reached only if a
+/// locator that counts names it, or if it holds the only copy of a chunk.
 #[derive(Default)]
 pub(crate) struct Reached {
     images: HashSet<Digest>,
     sections: HashSet<Digest>,
     packs: HashSet<PackId>,
+    /// By the index: what is live in which pack.
+    live: HashMap<PackId, Live>,
     /// The locator that counts; none if none parses, and then all are reached.
     locators: HashMap<Digest, u64>,
+}
+
+/// What is live in a pack.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub(crate) domain: Domain,
+    /// Length of its live frames.
+    pub(crate) bytes: u64,
+    /// Number of its live frames.
+    pub(crate) frames: u64,
+    /// Which of its entries, a bit each.
+    bits: Vec<u64>,
+}
+
+impl Live {
+    /// Whether an entry is live.
+    pub(crate) fn has(&self, entry: u32) -> bool {
+        self.bits.get(entry as usize / 64).is_some_and(|word| word >> (entry % 64) & 1 == 1)
+    }
+
+    fn add(&mut self, copy: &Copy) {
+        if self.has(copy.number) {
+            return;
+        }
+        let word = copy.number as usize / 64;
+        self.bits.resize(self.bits.len().max(word + 1), 0);
+        self.bits[word] |= 1 << (copy.number % 64);
+        self.bytes += u64::from(copy.frame_len);
+        self.frames += 1;
+    }
 }
 
 /// An image in the store: whether its manifest is there, and when it was last committed or kept
@@ -73,10 +108,20 @@ impl Reached {
         self.images.len()
     }
 
+    /// The images themselves.
+    pub(crate) fn image_ids(&self) -> impl Iterator<Item = &Digest> {
+        self.images.iter()
+    }
+
+    /// What is live in a pack, by the index; none if nothing is.
+    pub(crate) fn live(&self, pack: &PackId) -> Option<&Live> {
+        self.live.get(pack)
+    }
+
     /// Whether something leans on an object.
     pub(crate) fn has(&self, key: &Key) -> bool {
         match key {
-            Key::Pack(id) => self.packs.contains(id),
+            Key::Pack(id) => self.packs.contains(id) || self.live.contains_key(id),
             Key::Section(digest) => self.sections.contains(digest),
             Key::Manifest(image) | Key::Record(image) => self.images.contains(image),
             Key::Locator(image, seq) => {
@@ -107,20 +152,23 @@ impl Reached {
         Ok(())
     }
 
-    /// Adds every pack that holds a chunk of a section.
+    /// Adds what packs hold of the chunks of a section.
     async fn add_chunks(&mut self, shared: &Shared, section: &Digest) -> Result<()> {
         let table = shared.table(section).await?;
-        let packs = shared.indexed(move |index| {
+        let (domain, rewritten) = (table.domain(), shared.rewrites.from());
+        let copies = shared.indexed(move |index| {
             index.look(|lookup| {
-                let mut packs = HashSet::new();
+                let mut all = Vec::new();
                 for digest in table.digests().iter().filter(|d| !d.is_zero()) {
-                    let copies = lookup.copies(table.domain(), digest)?;
-                    packs.extend(copies.iter().map(|c| c.pack));
+                    all.extend(standing(lookup.copies(domain, digest)?, &rewritten));
                 }
-                Ok(packs)
+                Ok(all)
             })
         });
-        self.packs.extend(packs.await?);
+        for copy in copies.await? {
+            let none = || Live { domain, bytes: 0, frames: 0, bits: Vec::new() };
+            self.live.entry(copy.pack).or_insert_with(none).add(&copy);
+        }
         Ok(())
     }
 }

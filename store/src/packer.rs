@@ -28,6 +28,7 @@ use tokio::time::Sleep;
 use crate::footers::check_pack;
 use crate::index::{Index, Sent};
 use crate::keys;
+use crate::rewrites::standing;
 use crate::store::Shared;
 
 /// A pack that somebody waits for is closed when no frame has come for this long…
@@ -38,6 +39,9 @@ const QUIET: Duration = Duration::from_millis(3);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Packs that are being written at a time; small ones would not be held back by their bytes.
 const FLIGHTS: usize = 8;
+
+/// How often a pack is put, if the store does not answer or its answer is lost.
+const TRIES: usize = 3;
 
 /// How the writing of a pack ended; `None` while it goes on.
 type Landing = Option<Result<()>>;
@@ -272,6 +276,7 @@ impl Task {
         }
         match self.shared.index().and_then(|i| i.copies(self.domain, &digest)) {
             Ok(copies) if !copies.is_empty() => {
+                let copies = standing(copies, &self.shared.rewrites.from());
                 self.sent.extend(copies.iter().map(|c| (owner, c.pack, c.number)));
                 return Placed::Stored(copies.iter().map(|c| c.pack).collect());
             }
@@ -326,7 +331,8 @@ impl Task {
             }
         }
         let (parts, footer) = open.builder.finish();
-        let flight = fly(self.shared.clone(), open.id, parts, footer, open.sent);
+        let (shared, id, sent) = (self.shared.clone(), open.id, open.sent);
+        let flight = async move { fly(&shared, id, parts, footer, sent).await };
         let task = self.flights.spawn(flight);
         self.flying.insert(task.id(), open.id);
     }
@@ -378,8 +384,8 @@ async fn run_out(patience: Option<&mut Pin<Box<Sleep>>>) {
 }
 
 /// Writes a pack, reads it back, and adds it to the index.
-async fn fly(
-    shared: Arc<Shared>,
+pub(crate) async fn fly(
+    shared: &Shared,
     id: PackId,
     parts: Vec<Bytes>,
     footer: Footer,
@@ -387,9 +393,16 @@ async fn fly(
 ) -> Result<()> {
     let len = parts.iter().map(|p| p.len() as u64).sum();
     let key = keys::pack(&id);
-    let created = shared.objects.create(&key, PutPayload::from_iter(parts)).await;
+    let payload = PutPayload::from_iter(parts);
+    let mut created = shared.objects.create(&key, payload.clone()).await;
+    for _ in 1..TRIES {
+        // Nobody else uses this name: whatever became of the first try, another one does no harm.
+        if created.as_ref().is_err_and(|e| e.kind() == Kind::Retry) {
+            created = shared.objects.create(&key, payload.clone()).await;
+        }
+    }
     match &created {
-        // A retry inside the object store may have met its own first try: reading back tells.
+        // A retry, here or inside the object store, may have met its own first try: reading back tells.
         Err(e) if e.kind() == Kind::Conflict => {}
         _ => created.clone()?,
     }

@@ -101,22 +101,23 @@ impl Store {
     /// The whole log of ref moves.
     pub async fn ref_log(&self) -> Result<RefLog> {
         let shared = self.shared.clone();
-        self.run(async move {
-            let mut log = RefLog::default();
-            for listed in shared.objects.list_sorted(&folder("refs")).await? {
-                match shared.read_ref_move(&listed.key).await {
-                    Ok(ref_move) => log.moves.push(ref_move),
-                    Err(e) if is_lost(&e) => log.bad.push(e.to_string()),
-                    Err(e) => return Err(e),
-                }
-            }
-            Ok(log)
-        })
-        .await
+        self.run(async move { shared.read_ref_log().await }).await
     }
 }
 
 impl Shared {
+    pub(crate) async fn read_ref_log(&self) -> Result<RefLog> {
+        let mut log = RefLog::default();
+        for listed in self.objects.list_sorted(&folder("refs")).await? {
+            match self.read_ref_move(&listed.key).await {
+                Ok(ref_move) => log.moves.push(ref_move),
+                Err(e) if is_lost(&e) => log.bad.push(e.to_string()),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(log)
+    }
+
     async fn read_record(&self, listed: &Listed) -> Result<String> {
         let key = &listed.key;
         let bytes = self.objects.get(key, MAX_TOKEN).await?;

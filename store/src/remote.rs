@@ -77,11 +77,11 @@ impl Remote {
         macro_rules! built {
             ($builder:ty, $key:ty) => {{
                 let builder = <$builder>::new().with_url(url.as_str()).with_retry(retry);
-                let with = |builder: $builder, (name, value): (String, String)| {
-                    match name.parse::<$key>() {
-                        Ok(key) => builder.with_config(key, value),
-                        Err(_) => builder,
-                    }
+                let with = |builder: $builder, (name, value): (String, String)| match name
+                    .parse::<$key>()
+                {
+                    Ok(key) => builder.with_config(key, value),
+                    Err(_) => builder,
                 };
                 let built = settings.into_iter().fold(builder, with).build();
                 let built = built.map_err(|e| invalid(&from_store("its settings", e)))?;
@@ -115,8 +115,11 @@ impl Remote {
             ObjectStoreScheme::MicrosoftAzure => ("azure_", BTreeMap::new()),
             _ => ("aws_", self.from_file()?),
         };
-        let times =
-            [("connect_timeout", self.connect), ("read_timeout", self.stall), ("timeout", self.request)];
+        let times = [
+            ("connect_timeout", self.connect),
+            ("read_timeout", self.stall),
+            ("timeout", self.request),
+        ];
         settings.extend(times.map(|(name, t)| (name.to_owned(), format!("{}ms", t.as_millis()))));
         for (name, value) in &self.settings {
             // One name per setting: `aws_timeout` is the same as `timeout`.
@@ -160,15 +163,20 @@ mod tests {
     #[test]
     fn the_environment_may_be_given_whole() {
         // Without a prefix these would be taken for a session token, a bucket and a timeout.
-        let remote = remote(&[("TOKEN", "x"), ("BUCKET", "y"), ("TIMEOUT", "z"), ("AWS_REGION", "r")]);
-        assert_eq!(remote.settings.into_iter().collect::<Vec<_>>(), [("aws_region".into(), "r".into())]);
+        let remote =
+            remote(&[("TOKEN", "x"), ("BUCKET", "y"), ("TIMEOUT", "z"), ("AWS_REGION", "r")]);
+        assert_eq!(
+            remote.settings.into_iter().collect::<Vec<_>>(),
+            [("aws_region".into(), "r".into())]
+        );
     }
 
     #[test]
     fn settings_come_before_the_file_and_both_before_the_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("credentials");
-        std::fs::write(&file, "[p]\naws_access_key_id=A\naws_secret_access_key=S\nregion=file\n").unwrap();
+        std::fs::write(&file, "[p]\naws_access_key_id=A\naws_secret_access_key=S\nregion=file\n")
+            .unwrap();
         let path = file.to_str().unwrap();
         let s3 = ObjectStoreScheme::AmazonS3;
         let with_file = [("aws_shared_credentials_file", path), ("aws_profile", "p")];
@@ -181,7 +189,10 @@ mod tests {
         assert_eq!((&*settings["aws_region"], &*settings["timeout"]), ("env", "7s"));
         more.push(("aws_access_key_id", "B"));
         let settings = remote(&more).effective(&s3).unwrap();
-        assert_eq!((&*settings["aws_access_key_id"], settings.get("aws_secret_access_key")), ("B", None));
+        assert_eq!(
+            (&*settings["aws_access_key_id"], settings.get("aws_secret_access_key")),
+            ("B", None)
+        );
         let e = remote(&[("aws_profile", "p")]).effective(&s3).unwrap_err();
         assert!(e.message().contains("AWS_SHARED_CREDENTIALS_FILE"), "{e}");
         // Where other tools have it.

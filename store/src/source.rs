@@ -5,7 +5,8 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt};
 use image::error::At;
 use image::{
-    ChunkSet, ChunkSink, ChunkSource, Digest, Error, Manifest, Place, ReadContext, Result, SectionTable,
+    ChunkSet, ChunkSink, ChunkSource, Digest, Error, Manifest, Place, ReadContext, Result,
+    SectionTable,
 };
 
 use crate::fetch::{Job, elsewhere_may_help};

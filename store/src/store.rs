@@ -28,6 +28,7 @@ use crate::objects::{Objects, blocking, joined, reads_only};
 use crate::options::{IndexPlace, StoreOptions};
 use crate::packer::Packers;
 use crate::remote::Remote;
+use crate::rewrites::Rewrites;
 
 /// Footers that are read at a time when the index is brought up to date.
 const FOOTERS: usize = 16;
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) rebuilding: tokio::sync::Mutex<()>,
     /// One collection of garbage at a time.
     pub(crate) collecting: tokio::sync::Mutex<()>,
+    /// Packs that gc has rewritten.
+    pub(crate) rewrites: Rewrites,
     /// When the index was last compared with the packs, in seconds.
     refreshed: tokio::sync::Mutex<u64>,
 }
@@ -163,6 +166,7 @@ impl Store {
             reading: Arc::new(Semaphore::new(options.limits.reading)),
             rebuilding: tokio::sync::Mutex::new(()),
             collecting: tokio::sync::Mutex::new(()),
+            rewrites: Rewrites::default(),
             refreshed: tokio::sync::Mutex::new(0),
             options,
         });
@@ -285,6 +289,7 @@ impl Shared {
     /// missing, and drops those that are gone.
     pub(crate) async fn refresh_index(&self) -> Result<()> {
         let mut refreshed = self.refreshed.lock().await;
+        self.rewrites.refresh(&self.objects).await?;
         // Known before the listing: a pack that is added meanwhile is not taken for gone.
         let known = self.indexed(Index::packs).await?;
         let mut there = HashMap::new();

@@ -41,29 +41,14 @@ impl Store {
     /// from another copy is. Fails only if the verification could not be done.
     pub async fn verify(&self, image: &Digest, deep: bool) -> Result<VerifyReport> {
         let (shared, image) = (self.shared.clone(), *image);
-        self.run(async move {
-            // Nothing from memory: what is in the store is to be verified.
-            shared.forget_image(&image);
-            shared.facts.forget(|k| *k == image);
-            let mut run = Run {
-                shared: &shared,
-                image,
-                deep,
-                report: VerifyReport::default(),
-                moved: BTreeMap::new(),
-                footers: Cache::new(FOOTERS),
-                bad_footers: HashMap::new(),
-            };
-            run.image().await?;
-            Ok(run.report)
-        })
-        .await
+        self.run(async move { Run::new(&shared, deep).verify(image).await }).await
     }
 }
 
 type Entries = Arc<HashMap<u32, Entry>>;
 
-struct Run<'a> {
+/// The verification of one image after the other.
+pub(crate) struct Run<'a> {
     shared: &'a Shared,
     image: Digest,
     deep: bool,
@@ -75,7 +60,31 @@ struct Run<'a> {
     bad_footers: HashMap<PackId, Kind>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub(crate) fn new(shared: &'a Shared, deep: bool) -> Self {
+        Self {
+            shared,
+            image: Digest::ZERO,
+            deep,
+            report: VerifyReport::default(),
+            moved: BTreeMap::new(),
+            footers: Cache::new(FOOTERS),
+            bad_footers: HashMap::new(),
+        }
+    }
+
+    /// Verifies an image. A pack whose footer is lost is named with the first image that leans on it.
+    pub(crate) async fn verify(&mut self, image: Digest) -> Result<VerifyReport> {
+        // Nothing from memory: what is in the store is to be verified.
+        self.shared.forget_image(&image);
+        self.shared.facts.forget(|k| *k == image);
+        self.image = image;
+        self.moved.clear();
+        self.report = VerifyReport::default();
+        self.image().await?;
+        Ok(std::mem::take(&mut self.report))
+    }
+
     async fn image(&mut self) -> Result<()> {
         let manifest = match self.shared.manifest(&self.image).await {
             Ok(manifest) => manifest,
@@ -135,7 +144,8 @@ impl Run<'_> {
             let key = keys::locator(&self.image, old);
             self.report.repaired.push(format!("{key}: section {section}: unreadable"));
         }
-        let job = Job { section, geometry: *manifest.geometry(), table, deep: self.deep, last: true };
+        let job =
+            Job { section, geometry: *manifest.geometry(), table, deep: self.deep, last: true };
         let job = Arc::new(job);
         let present = (0u32..).zip(job.table.digests()).filter(|(_, d)| !d.is_zero());
         let mut wants = Vec::new();

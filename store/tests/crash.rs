@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::*;
 use forebay_store::testing::{ManualClock, TestStore, Unacknowledged};
-use forebay_store::{IndexPlace, Receiver, RefMove, Store, StoreOptions};
+use forebay_store::{Compaction, GcOptions, IndexPlace, Receiver, RefMove, Store, StoreOptions};
 use image::{Digest, Kind};
 use tokio::runtime::Handle;
 
@@ -88,7 +88,7 @@ async fn at_any_point_of_collecting_and_pushing() {
     let began = objects.events();
     for _ in 0..2 {
         clock.advance(GRACE + 3 * LIFE);
-        store.gc(&[kept.image()], grace, false, clock.now()).await.unwrap();
+        store.gc(&[kept.image()], &sweep(grace, false, clock.now())).await.unwrap();
     }
     other.push(&receiver, None).await.unwrap();
     assert_eq!(store.images().await.unwrap().len(), 2);
@@ -108,7 +108,7 @@ async fn at_any_point_of_collecting_and_pushing() {
             let store = open(&after, &clock, 78).await.unwrap();
             for _ in 0..3 {
                 clock.advance(GRACE + 3 * LIFE);
-                store.gc(&roots, grace, false, clock.now()).await.unwrap();
+                store.gc(&roots, &sweep(grace, false, clock.now())).await.unwrap();
             }
             let left = whole_images(&store, &place).await;
             assert_eq!(left, roots.into_iter().collect(), "{place}");
@@ -116,6 +116,56 @@ async fn at_any_point_of_collecting_and_pushing() {
                 assert_eq!(after.keys_of(folder).await, [], "{place}");
             }
             assert_eq!(after.keys_of("sections").await.len(), 2, "{place}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn at_any_point_of_rewriting_packs() {
+    let clock = ManualClock::at(START);
+    let objects = TestStore::new(clock.clock());
+    let store = open(&objects, &clock, 1).await.unwrap();
+    let all: Vec<_> = (0..20).map(|c| (0, c, 2 * u64::from(c))).collect();
+    let parent = Disk::new(64 * MIB, &all);
+    let (child, second) = (Disk::new(64 * MIB, &all[..2]), Disk::new(64 * MIB, &all[1..4]));
+    let receiver = Receiver::new(&store).for_owner(Digest([1; 32]));
+    parent.push(&receiver, None).await.unwrap();
+    child.push(&receiver, Some(parent.image())).await.unwrap();
+    second.push(&receiver, Some(parent.image())).await.unwrap();
+    let roots = [child.image(), second.image()];
+    let compacting = |clock: &ManualClock| GcOptions {
+        compact: Some(Compaction::default()),
+        ..sweep(Duration::from_secs(GRACE), false, clock.now())
+    };
+    let began = objects.events();
+    let mut rewritten = 0;
+    for _ in 0..3 {
+        clock.advance(GRACE + 3 * LIFE);
+        rewritten += store.gc(&roots, &compacting(&clock)).await.unwrap().rewritten;
+    }
+    assert_eq!(rewritten, 1);
+    for event in began..=objects.events() {
+        let fates = objects.fates(event).into_iter();
+        for fate in fates.chain([Unacknowledged::RemovalsLost]) {
+            let place = format!("before event {event}, {fate:?}");
+            let after = objects.after_crash(event, fate).await;
+            let store = open(&after, &clock, 77).await.unwrap();
+            let images = whole_images(&store, &place).await;
+            assert!(roots.iter().all(|r| images.contains(r)), "{place}");
+            // It goes on from there, and ends where it would have ended.
+            let clock = ManualClock::at(clock.now());
+            let store = open(&after, &clock, 78).await.unwrap();
+            for _ in 0..5 {
+                clock.advance(GRACE + 3 * LIFE);
+                store.gc(&roots, &compacting(&clock)).await.unwrap();
+            }
+            let left = whole_images(&store, &place).await;
+            assert_eq!(left, roots.into_iter().collect(), "{place}");
+            assert_eq!(after.keys_of("packs").await.len(), 1, "{place}");
+            assert_eq!(after.keys_of("locators").await.len(), 2, "{place}");
+            for folder in ["gc/condemned", "gc/deleting", "gc/rewrites", "sessions"] {
+                assert_eq!(after.keys_of(folder).await, [], "{place}");
+            }
         }
     }
 }

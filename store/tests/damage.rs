@@ -5,8 +5,7 @@ mod common;
 
 use common::*;
 use forebay_store::{Receiver, Store};
-use image::pack::{PackBuilder, Trailer};
-use image::{Domain, Encoder, Footer, Frame, FrameHeader, Kind, Priority, ReadContext};
+use image::{Frame, FrameHeader, Kind, Priority, ReadContext};
 use object_store::path::Path;
 
 const REPAIR: ReadContext =
@@ -288,28 +287,4 @@ async fn a_frame_that_is_good_in_itself_is_not_taken_for_another() {
         assert_eq!(e.kind(), Kind::Corrupt, "{e}");
         assert!(e.message().contains(why) && e.message().contains("offset 16"), "{why}: {e}");
     }
-}
-
-fn footer_of(pack: &[u8]) -> Footer {
-    let len = pack.len() as u64;
-    let trailer = Trailer::parse(&pack[pack.len() - 64..], len).unwrap();
-    Footer::parse(&pack[trailer.entries_at as usize..], len).unwrap()
-}
-
-/// The pack as if its first frame had been made of other plain bytes under the same digest.
-fn forge(pack: &[u8]) -> Vec<u8> {
-    let footer = footer_of(pack);
-    let mut builder = PackBuilder::new(Domain::PUBLIC);
-    for (i, entry) in footer.entries.iter().enumerate() {
-        let at = entry.offset as usize;
-        let frame = pack[at..at + entry.frame_len as usize].to_vec();
-        let frame = Frame::parse(frame.into()).unwrap();
-        if i > 0 {
-            builder.push(&frame);
-            continue;
-        }
-        let other = plain(4711, entry.plain_len as usize, false);
-        builder.push(&Encoder::new().unwrap().encode(Domain::PUBLIC, entry.digest, &other));
-    }
-    builder.finish().0.concat()
 }

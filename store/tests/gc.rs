@@ -56,14 +56,15 @@ async fn what_nothing_names_goes_in_two_steps() {
     assert_eq!((report.condemned, report.deleted, report.wait_secs), (0, 0, 1), "{report:?}");
     bench.clock.advance(1);
     let dry = Duration::from_secs(GRACE);
-    let dry = bench.store.gc(&[b.image()], dry, true, bench.clock.now()).await.unwrap();
+    let dry = bench.store.gc(&[b.image()], &sweep(dry, true, bench.clock.now())).await.unwrap();
     let report = bench.gc(&[b.image()]).await;
     assert_eq!(report, dry, "a dry run says the same");
     assert_eq!((report.condemned, report.deleted, report.wait_secs), (0, 4, 0), "{report:?}");
     let e = Disk::pull(&bench.store, &a.image()).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Gone, "{e}");
     assert_eq!(Disk::pull(&bench.store, &b.image()).await.unwrap(), b);
-    let left = bench.objects.keys().await;
+    let mut left = bench.objects.keys().await;
+    left.retain(|k| !k.as_ref().starts_with("gc/log/"));
     assert!(left.iter().all(|k| all.contains(k)), "nothing of gc's own is left: {left:?}");
     assert_eq!(bench.objects.keys_of("packs").await.len(), 2, "both hold chunks of b");
 }
@@ -75,7 +76,7 @@ async fn a_dry_run_changes_nothing() {
     bench.wait();
     let changes = bench.objects.log().len();
     let now = bench.clock.now();
-    let report = bench.store.gc(&[], Duration::from_secs(GRACE), true, now).await.unwrap();
+    let report = bench.store.gc(&[], &sweep(Duration::from_secs(GRACE), true, now)).await.unwrap();
     assert_eq!(report.condemned, 4, "{report:?}");
     assert_eq!(bench.objects.log().len(), changes);
 }
@@ -95,7 +96,7 @@ async fn a_root_that_cannot_be_read_stops_everything() {
     let before = bench.objects.keys().await;
     let gc = |roots: Vec<Digest>| {
         let (store, now) = (store.clone(), bench.clock.now());
-        async move { store.gc(&roots, Duration::from_secs(GRACE), false, now).await }
+        async move { store.gc(&roots, &sweep(Duration::from_secs(GRACE), false, now)).await }
     };
     let e = gc(vec![a.image()]).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Corrupt, "{e}");
@@ -247,7 +248,9 @@ async fn what_is_condemned_may_be_leaned_on_until_it_is_being_deleted() {
     let gate = bench.objects.gate(Verb::Delete, "manifests/");
     let (store, now) = (bench.store.clone(), bench.clock.now());
     let gc =
-        tokio::spawn(async move { store.gc(&[], Duration::from_secs(GRACE), false, now).await });
+        tokio::spawn(
+            async move { store.gc(&[], &sweep(Duration::from_secs(GRACE), false, now)).await },
+        );
     gate.reached().await;
     let e = session.commit(&a.manifest()).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Conflict, "{e}");
@@ -334,7 +337,7 @@ async fn a_pack_that_went_away_unseen_is_noticed_at_commit() {
     let elsewhere = bench.reopen(2).await;
     let gc = async || {
         let now = bench.clock.now();
-        elsewhere.gc(&[], Duration::from_secs(GRACE), false, now).await.unwrap()
+        elsewhere.gc(&[], &sweep(Duration::from_secs(GRACE), false, now)).await.unwrap()
     };
     bench.wait();
     gc().await;
@@ -357,7 +360,7 @@ async fn one_collection_at_a_time_and_a_dead_one_is_not_waited_for() {
     let other = bench.reopen(2).await;
     let gc = |store: &Store| {
         let (store, now) = (store.clone(), bench.clock.now());
-        async move { store.gc(&[], Duration::from_secs(GRACE), false, now).await }
+        async move { store.gc(&[], &sweep(Duration::from_secs(GRACE), false, now)).await }
     };
     let gate = bench.objects.gate(Verb::List, "sessions");
     let first = tokio::spawn(gc(&bench.store));
@@ -426,8 +429,8 @@ async fn whatever_the_order_no_chunk_is_lost() {
         let child = tokio::spawn(push(elsewhere, b.clone(), Some(a.image())));
         // A grace of nothing: as hostile as can be.
         let gc = tokio::spawn(async move {
-            let first = collector.gc(&[], Duration::ZERO, false, now).await;
-            collector.gc(&[], Duration::ZERO, false, now + 1).await.and(first)
+            let first = collector.gc(&[], &sweep(Duration::ZERO, false, now)).await;
+            collector.gc(&[], &sweep(Duration::ZERO, false, now + 1)).await.and(first)
         });
         let (again, child, gc) = (again.await.unwrap(), child.await.unwrap(), gc.await.unwrap());
         let place = format!("seed {seed}: {again:?}, {child:?}, {gc:?}");

@@ -56,8 +56,7 @@ async fn an_image_is_read_by_its_own_objects_alone_in_few_requests() {
         Disk::new(64 * MIB, &[(0, 0, seed + 5000)]).push(&bench.receiver(), None).await.unwrap();
     }
     let store = reader(&bench).await;
-    let (pulled, gets, lists) =
-        requests(&bench.objects, Disk::pull(&store, &disk.image())).await;
+    let (pulled, gets, lists) = requests(&bench.objects, Disk::pull(&store, &disk.image())).await;
     assert_eq!(pulled.unwrap(), disk);
     // Manifest, table, head and block of the locator; then 4 MiB at a time.
     assert_eq!((gets, lists), (4 + 4, 1));
@@ -121,7 +120,7 @@ async fn nothing_can_be_changed() {
         store.keep(&image).await.err(),
         store.put_record(&image, START, "token").await.err(),
         store.append_ref_move(&ref_move).await.err(),
-        store.gc(&[], Duration::from_secs(GRACE), false, now).await.err(),
+        store.gc(&[], &sweep(Duration::from_secs(GRACE), false, now)).await.err(),
     ];
     for e in refused {
         let e = e.unwrap();

@@ -2,70 +2,11 @@
 
 mod common;
 
+use common::s3::{KEY, S3, SECRET};
 use common::*;
 use forebay_store::{IndexPlace, Receiver, Remote, Store, StoreOptions};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use image::{Kind, Result};
-use s3s::auth::SimpleAuth;
-use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::net::TcpListener;
+use image::Kind;
 use tokio::runtime::Handle;
-
-const KEY: &str = "forebay";
-const SECRET: &str = "correct horse";
-const BUCKET: &str = "images";
-
-/// An S3 server on a directory, with one bucket.
-struct S3 {
-    address: String,
-    dir: tempfile::TempDir,
-}
-
-impl S3 {
-    async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join(BUCKET)).unwrap();
-        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir.path()).unwrap());
-        builder.set_auth(SimpleAuth::from_single(KEY, SECRET));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(accept(listener, builder.build()));
-        Self { address, dir }
-    }
-
-    fn settings(&self, key: &str, secret: &str) -> Vec<(String, String)> {
-        let pairs = [
-            ("aws_endpoint", self.address.as_str()),
-            ("aws_region", "us-east-1"),
-            ("aws_allow_http", "true"),
-            ("aws_access_key_id", key),
-            ("aws_secret_access_key", secret),
-            ("path", "/usr/bin"),
-        ];
-        pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
-    }
-
-    async fn open(&self, url: &str) -> Result<Store> {
-        self.open_as(url, KEY, SECRET).await
-    }
-
-    async fn open_as(&self, url: &str, key: &str, secret: &str) -> Result<Store> {
-        let options = StoreOptions::system(IndexPlace::Memory);
-        let remote = Remote::new(self.settings(key, secret));
-        Store::open_url(url, &remote, Handle::current(), options).await
-    }
-}
-
-async fn accept(listener: TcpListener, service: S3Service) {
-    while let Ok((socket, _)) = listener.accept().await {
-        let service = service.clone();
-        tokio::spawn(async move {
-            let server = Builder::new(TokioExecutor::new());
-            let _ = server.serve_connection(TokioIo::new(socket), service).await;
-        });
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_goes_in_and_comes_out_again() {
@@ -89,12 +30,39 @@ async fn wrong_credentials_buckets_and_urls_are_refused_by_name() {
     let e = s3.open_as("s3://images/grid", KEY, "wrong").await.unwrap_err();
     assert_eq!(e.kind(), Kind::Denied, "{e}");
     assert!(e.to_string().contains("s3://images/grid"), "{e}");
+    assert!(e.to_string().contains("AWS_SECRET_ACCESS_KEY"), "{e}");
+    let e = s3.open_as("s3://images/grid", "nobody", "wrong").await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Denied, "{e}");
+    assert!(e.to_string().contains("credentials file"), "{e}");
     let e = s3.open("s3://nowhere/grid").await.unwrap_err();
-    assert!(e.to_string().contains("s3://nowhere/grid"), "{e}");
+    assert_eq!(e.kind(), Kind::Invalid, "{e}");
+    assert!(e.to_string().contains("s3://nowhere/grid") && e.to_string().contains("bucket"), "{e}");
     for url in ["ftp://images/grid", "images", "s3://"] {
         let e = s3.open(url).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{url}: {e}");
         assert!(e.to_string().contains(url), "{e}");
     }
     assert_eq!(std::fs::read_dir(s3.dir.path()).unwrap().count(), 1, "nothing was made");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_come_from_a_credentials_file() {
+    let s3 = S3::start().await;
+    let file = s3.dir.path().join("credentials");
+    let text = format!("[grid]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n");
+    std::fs::write(&file, text).unwrap();
+    let open = async |profile: &str| {
+        let mut settings = s3.settings("", "");
+        settings.retain(|(name, _)| !name.contains("_access_key"));
+        let file = file.to_str().unwrap().to_owned();
+        settings.push(("aws_shared_credentials_file".into(), file));
+        settings.push(("aws_profile".into(), profile.into()));
+        let options = StoreOptions::system(IndexPlace::Memory);
+        Store::open_url("s3://images/grid", &Remote::new(settings), Handle::current(), options)
+            .await
+    };
+    open("grid").await.unwrap();
+    let e = open("other").await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Invalid, "{e}");
+    assert!(e.to_string().contains("[grid]") && !e.to_string().contains(SECRET), "{e}");
 }

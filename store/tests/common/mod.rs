@@ -1,16 +1,20 @@
 //! Small disks, and the way in and out of a store.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub mod relay;
+pub mod s3;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use forebay_store::testing::{ManualClock, TestStore, counted_ids};
-use forebay_store::{IndexPlace, Receiver, ReceiverSession, Store, StoreOptions};
+use forebay_store::{GcOptions, IndexPlace, Receiver, ReceiverSession, Store, StoreOptions};
+use image::pack::{PackBuilder, Trailer};
 use image::seam::{ImagePlan, ImageSession};
 use image::{
-    ChunkSet, ChunkSource, Decoder, Digest, Domain, Encoder, Error, Geometry, ImageSink, Manifest,
-    Place, ReadContext, Result, SectionSink, SectionTable,
+    ChunkSet, ChunkSource, Decoder, Digest, Domain, Encoder, Error, Footer, Frame, Geometry,
+    ImageSink, Manifest, Place, ReadContext, Result, SectionSink, SectionTable,
 };
 use object_store::ObjectStore;
 use tokio::runtime::Handle;
@@ -160,7 +164,10 @@ impl Bench {
     }
 
     pub async fn gc(&self, roots: &[Digest]) -> forebay_store::GcReport {
-        self.store.gc(roots, Duration::from_secs(GRACE), false, self.clock.now()).await.unwrap()
+        self.store
+            .gc(roots, &sweep(Duration::from_secs(GRACE), false, self.clock.now()))
+            .await
+            .unwrap()
     }
 
     /// Long enough for everything that is not named to be condemned, or deleted.
@@ -184,7 +191,36 @@ pub async fn open(objects: &TestStore, clock: &ManualClock, seed: u64) -> Result
 
 pub const MIB: u64 = 1 << 20;
 
+/// Collecting garbage without rewriting packs.
+pub fn sweep(grace: Duration, dry_run: bool, now: u64) -> GcOptions {
+    GcOptions { grace, dry_run, now, compact: None }
+}
+
 /// Two full sections and a short one, the middle one of zeros; the last chunk is short.
 pub fn small_disk() -> Disk {
     Disk::new(128 * MIB + 20_480, &[(0, 0, 1), (0, 7, 2), (0, 4095, 3), (2, 0, 5), (2, 1, 4)])
+}
+
+pub fn footer_of(pack: &[u8]) -> Footer {
+    let len = pack.len() as u64;
+    let trailer = Trailer::parse(&pack[pack.len() - 64..], len).unwrap();
+    Footer::parse(&pack[trailer.entries_at as usize..], len).unwrap()
+}
+
+/// The pack as if its first frame had been made of other plain bytes under the same digest.
+pub fn forge(pack: &[u8]) -> Vec<u8> {
+    let footer = footer_of(pack);
+    let mut builder = PackBuilder::new(Domain::PUBLIC);
+    for (i, entry) in footer.entries.iter().enumerate() {
+        let at = entry.offset as usize;
+        let frame = pack[at..at + entry.frame_len as usize].to_vec();
+        let frame = Frame::parse(frame.into()).unwrap();
+        if i > 0 {
+            builder.push(&frame);
+            continue;
+        }
+        let other = plain(4711, entry.plain_len as usize, false);
+        builder.push(&Encoder::new().unwrap().encode(Domain::PUBLIC, entry.digest, &other));
+    }
+    builder.finish().0.concat()
 }
