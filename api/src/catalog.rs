@@ -197,7 +197,7 @@ pub enum TicketRequest {
 }
 
 /// A ticket, and who takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TicketAnswer {
     /// The image to pull, or the parent of a push.
     #[schema(value_type = Option<String>)]

@@ -43,7 +43,7 @@ impl Role {
 }
 
 /// A server of chunks and where it listens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CacheInfo {
     /// Its name in the grid.
     pub name: String,
@@ -59,13 +59,27 @@ pub struct CacheInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub api: Option<SocketAddr>,
-    /// Whether it is about to leave: it is asked after all others.
+    /// Its share of the sections, relative to the others' ([`crate::rendezvous`]).
+    #[serde(default = "whole")]
+    pub weight: f64,
+    /// It is about to leave: asked only if nobody else can answer.
     #[serde(default)]
     pub draining: bool,
 }
 
+impl CacheInfo {
+    /// The share of the sections that it is to have now; none while it drains.
+    pub fn share(&self) -> f64 {
+        if self.draining { 0.0 } else { self.weight }
+    }
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
 /// What a cache says of itself, again and again: it is a member while its lease lasts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Serving {
     /// One UDP address per core.
     #[schema(value_type = Vec<String>)]
@@ -74,7 +88,10 @@ pub struct Serving {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub api: Option<SocketAddr>,
-    /// Whether it is about to leave.
+    /// Its share of the sections, relative to the others'; above 0.
+    #[serde(default = "whole")]
+    pub weight: f64,
+    /// It is about to leave.
     #[serde(default)]
     pub draining: bool,
 }
@@ -87,7 +104,7 @@ pub struct Lease {
 }
 
 /// The caches of the grid.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CacheList {
     /// In the order of their names.
     pub caches: Vec<CacheInfo>,
@@ -147,4 +164,19 @@ pub struct JoinAnswer {
     pub certificate: String,
     /// The CA's certificate, PEM.
     pub ca: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_older_members_say_is_read_as_before() {
+        let old = r#"{"name":"a","server_name":"a.grid","endpoints":["10.0.0.1:7001"]}"#;
+        let cache: CacheInfo = serde_json::from_str(old).unwrap();
+        assert_eq!((cache.share(), cache.draining), (1.0, false));
+        let serving: Serving = serde_json::from_str(r#"{"endpoints":["10.0.0.1:7001"]}"#).unwrap();
+        assert_eq!((serving.weight, serving.draining), (1.0, false));
+        assert_eq!(CacheInfo { draining: true, ..cache }.share(), 0.0);
+    }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use blockio::OpenMode;
 use blockio::fake::{CrashPlan, Fault, FaultOp, FaultPlan, MemFs};
-use common::{CHUNK, DIR, Fake, Rig, Stuff, TestImage, bytes_of, disk_budget, disk_options, on_core};
+use common::{
+    CHUNK, DIR, Fake, Rig, Stuff, TestImage, bytes_of, disk_budget, disk_options, on_core,
+};
 use forebay_cache::{Budget, Cache, DiskState, Options};
 use image::{ChunkSource, Kind, Priority, ReadContext};
 
@@ -189,7 +191,10 @@ fn pins_survive_a_restart_and_an_unpin_does_as_well() {
         rig.close();
 
         let mut rig = Rig::on_disk(&Fake::new([a.clone(), b.clone()]), &fs);
-        assert_eq!((rig.shared.pins(), rig.status().pinned_bytes), (pins, 30 * (CHUNK as u64 + 64)));
+        assert_eq!(
+            (rig.shared.pins(), rig.status().pinned_bytes),
+            (pins, 30 * (CHUNK as u64 + 64))
+        );
         unpin(&mut rig, &a).await.unwrap();
         assert_eq!(unpin(&mut rig, &a).await.unwrap_err().kind(), Kind::Gone);
         crowd_out(&mut rig, 60).await;

@@ -23,7 +23,8 @@ use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::Keeper;
 use crate::serve::{
-    advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read, tell_systemd,
+    advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read,
+    tell_systemd,
 };
 use crate::telemetry;
 
@@ -69,6 +70,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let at = Serving {
         endpoints: cores.announced(advertised),
         api: Some(SocketAddr::new(advertised, port)),
+        weight: 1.0,
         draining: false,
     };
     let lease = placement.serving(&name, &at).await?;

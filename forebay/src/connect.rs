@@ -8,27 +8,31 @@ use std::time::{Duration, Instant};
 use api::catalog::{TicketAnswer, TicketRequest};
 use api::grid::CacheInfo;
 use image::{Digest, Error, Kind, Result};
-use node::spread::{Dial, Spread};
+use node::spread::{Dial, Health, Members, Spread, Updates};
 use stream::transport::Tuning;
 use stream::{Client, ClientLimits, ClientOptions};
+use tokio::sync::watch;
 
 use crate::grid::{Grid, TlsClient};
 
-/// Servers, and the ticket that they take.
+/// How often a pull asks placement who serves, and for a ticket that is good for longer.
+const REFRESH: Duration = Duration::from_secs(15);
+
+/// How servers are reached, and the ticket that they take.
 #[derive(Clone)]
-struct Servers {
-    servers: Arc<[CacheInfo]>,
-    ticket: String,
+struct Way {
     tls: Arc<TlsClient>,
+    ticket: watch::Receiver<String>,
 }
 
-impl Servers {
-    fn new(answer: TicketAnswer, tls: Arc<TlsClient>) -> Result<Self> {
+impl Way {
+    fn new(answer: &TicketAnswer, tls: Arc<TlsClient>) -> Result<(watch::Sender<String>, Self)> {
         if answer.servers.is_empty() {
             let why = "placement knows no server of chunks; is `forebay up` running?";
             return Err(Error::new(Kind::Retry, why));
         }
-        Ok(Self { servers: answer.servers.into(), ticket: answer.ticket, tls })
+        let (renew, ticket) = watch::channel(answer.ticket.clone());
+        Ok((renew, Self { tls, ticket }))
     }
 
     /// Connects core number `core` to a server, on the runtime of that core. Cores start at different
@@ -44,12 +48,13 @@ impl Servers {
             _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         };
         let tuning = Tuning::default();
+        let ticket = self.ticket.borrow().clone();
         Client::connect(ClientOptions {
             endpoint: tuning.client_endpoint(SocketAddr::new(from, 0))?,
             config: tuning.client(Arc::clone(&self.tls))?,
             servers,
             server_name: server.server_name.clone(),
-            tickets: vec![self.ticket.clone()],
+            tickets: vec![ticket],
             limits: ClientLimits::default(),
         })
         .await
@@ -61,10 +66,10 @@ pub async fn to_push(grid: &Grid, parent: Option<&str>) -> Result<(Option<Digest
     let asked = TicketRequest::Push { domain: 0, parent: parent.map(str::to_owned) };
     let answer = grid.placement.ticket(&asked).await?;
     let parent = answer.image;
-    let receivers = Servers::new(answer, grid.tls()?)?;
+    let (_renew, way) = Way::new(&answer, grid.tls()?)?;
     let mut last = Error::new(Kind::Retry, "no receiver answers");
-    for server in receivers.servers.iter() {
-        match receivers.connect(server, 0).await {
+    for server in &answer.servers {
+        match way.connect(server, 0).await {
             Ok(client) => return Ok((parent, client)),
             Err(e) if matches!(e.kind(), Kind::Retry | Kind::Busy(_)) => {
                 last = e.at(format!("server {}", server.name));
@@ -75,28 +80,77 @@ pub async fn to_push(grid: &Grid, parent: Option<&str>) -> Result<(Option<Digest
     Err(last)
 }
 
+/// What this process knows of how its caches do: every pull of it, on every core.
+#[derive(Clone)]
+pub struct Known {
+    health: Arc<Health>,
+    since: Instant,
+}
+
+impl Known {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        #[expect(clippy::disallowed_methods, reason = "caches are slow in real time")]
+        let since = Instant::now();
+        Self { health: Arc::default(), since }
+    }
+}
+
 /// Gives each core of a pull its way to the caches.
 pub struct Connector {
-    caches: Servers,
+    way: Way,
     root: Digest,
+    members: Members,
+    known: Known,
 }
 
 impl Connector {
     /// The right to pull an image, and the way to its caches.
-    pub async fn to_pull(grid: &Grid, name: &str) -> Result<(Digest, Self)> {
+    pub async fn to_pull(grid: &Grid, name: &str, known: &Known) -> Result<(Digest, Self)> {
         let asked = TicketRequest::Pull { image: name.to_owned() };
         let answer = grid.placement.ticket(&asked).await?;
         let image = answer.image.ok_or_else(|| {
             Error::new(Kind::Invalid, format!("{name}: placement names no image for the ticket"))
         })?;
         let root = answer.root.unwrap_or(image);
-        Ok((image, Self { caches: Servers::new(answer, grid.tls()?)?, root }))
+        let (renew, way) = Way::new(&answer, grid.tls()?)?;
+        let (updates, members) = Members::new(answer.servers);
+        tokio::spawn(refresh(grid.placement.clone(), image, updates, renew));
+        Ok((image, Self { way, root, members, known: known.clone() }))
+    }
+}
+
+/// Asks placement again and again, until nobody pulls any more. While it is away the pull goes on with
+/// what it knows.
+async fn refresh(
+    placement: placement::Client,
+    image: Digest,
+    updates: Updates,
+    ticket: watch::Sender<String>,
+) {
+    // By digest: the ref may have moved meanwhile, and this pull has not.
+    let asked = TicketRequest::Pull { image: image.to_string() };
+    let again = async {
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            match placement.ticket(&asked).await {
+                Ok(answer) => {
+                    ticket.send_replace(answer.ticket);
+                    updates.set(answer.servers);
+                }
+                Err(error) => tracing::debug!(%error, "placement did not say who serves"),
+            }
+        }
+    };
+    tokio::select! {
+        () = updates.closed() => {}
+        () = again => {}
     }
 }
 
 /// One core's way to the caches.
 pub struct CoreDial {
-    caches: Servers,
+    way: Way,
     core: usize,
     since: Instant,
 }
@@ -104,8 +158,8 @@ pub struct CoreDial {
 impl Dial for CoreDial {
     type Source = Client;
 
-    async fn dial(&self, member: usize) -> Result<Client> {
-        self.caches.connect(&self.caches.servers[member], self.core).await
+    async fn dial(&self, cache: &CacheInfo) -> Result<Client> {
+        self.way.connect(cache, self.core).await
     }
 
     #[expect(clippy::disallowed_methods, reason = "the clock of the spreading over caches")]
@@ -118,10 +172,8 @@ impl node::pull::Connect for Connector {
     type Source = Spread<CoreDial>;
 
     async fn connect(&self, core: usize) -> Result<Spread<CoreDial>> {
-        #[expect(clippy::disallowed_methods, reason = "caches rest in real time")]
-        let since = Instant::now();
-        let dial = CoreDial { caches: self.caches.clone(), core, since };
-        let names = self.caches.servers.iter().map(|s| s.name.clone());
-        Ok(Spread::new(dial, self.root, names))
+        let Known { health, since } = self.known.clone();
+        let dial = CoreDial { way: self.way.clone(), core, since };
+        Ok(Spread::new(dial, self.root, self.members.clone(), health))
     }
 }

@@ -297,12 +297,16 @@ impl Catalog {
         if let Some(address) = at.endpoints.iter().chain(&at.api).find(unreachable) {
             return bad(format!("endpoints: nobody can reach {address}"));
         }
+        if !(at.weight > 0.0 && at.weight.is_finite()) {
+            return bad("weight: must be above 0".into());
+        }
         let info = CacheInfo {
             name: member.name.clone(),
             server_name: dns_name(&member.name),
             endpoints: at.endpoints,
             receives: false,
             api: at.api,
+            weight: at.weight,
             draining: at.draining,
         };
         self.state.lease_server(&info, self.clock.now() + LEASE_SECS).await?;

@@ -11,7 +11,12 @@ use image::Kind;
 use placement::Client;
 
 fn at(port: u16) -> Serving {
-    Serving { endpoints: vec![([192, 0, 2, 1], port).into()], api: None, draining: false }
+    Serving {
+        endpoints: vec![([192, 0, 2, 1], port).into()],
+        api: None,
+        weight: 1.0,
+        draining: false,
+    }
 }
 
 async fn names(client: &Client) -> Vec<String> {
@@ -83,7 +88,8 @@ async fn addresses_that_nobody_can_reach_are_refused() {
     let any = Serving { endpoints: vec![([0, 0, 0, 0], 7).into()], ..at(7) };
     let api = Serving { api: Some(([0, 0, 0, 0], 7).into()), ..at(7) };
     let many = Serving { endpoints: vec![at(7).endpoints[0]; 1025], ..at(7) };
-    for bad in [Serving { endpoints: vec![], ..at(7) }, at(0), any, api, many] {
+    let weightless = Serving { weight: 0.0, ..at(7) };
+    for bad in [Serving { endpoints: vec![], ..at(7) }, at(0), any, api, many, weightless] {
         let e = cache.serving("c1", &bad).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Invalid, "{e}");
     }

@@ -113,6 +113,7 @@ async fn cache(grid: &Grid) -> Cache {
         endpoints: vec![],
         receives: false,
         api: Some(address),
+        weight: 1.0,
         draining: false,
     };
     Cache { info, notes, _stop: stop }

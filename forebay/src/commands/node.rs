@@ -12,7 +12,7 @@ use placement::Papers;
 use super::{block_on, interrupted, with_grid};
 use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RoleArg, TokenArgs};
 use crate::config::Config;
-use crate::connect::Connector;
+use crate::connect::{Connector, Known};
 use crate::grid::{self, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, table};
 use crate::report::NodeServing;
@@ -56,6 +56,7 @@ fn human(transfers: &[Transfer]) -> String {
 /// may be joined, or its papers renewed, while the daemon runs.
 struct Located {
     data: std::path::PathBuf,
+    known: Known,
 }
 
 impl DaemonGrid for Located {
@@ -68,7 +69,7 @@ impl DaemonGrid for Located {
 
     async fn locate(&self, name: &str) -> Result<(Digest, Connector)> {
         let grid = Grid::find(&self.data)?;
-        Connector::to_pull(&grid, name).await
+        Connector::to_pull(&grid, name, &self.known).await
     }
 }
 
@@ -88,7 +89,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let shutdown = Arc::new(tokio::sync::Notify::new());
         // Bound before the daemon starts, so that of two daemons the second ends at once.
         let listener = http::bind(&socket).await?;
-        let daemon = Daemon::start(Located { data: config.data.clone() }, options)?;
+        let located = Located { data: config.data.clone(), known: Known::new() };
+        let daemon = Daemon::start(located, options)?;
         let serving = NodeServing { socket: socket.clone() };
         output.line(&serving, |s| format!("forebay node serves at {}", s.socket.display()))?;
         crate::serve::tell_systemd();

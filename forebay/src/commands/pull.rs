@@ -13,7 +13,7 @@ use node::rate::{Rate, RealTime};
 use super::block_on;
 use crate::cli::PullArgs;
 use crate::config::Config;
-use crate::connect::Connector;
+use crate::connect::{Connector, Known};
 use crate::grid::Grid;
 use crate::output::{Output, bytes, seconds};
 use crate::report::PullReport;
@@ -79,7 +79,7 @@ pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
 async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullReport> {
     let started = now();
     let grid = Grid::find(&config.data)?;
-    let (image, connect) = Connector::to_pull(&grid, &args.name).await?;
+    let (image, connect) = Connector::to_pull(&grid, &args.name, &Known::new()).await?;
     let watch = Arc::new(Watch::default());
     let options = options(config, !args.no_sync)?;
     let mut shown = output.progress(&args.name, 0);
@@ -168,7 +168,7 @@ async fn to_stdout(config: &Config, args: &PullArgs) -> Result<()> {
         return Err(Error::new(Kind::Invalid, why));
     }
     let grid = Grid::find(&config.data)?;
-    let (image, connect) = Connector::to_pull(&grid, &args.name).await?;
+    let (image, connect) = Connector::to_pull(&grid, &args.name, &Known::new()).await?;
     let watch = Arc::new(Watch::default());
     let mut out = tokio::io::stdout();
     pull_stream(connect, image, &mut out, &options(config, false)?, &watch).await?;

@@ -84,6 +84,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
             endpoints: chunks,
             receives: true,
             api: Some(SocketAddr::new(api, address.port())),
+            weight: 1.0,
             draining: false,
         }],
         care: Some(keeper),

@@ -21,6 +21,9 @@ use crate::rate::Rate;
 pub(super) const BATCH_BYTES: usize = 4 << 20;
 /// How often a batch is asked for before the pull fails.
 const ATTEMPTS: u32 = 6;
+/// How often all caches may say that they are busy. They say for how long, and serve others meanwhile: that
+/// is no failure, unless it never ends.
+const BUSY_ATTEMPTS: u32 = 100;
 /// Pause before the first retry; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,7 +78,8 @@ impl<S: ChunkSource> Fetch<'_, S> {
     pub(super) async fn batch(&self, batch: Batch, deliver: &impl Deliver) -> Result<()> {
         let mut left = batch.chunks.clone();
         let (mut pause, mut repair) = (FIRST_PAUSE, false);
-        for attempt in 1.. {
+        let (mut failed, mut busy) = (0, 0);
+        loop {
             let ctx = ReadContext { repair, trace: self.trace, ..ReadContext::default() };
             let place = Place { image: self.image, section: batch.section, chunks: left.clone() };
             let mut sink = Verify { fetch: self, batch: &batch, deliver, left, wrong: None };
@@ -87,19 +91,24 @@ impl<S: ChunkSource> Fetch<'_, S> {
             }
             let error = reason(wrong, answer).at(format!("section {}", batch.section));
             let after = match error.kind() {
-                Kind::Corrupt | Kind::Retry => pause,
-                Kind::Busy(after) => after.max(pause),
+                Kind::Corrupt | Kind::Retry => {
+                    failed += 1;
+                    pause *= 2;
+                    pause / 2
+                }
+                Kind::Busy(after) => {
+                    busy += 1;
+                    after.max(FIRST_PAUSE)
+                }
                 _ => return Err(error),
             };
-            if attempt == ATTEMPTS {
+            if failed == ATTEMPTS || busy == BUSY_ATTEMPTS {
                 return Err(error);
             }
-            tracing::warn!(%error, attempt, "asking again for {} chunks", left.count());
+            tracing::warn!(%error, failed, busy, "asking again for {} chunks", left.count());
             repair |= error.kind() == Kind::Corrupt;
             tokio::time::sleep(after).await;
-            pause *= 2;
         }
-        unreachable!("the loop has no end of its own")
     }
 }
 

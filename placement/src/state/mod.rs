@@ -66,7 +66,7 @@ pub(crate) struct Holder {
 }
 
 /// A server of chunks, as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Server {
     #[serde(flatten)]
     info: CacheInfo,

@@ -105,6 +105,7 @@ async fn tokens_that_expired_are_dropped_and_servers_replaced() {
         endpoints: vec![],
         receives: true,
         api: None,
+        weight: 1.0,
         draining: false,
     };
     state.set_servers(&[server("b"), server("a")]).await.unwrap();
@@ -122,6 +123,7 @@ async fn a_leased_server_counts_until_its_lease_ends_and_outlives_a_restart() {
         endpoints: vec![],
         receives: false,
         api: None,
+        weight: 1.0,
         draining: false,
     };
     state.set_servers(&[server("up")]).await.unwrap();

@@ -165,6 +165,7 @@ pub fn a_server() -> CacheInfo {
         endpoints: vec![([127, 0, 0, 1], 7001).into(), ([127, 0, 0, 1], 7002).into()],
         receives: true,
         api: None,
+        weight: 1.0,
         draining: false,
     }
 }

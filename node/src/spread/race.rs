@@ -1,0 +1,381 @@
+//! One request: asked of one cache, of a second besides while the first is late, of the next when one
+//! fails or is too late.
+//!
+//! Frames of all who are asked come through one channel and are delivered here, so a cache can be let go
+//! at any moment: nothing is ever half delivered, and of two copies of a chunk the first counts.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use api::grid::CacheInfo;
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use image::{ChunkSet, ChunkSink, Error, Frame, Kind, ReadContext, Result};
+use tokio::sync::mpsc;
+
+use super::health::Health;
+use super::policy::{Underway, Verdict};
+use super::window::Sample;
+use super::{Dial, Spread};
+
+/// Asks one cache for what was missing when this was made; chunks go to the [`Frames`].
+pub(super) type Ask<S> = Box<dyn FnOnce(Rc<S>, Frames) -> LocalBoxFuture<'static, Result<()>>>;
+
+/// What is asked, of any cache.
+pub(super) trait Job<S> {
+    /// Chunks that are still to come.
+    fn left(&self) -> ChunkSet;
+
+    /// Whether everything is there.
+    fn done(&self) -> bool;
+
+    /// To ask one more cache.
+    fn ask(&self) -> Ask<S>;
+
+    /// Takes a chunk out of those that are left. An error is the reader's own.
+    async fn deliver(&mut self, chunk: u32, frame: Frame) -> Result<()>;
+}
+
+/// Where a cache that is asked puts its chunks.
+pub(super) struct Frames {
+    leg: usize,
+    to: mpsc::Sender<(usize, u32, Frame)>,
+}
+
+impl ChunkSink for Frames {
+    async fn chunk(&mut self, chunk: u32, frame: Frame) -> Result<()> {
+        let sent = self.to.send((self.leg, chunk, frame)).await;
+        sent.map_err(|_| Error::new(Kind::Cancelled, "nobody reads any more"))
+    }
+}
+
+/// A cache that is being asked.
+struct Leg {
+    number: usize,
+    cache: CacheInfo,
+    work: LocalBoxFuture<'static, Result<()>>,
+    connected: Rc<Cell<bool>>,
+    /// What it was asked for and has not given.
+    owes: ChunkSet,
+    asked: u32,
+    given: u32,
+    began: Duration,
+    /// Waiting in all, since the last chunk, and for the chunk that took longest.
+    waited: Duration,
+    gap: Duration,
+    longest: Duration,
+    /// When `waited` is so long it is looked at.
+    look_at: Duration,
+    counted: bool,
+    in_flight: InFlight,
+}
+
+/// Counts a request as in flight at a cache, until it is dropped.
+struct InFlight {
+    health: Arc<Health>,
+    name: String,
+    beside: u32,
+}
+
+impl InFlight {
+    fn new(health: &Arc<Health>, name: &str) -> Self {
+        let beside = health.policy().begins(name);
+        Self { health: Arc::clone(health), name: name.to_owned(), beside }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.health.policy().ends(&self.name);
+    }
+}
+
+impl Leg {
+    fn waits(&mut self, time: Duration) {
+        self.waited += time;
+        self.gap += time;
+        self.longest = self.longest.max(self.gap);
+    }
+
+    /// It gave a chunk. False if it was not asked for that, or gave it already.
+    fn gives(&mut self, chunk: u32) -> bool {
+        self.gap = Duration::ZERO;
+        self.given += 1;
+        self.owes.remove(chunk)
+    }
+
+    /// How it went, if it was about chunks and has not been counted.
+    fn sample(&self) -> Option<Sample> {
+        let (gap, beside) = (self.longest, self.in_flight.beside);
+        let counts = self.given > 0 && !self.counted;
+        counts.then(|| Sample { gap, pace: self.waited / self.given, beside })
+    }
+
+    fn underway(&self, ctx: &ReadContext) -> Underway {
+        let pace = self.waited / self.asked.max(1);
+        let so_far = Sample { gap: self.gap, pace, beside: self.in_flight.beside };
+        let (began, counted) = (self.began, self.counted);
+        Underway { began, priority: ctx.priority, so_far, counted }
+    }
+}
+
+enum Event {
+    Frame(usize, u32, Frame),
+    Ended(usize, Result<()>),
+    Look,
+}
+
+/// One request under way.
+pub(super) struct Race<'a, D: Dial> {
+    spread: &'a Spread<D>,
+    ctx: ReadContext,
+    caches: Arc<[CacheInfo]>,
+    /// Whom to ask, and how many of them have been.
+    turn: Vec<usize>,
+    asked: usize,
+    legs: Vec<Leg>,
+    frames: mpsc::Receiver<(usize, u32, Frame)>,
+    to: mpsc::Sender<(usize, u32, Frame)>,
+    failures: Vec<Error>,
+}
+
+impl<'a, D: Dial> Race<'a, D> {
+    pub(super) fn new(spread: &'a Spread<D>, ctx: ReadContext, section: u32) -> Self {
+        let caches = spread.caches();
+        let turn = spread.turn(&ctx, section, &caches);
+        let (to, frames) = mpsc::channel(1);
+        let (legs, failures) = (Vec::new(), Vec::new());
+        Self { spread, ctx, caches, turn, asked: 0, legs, frames, to, failures }
+    }
+
+    /// Returns when everything was delivered, or nobody is left to ask.
+    pub(super) async fn run<J: Job<D::Source>>(mut self, job: &mut J) -> Result<()> {
+        loop {
+            if job.done() {
+                self.finish().await;
+                return Ok(());
+            }
+            if self.legs.is_empty() && !self.ask_next(job) {
+                return Err(self.failure());
+            }
+            match self.event().await {
+                Event::Frame(leg, chunk, frame) => self.frame(job, leg, chunk, frame).await?,
+                Event::Ended(at, result) => self.ended(job, at, result).await?,
+                Event::Look => self.look(job),
+            }
+        }
+    }
+
+    /// Asks the next in turn for what is missing; false if everybody has been asked.
+    fn ask_next<J: Job<D::Source>>(&mut self, job: &J) -> bool {
+        let Some(cache) = self.turn.get(self.asked).map(|i| self.caches[*i].clone()) else {
+            return false;
+        };
+        let number = self.asked;
+        self.asked += 1;
+        let (way, ask) = (self.spread.way(&cache), job.ask());
+        let frames = Frames { leg: number, to: self.to.clone() };
+        let connected = Rc::new(Cell::new(false));
+        let is_connected = Rc::clone(&connected);
+        let work = async move {
+            let source = way.await?;
+            is_connected.set(true);
+            ask(source, frames).await
+        };
+        let in_flight = InFlight::new(&self.spread.health, &cache.name);
+        let look_at = self.spread.health.policy().first_look(&cache.name, self.ctx.priority);
+        let owes = job.left();
+        self.legs.push(Leg {
+            number,
+            cache,
+            work: work.boxed_local(),
+            connected,
+            asked: owes.count(),
+            owes,
+            given: 0,
+            began: self.spread.now(),
+            waited: Duration::ZERO,
+            gap: Duration::ZERO,
+            longest: Duration::ZERO,
+            look_at,
+            counted: false,
+            in_flight,
+        });
+        true
+    }
+
+    /// What happens next. Only the waiting here is the caches'.
+    async fn event(&mut self) -> Event {
+        let Self { legs, frames, spread, .. } = self;
+        let before = spread.now();
+        let due = legs.iter().map(|leg| leg.look_at.saturating_sub(leg.waited)).min();
+        let event = tokio::select! {
+            biased;
+            Some((leg, chunk, frame)) = frames.recv() => Event::Frame(leg, chunk, frame),
+            (at, result) = poll_fn(|cx| poll_any(legs, cx)) => Event::Ended(at, result),
+            () = tokio::time::sleep(due.unwrap_or_default()) => Event::Look,
+        };
+        let spent = spread.now().saturating_sub(before);
+        legs.iter_mut().for_each(|leg| leg.waits(spent));
+        event
+    }
+
+    /// Delivers a chunk that nobody gave before.
+    async fn frame<J: Job<D::Source>>(
+        &mut self,
+        job: &mut J,
+        number: usize,
+        chunk: u32,
+        frame: Frame,
+    ) -> Result<()> {
+        let Some(at) = self.legs.iter().position(|leg| leg.number == number) else {
+            // It was let go: what it owes is asked of others.
+            return Ok(());
+        };
+        if !self.legs[at].gives(chunk) {
+            let leg = self.legs.remove(at);
+            let why = format!("chunk {chunk} came without being asked for, or twice");
+            self.failed(&leg, Error::new(Kind::Corrupt, why));
+            return Ok(());
+        }
+        match job.left().contains(chunk) {
+            true => job.deliver(chunk, frame).await,
+            false => Ok(()),
+        }
+    }
+
+    /// One who was asked has nothing more to say.
+    async fn ended<J: Job<D::Source>>(
+        &mut self,
+        job: &mut J,
+        at: usize,
+        result: Result<()>,
+    ) -> Result<()> {
+        let number = self.legs[at].number;
+        // What it gave last came before its end.
+        while let Ok((leg, chunk, frame)) = self.frames.try_recv() {
+            self.frame(job, leg, chunk, frame).await?;
+        }
+        let Some(at) = self.legs.iter().position(|leg| leg.number == number) else { return Ok(()) };
+        let leg = self.legs.remove(at);
+        match result {
+            Ok(()) if job.done() => self.answered(&leg),
+            Ok(()) => {
+                let why = format!("it left {} chunks out", leg.owes.count());
+                self.failed(&leg, Error::new(Kind::Retry, why));
+            }
+            Err(error) => self.failed(&leg, error),
+        }
+        Ok(())
+    }
+
+    /// Looks at those who take long.
+    fn look<J: Job<D::Source>>(&mut self, job: &J) {
+        let now = self.spread.now();
+        for at in (0..self.legs.len()).rev() {
+            let alone = self.legs.len() == 1;
+            let leg = &mut self.legs[at];
+            if leg.waited < leg.look_at {
+                continue;
+            }
+            let underway = leg.underway(&self.ctx);
+            let (verdict, counted) =
+                self.spread.health.policy().look(&leg.cache.name, now, underway);
+            leg.counted |= counted;
+            let (Verdict::Wait(again) | Verdict::Late(again) | Verdict::Leave(again)) = verdict;
+            leg.look_at = leg.waited + again;
+            let next = self.turn.get(self.asked).map(|i| self.caches[*i].name.as_str());
+            let mut policy = self.spread.health.policy();
+            match verdict {
+                Verdict::Wait(_) => {}
+                Verdict::Late(_) => {
+                    let other = alone && next.is_some_and(|name| policy.is_in(name));
+                    if other && policy.may_hedge() {
+                        drop(policy);
+                        self.ask_next(job);
+                    }
+                }
+                Verdict::Leave(_) => {
+                    let other = !alone || next.is_some_and(|name| policy.is_alive(name));
+                    drop(policy);
+                    if other {
+                        self.leave(at, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, at: usize, now: Duration) {
+        let leg = self.legs.remove(at);
+        let waited = leg.waited.as_secs_f32();
+        if leg.connected.get() {
+            self.spread.health.policy().left(&leg.cache.name, now);
+            let why = format!("{} of {} chunks in {waited:.1} s", leg.given, leg.asked);
+            let error = Error::new(Kind::Retry, why).at(format!("cache {}", leg.cache.name));
+            tracing::info!(%error, "slow: asking another cache");
+            self.failures.push(error);
+        } else {
+            let why = format!("not connected within {waited:.1} s");
+            self.failed(&leg, Error::new(Kind::Retry, why));
+        }
+    }
+
+    fn answered(&self, leg: &Leg) {
+        let (now, sample) = (self.spread.now(), leg.sample());
+        let (name, priority) = (&leg.cache.name, self.ctx.priority);
+        self.spread.health.policy().answered(name, now, leg.began, priority, sample);
+    }
+
+    fn failed(&mut self, leg: &Leg, error: Error) {
+        let (name, kind) = (&leg.cache.name, error.kind());
+        self.spread.health.policy().failed(name, self.spread.now(), leg.began, kind);
+        if kind == Kind::Denied {
+            // What it knows of our rights may be older than what we could show now.
+            self.spread.forget(name);
+        }
+        tracing::warn!(cache = name, %error, "asking another cache");
+        self.failures.push(error.at(format!("cache {name}")));
+    }
+
+    /// Everything is there. Who gave it all is heard to the end, which costs less than to stop it; a
+    /// second who was asked is let go at once.
+    async fn finish(&mut self) {
+        let [leg] = &mut self.legs[..] else {
+            let gave = self.legs.iter().filter(|leg| leg.gap.is_zero());
+            return gave.for_each(|leg| self.answered(leg));
+        };
+        let _ = tokio::time::timeout(leg.look_at, &mut leg.work).await;
+        self.answered(&self.legs[0]);
+    }
+
+    /// Why it cannot be had, naming all who were asked. If one of them can be waited for, so can this.
+    fn failure(&mut self) -> Error {
+        let passes = |e: &&Error| matches!(e.kind(), Kind::Retry | Kind::Busy(_));
+        let telling = self.failures.iter().find(passes).or(self.failures.first());
+        match (telling, &self.failures[..]) {
+            (None, _) => Error::new(Kind::Retry, "no cache is known"),
+            (Some(only), [_]) => only.clone(),
+            (Some(telling), all) => {
+                let all: Vec<_> = all.iter().map(Error::message).collect();
+                let why = format!("none of {} caches could: {}", all.len(), all.join("; "));
+                Error::new(telling.kind(), why)
+            }
+        }
+    }
+}
+
+/// The first of the legs that ends.
+fn poll_any(legs: &mut [Leg], cx: &mut Context<'_>) -> Poll<(usize, Result<()>)> {
+    for (at, leg) in legs.iter_mut().enumerate() {
+        if let Poll::Ready(result) = Pin::new(&mut leg.work).poll(cx) {
+            return Poll::Ready((at, result));
+        }
+    }
+    Poll::Pending
+}
