@@ -76,6 +76,11 @@ pub trait Namespace: Send + Sync + fmt::Debug {
     ///
     /// What the system says.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Whether calls may block: not those of a fake that lies in memory.
+    fn may_block(&self) -> bool {
+        true
+    }
 }
 
 /// A file system: this machine's, or a fake. Cheap to clone.
@@ -97,6 +102,24 @@ impl Fs {
 
     pub(crate) fn namespace(&self) -> &dyn Namespace {
         &*self.names
+    }
+
+    /// Does work that may block on this file system on a thread of the runtime's pool; on a fake, at
+    /// once on the calling thread, so that a simulation is deterministic.
+    ///
+    /// # Errors
+    ///
+    /// `Other` if the work panicked there, or the runtime is shutting down.
+    pub async fn unblock<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        if self.names.may_block() {
+            return tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
+        }
+        // Others get their turn, as they would with a disk.
+        tokio::task::yield_now().await;
+        Ok(work())
     }
 
     /// Opens a file. A created file's name lasts only after [`sync_dir`](Fs::sync_dir).

@@ -124,7 +124,7 @@ impl Target {
     pub async fn scan(&self, section: u32, table: &SectionTable) -> Result<ChunkSet> {
         let (file, geometry, table) = (self.file.clone(), self.geometry, table.clone());
         // Hashing and reading old bytes would hold the network up on this core.
-        let scanned = tokio::task::spawn_blocking(move || scan(&file, &geometry, section, &table));
+        let scanned = self.fs.unblock(move || scan(&file, &geometry, section, &table));
         let Found { missing, to_zero } = scanned
             .await
             .map_err(|e| Error::caused(Kind::Io, format!("scanning the target: {e}"), e))??;
@@ -133,7 +133,7 @@ impl Target {
             let (file, geometry) = (self.file.clone(), self.geometry);
             let work =
                 move || to_zero.into_iter().try_for_each(|c| zero(&file, &geometry, section, c));
-            let zeroed = tokio::task::spawn_blocking(work).await;
+            let zeroed = self.fs.unblock(work).await;
             let died = |e| Error::caused(Kind::Io, format!("zeroing the target: {e}"), e);
             zeroed.map_err(died)?.map_err(|e| self.io(e))?;
         }

@@ -272,6 +272,36 @@ impl Iterator for CrashImages {
     }
 }
 
+/// What is left of `base` and the operations since when the power goes now, drawn by lot.
+pub(super) fn cut_now(base: Model, log: &[Op], seed: u64) -> Model {
+    let (mut model, mut pending) = (base, Vec::<&Op>::new());
+    for op in log {
+        if op.can_be_lost() {
+            pending.push(op);
+            continue;
+        }
+        pending.retain(|earlier| {
+            let settled = op.settles(earlier);
+            if settled {
+                model.apply(earlier, Fate::Kept);
+            }
+            !settled
+        });
+    }
+    // Some cuts lose little, some nearly everything.
+    let mut chance = Chance(seed);
+    let kept_of_eight = chance.next() % 9;
+    for op in pending {
+        let fate = match chance.next() {
+            draw if draw % 8 < kept_of_eight => Fate::Kept,
+            draw if draw & 8 == 0 => Fate::Lost,
+            draw => Fate::Torn(draw),
+        };
+        model.apply(op, fate);
+    }
+    model
+}
+
 /// Numbers that look random and are the same every time (SplitMix64).
 struct Chance(u64);
 

@@ -259,4 +259,8 @@ impl Namespace for FailingFs {
         self.plan.check(FaultOp::SyncDir, 0)?;
         self.fs.namespace().sync_dir(dir)
     }
+
+    fn may_block(&self) -> bool {
+        self.fs.namespace().may_block()
+    }
 }

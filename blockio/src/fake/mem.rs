@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use rustix::io::Errno;
 
-use super::crash::{CrashImages, CrashPlan, Fate};
+use super::crash::{CrashImages, CrashPlan, Fate, cut_now};
 use super::model::{Model, NodeId, NodeKind, Op, ROOT};
 use super::pages::Pages;
 use crate::backing::{Backing, FileKind, OpenMode, SyncWhat, Zeroing};
@@ -100,6 +100,13 @@ impl MemFs {
     pub fn crash_images(&self, plan: CrashPlan) -> CrashImages {
         let state = self.state();
         CrashImages::new(state.base.clone(), state.log.clone(), plan)
+    }
+
+    /// One disk, drawn by lot, that a power cut now may leave: of what was not synced each operation
+    /// is kept, lost or torn. The same seed and log give the same disk.
+    pub fn cut_power(&self, seed: u64) -> MemFs {
+        let state = self.state();
+        MemFs::from_model(cut_now(state.base.clone(), &state.log, seed))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -251,6 +258,10 @@ impl Namespace for MemFs {
         state.names(node)?;
         state.record(Op::SyncDir { node });
         Ok(())
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 }
 

@@ -72,7 +72,7 @@ pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
         rate: (rate > 0).then(|| Arc::new(Rate::new(rate, RealTime::start()))),
         engine: crate::serve::engine(config)?,
         sync,
-        seeds: Vec::new(),
+        ..PullOptions::default()
     })
 }
 

@@ -245,6 +245,7 @@ impl<G: Grid> Daemon<G> {
             engine: options.engine,
             sync: request.sync,
             seeds: seeds.into_iter().filter(|seed| *seed != request.to).collect(),
+            ..PullOptions::default()
         }
     }
 

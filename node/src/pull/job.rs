@@ -26,7 +26,10 @@ impl Job {
         watch: &Arc<Watch>,
     ) -> Result<Self> {
         let geometry = *manifest.geometry();
-        let target = Target::open(path, geometry)?;
+        let target = match &options.fs {
+            None => Target::open(path, geometry)?,
+            Some(fs) => Target::open_in(fs, path, geometry)?,
+        };
         let arena =
             Arena::new("pull", geometry.chunk_len(), options.memory.max(geometry.chunk_len()))
                 .map_err(|e| Error::io("memory for the pull", e))?;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use api::node::Progress;
-use blockio::EngineChoice;
+use blockio::{EngineChoice, Fs};
 use image::{ChunkSource, Digest, Error, Kind, Result};
 
 use crate::rate::Rate;
@@ -56,6 +56,14 @@ pub struct PullOptions {
     /// Complete images on this machine that may hold chunks of this one at the same place; every
     /// chunk from them is hashed before it counts.
     pub seeds: Vec<PathBuf>,
+    /// Where the target lies, if not on this machine's file system.
+    pub fs: Option<Fs>,
+}
+
+impl PullOptions {
+    fn fs(&self) -> Fs {
+        self.fs.clone().unwrap_or_else(Fs::os)
+    }
 }
 
 impl Default for PullOptions {
@@ -67,6 +75,7 @@ impl Default for PullOptions {
             engine: EngineChoice::Auto,
             sync: true,
             seeds: Vec::new(),
+            fs: None,
         }
     }
 }
@@ -149,15 +158,34 @@ pub async fn pull<C: Connect>(
     options: PullOptions,
     watch: Arc<Watch>,
 ) -> Result<()> {
-    let sync = options.sync;
+    let (sync, fs) = (options.sync, options.fs());
     let shared = Arc::new(worker::Shared::new(connect, image, path, options, watch));
     run_cores(&shared).await?;
     let shared = Arc::into_inner(shared)
         .ok_or_else(|| Error::new(Kind::Io, "a core of the pull is still running"))?;
+    finish(shared, &fs, sync).await
+}
+
+/// The same without threads: every core is a part of this future, on the caller's runtime. That is
+/// what a simulation needs, whose time and order are its own.
+pub async fn pull_here<C: Connect>(
+    connect: C,
+    image: Digest,
+    path: PathBuf,
+    options: PullOptions,
+    watch: Arc<Watch>,
+) -> Result<()> {
+    let (sync, fs) = (options.sync, options.fs());
+    let shared = worker::Shared::new(connect, image, path, options, watch);
+    let cores = (0..shared.cores()).map(|core| worker::run(core, &shared));
+    futures::future::try_join_all(cores).await?;
+    finish(shared, &fs, sync).await
+}
+
+async fn finish<C: Connect>(shared: worker::Shared<C>, fs: &Fs, sync: bool) -> Result<()> {
     let Some(job) = shared.into_job() else { return Err(cancelled()) };
-    tokio::task::spawn_blocking(move || job.finish(sync))
-        .await
-        .map_err(|e| Error::caused(Kind::Io, format!("finishing the pull: {e}"), e))?
+    let finished = fs.unblock(move || job.finish(sync)).await;
+    finished.map_err(|e| Error::caused(Kind::Io, format!("finishing the pull: {e}"), e))?
 }
 
 /// Runs one worker per core, each on a thread and a single-threaded runtime of its own. The first

@@ -83,8 +83,8 @@ impl<C: Connect> Shared<C> {
             let manifest = source.manifest(ctx, &self.image).await?;
             let (path, options) = (self.path.clone(), self.options.clone());
             let watch = Arc::clone(&self.watch);
-            let opened =
-                tokio::task::spawn_blocking(move || Job::open(&path, manifest, &options, &watch));
+            let fs = options.fs();
+            let opened = fs.unblock(move || Job::open(&path, manifest, &options, &watch));
             let job = opened.await.map_err(|e| {
                 Error::caused(image::Kind::Io, format!("opening the target: {e}"), e)
             })??;

@@ -56,9 +56,9 @@ enum Ready {
     Later { attempt: Opening, new: bool },
 }
 
-#[expect(clippy::disallowed_methods, reason = "a driver: back-off is measured in real time")]
+#[expect(clippy::disallowed_methods, reason = "a driver: back-off is measured in the runtime's time")]
 fn now() -> Instant {
-    Instant::now()
+    tokio::time::Instant::now().into_std()
 }
 
 /// How long to wait after so many failures in a row: doubled each time, and spread by up to a quarter

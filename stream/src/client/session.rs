@@ -254,6 +254,7 @@ impl Control {
     async fn run(mut self, quic: Connection, mut orders: mpsc::Receiver<Show>) {
         loop {
             let result = tokio::select! {
+                biased;
                 order = orders.recv() => match order {
                     None => return quic.close(close_code::DONE, b""),
                     Some((token, answer)) => self.show(&token, answer).await,

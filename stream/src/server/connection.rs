@@ -221,6 +221,17 @@ async fn drive<S, F, K>(
             return quic.close(close_code::SHUTDOWN, b"shutdown");
         }
         let outcome = tokio::select! {
+            biased;
+            Some(_) = requests.join_next(), if !requests.is_empty() => Ok(()),
+            _ = stop.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                conn.control.borrow_mut().go_away();
+                flush(&conn, &mut send).await
+            }
+            more = recv.read_chunk(64 << 10, true) => match more {
+                Ok(Some(piece)) => control_bytes(&conn, &mut send, piece.bytes).await,
+                Ok(None) | Err(_) => return quic.close(close_code::DONE, b""),
+            },
             stream = quic.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     requests.spawn_local(request(conn.clone(), send, recv));
@@ -229,16 +240,6 @@ async fn drive<S, F, K>(
                 // The connection is gone; dropping `requests` ends what still runs for it.
                 Err(_) => return,
             },
-            Some(_) = requests.join_next(), if !requests.is_empty() => Ok(()),
-            more = recv.read_chunk(64 << 10, true) => match more {
-                Ok(Some(piece)) => control_bytes(&conn, &mut send, piece.bytes).await,
-                Ok(None) | Err(_) => return quic.close(close_code::DONE, b""),
-            },
-            _ = stop.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
-                conn.control.borrow_mut().go_away();
-                flush(&conn, &mut send).await
-            }
         };
         if let Err(e) = outcome {
             return refuse(&conn, &quic, send, &e).await;

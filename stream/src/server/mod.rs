@@ -160,12 +160,13 @@ async fn accept<S, F, K>(
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
+            biased;
             () = &mut shutdown => return,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => admit(incoming, shared, connections),
                 None => return,
             },
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
     }
 }

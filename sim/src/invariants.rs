@@ -1,0 +1,283 @@
+//! What must hold in every run, whatever happens; watched while it runs and looked at when it is over.
+//!
+//! | invariant | watched where |
+//! |---|---|
+//! | right frames | at the door of each cache: every frame that goes out |
+//! | right bytes | on each node's disk: every write, every name |
+//! | durable | after each power cut: what a pull called done is there |
+//! | single flight | between a cache and the store: nothing is asked for twice at once |
+//! | egress | there as well: with room for everything nothing comes twice |
+//! | memory | each cache's own account, compared with its budget |
+//! | finished | when the faults are over and time has passed: every pull is done |
+//! | quiet | after the last pull: no fetch, no place in any budget is left behind |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use blockio::OpenMode;
+use blockio::fake::{MemFs, Op};
+use cache::{Budget, Status};
+use image::frame::MAX_FRAME;
+use image::{Digest, Frame};
+
+use crate::corpus::Truth;
+use crate::trace::Trace;
+
+/// Violations that are kept; one is enough to fail a run.
+const KEPT: usize = 8;
+
+/// What must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// A cache gives only frames that are what the image has there. (Unless the store forged one with
+    /// good checksums, which only the node can find out.)
+    RightFrames,
+    /// Only right bytes are written into a target, and what has a name is whole.
+    RightBytes,
+    /// A pull that was done durably is done after a power cut.
+    Durable,
+    /// One fetch for all who ask.
+    SingleFlight,
+    /// What a cache has room for it fetches once.
+    Egress,
+    /// Budgets are kept.
+    Memory,
+    /// Every pull that can finish does.
+    Finished,
+    /// Nothing is left behind.
+    Quiet,
+}
+
+/// Something that must hold and did not.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// When it was seen.
+    pub at: Duration,
+    /// What was violated.
+    pub invariant: Invariant,
+    /// How.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {:.3} s: {}", self.invariant, self.at.as_secs_f64(), self.what)
+    }
+}
+
+/// A cache from a start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Life {
+    /// Which cache.
+    pub cache: usize,
+    /// Which of its starts.
+    pub start: u32,
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cache-{} (start {})", self.cache, self.start)
+    }
+}
+
+/// The watch over one run. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    trace: Trace,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    violations: Vec<Violation>,
+    /// Chunks that are being fetched from the store now, other than for repair.
+    fetching: BTreeSet<(Life, Digest)>,
+    /// Chunks that came from the store, other than for repair.
+    fetched: BTreeMap<(Life, Digest), u32>,
+    /// Chunks of which the store gave forged frames: only who decodes them can tell.
+    forged: BTreeSet<Digest>,
+}
+
+impl Watch {
+    /// Nothing has happened yet.
+    pub fn new(trace: &Trace) -> Self {
+        Self { trace: trace.clone(), state: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something does not hold.
+    pub fn violated(&self, invariant: Invariant, what: String) {
+        self.trace.note(format_args!("VIOLATED {invariant:?}: {what}"));
+        let mut state = self.state();
+        if state.violations.len() < KEPT {
+            state.violations.push(Violation { at: self.trace.now(), invariant, what });
+        }
+    }
+
+    /// What did not hold.
+    pub fn violations(&self) -> Vec<Violation> {
+        self.state().violations.clone()
+    }
+
+    /// The store forged a frame of this chunk: its checksums are good, its bytes are not.
+    pub fn forged(&self, digest: Digest) {
+        self.state().forged.insert(digest);
+    }
+
+    /// A cache gives a frame to a node.
+    pub fn given(&self, life: Life, truth: &Truth, section: u32, chunk: u32, frame: &Frame) {
+        let digest = truth.digest(section, chunk);
+        let right = match self.state().forged.contains(&digest) {
+            true => frame.header().digest == digest && frame.check_payload().is_ok(),
+            false => truth.frame(section, chunk) == Some(frame),
+        };
+        if !right {
+            let what = format!("{life} gave a wrong frame of section {section}, chunk {chunk}");
+            self.violated(Invariant::RightFrames, what);
+        }
+    }
+
+    /// A cache asks the store for chunks.
+    pub fn asks(&self, life: Life, digests: impl IntoIterator<Item = Digest>, repair: bool) -> Fetch {
+        let mut open = BTreeSet::new();
+        for digest in digests {
+            if repair || open.contains(&digest) {
+                continue;
+            }
+            if self.state().fetching.insert((life, digest)) {
+                open.insert(digest);
+            } else {
+                let what = format!("{life} asks for {} while it is being fetched", digest.short());
+                self.violated(Invariant::SingleFlight, what);
+            }
+        }
+        Fetch { watch: self.clone(), life, open }
+    }
+
+    /// Whether a cache's account is within its budget; `roomy` if that is enough for everything.
+    pub fn account(&self, life: Life, status: &Status, budget: &Budget) {
+        let at_least_a_frame = |bytes: u64| bytes.max(MAX_FRAME as u64);
+        let disk = budget.disk.as_ref().map_or(0, |disk| disk.bytes);
+        let bounds = [
+            ("frames in memory", status.memory_bytes, budget.memory - budget.memory / 8),
+            ("manifests and tables", status.paper_bytes, budget.memory / 8),
+            ("reads", status.in_flight_bytes, at_least_a_frame(budget.in_flight / 2)),
+            ("frames for the disk", status.disk_queued_bytes, at_least_a_frame(budget.in_flight / 4)),
+            ("files", status.disk_bytes, disk),
+        ];
+        for (what, found, bound) in bounds {
+            if found > bound {
+                let what = format!("{life}: {what} take {found} bytes of {bound}");
+                self.violated(Invariant::Memory, what);
+            }
+        }
+    }
+
+    /// A cache ends, and had room for everything: what came from the store more than once?
+    pub fn account_of_egress(&self, life: Life) {
+        let state = self.state();
+        let all = state.fetched.iter().filter(|((l, _), n)| *l == life && **n > 1);
+        let twice: Vec<_> = all.map(|((_, digest), n)| (*digest, *n)).collect();
+        drop(state);
+        for (digest, n) in twice {
+            let what = format!("{life} had {} {n} times from the store", digest.short());
+            self.violated(Invariant::Egress, what);
+        }
+    }
+
+    /// A cache that nobody uses any more.
+    pub fn at_rest(&self, life: Life, status: &Status) {
+        if status.flights > 0 || status.in_flight_bytes > 0 {
+            let (flights, bytes) = (status.flights, status.in_flight_bytes);
+            let what = format!("{life} has {flights} fetches and {bytes} bytes in flight at rest");
+            self.violated(Invariant::Quiet, what);
+        }
+    }
+
+    /// Looks at everything that was written on a node's disk: `truths` are the images of its pulls,
+    /// each beginning with a mark of its number.
+    pub fn written(&self, node: usize, log: &[Op], truths: &[Arc<Truth>], first: usize) {
+        let mut current = first;
+        for op in log {
+            let right = match op {
+                Op::Mark(number) => {
+                    current = number.parse().unwrap_or(current);
+                    true
+                }
+                Op::Write { offset, data, .. } => truths[current].holds(*offset, data),
+                _ => true,
+            };
+            if !right {
+                let what = format!("node-{node}: pull {current}: {op}: not what the image has there");
+                self.violated(Invariant::RightBytes, what);
+            }
+        }
+    }
+
+    /// Looks at what has the target's name on a node's disk: it may be any of the images that were
+    /// pulled there, whole; it must be `done` if that is given.
+    pub fn named(
+        &self,
+        node: usize,
+        disk: &MemFs,
+        path: &Path,
+        may: &[Arc<Truth>],
+        done: Option<usize>,
+    ) {
+        let fs = disk.fs();
+        let found = match fs.open(path, OpenMode::read()) {
+            Ok(file) => {
+                let is = |truth: &Arc<Truth>| truth.is(&file).unwrap_or(false);
+                let found = (0..may.len()).filter(|n| is(&may[*n])).collect::<Vec<_>>();
+                if found.is_empty() {
+                    let what = format!("node-{node}: {} is no whole image", path.display());
+                    self.violated(Invariant::RightBytes, what);
+                }
+                found
+            }
+            Err(_) => Vec::new(),
+        };
+        if let Some(done) = done
+            && !found.contains(&done)
+        {
+            let what = format!("node-{node}: pull {done} was done, and is not any more");
+            self.violated(Invariant::Durable, what);
+        }
+    }
+}
+
+/// A request to the store, until it is dropped.
+pub struct Fetch {
+    watch: Watch,
+    life: Life,
+    open: BTreeSet<Digest>,
+}
+
+impl Fetch {
+    /// A frame is about to be given to the cache, which keeps it if it can be right.
+    pub fn gives(&mut self, digest: &Digest, frame: &Frame) {
+        if !self.open.remove(digest) {
+            return;
+        }
+        let mut state = self.watch.state();
+        state.fetching.remove(&(self.life, *digest));
+        if frame.header().digest == *digest && !state.forged.contains(digest) {
+            *state.fetched.entry((self.life, *digest)).or_default() += 1;
+        }
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        let mut state = self.watch.state();
+        for digest in &self.open {
+            state.fetching.remove(&(self.life, *digest));
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! A cache: `stream::serve` over `cache::Cache` over the line to the store, with its log on a disk that
+//! fails; started, stopped, and started again.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use blockio::fake::{FaultOp, FaultPlan, MemFs};
+use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
+use cache::{Budget, Cache, DiskBudget, LogWriter, Options, Shared, Status};
+use image::{
+    ChunkSink, ChunkSource, Codec, Digest, Error, Frame, Manifest, Place, ReadContext, Result,
+    SectionTable,
+};
+use stream::{Auth, NoSink, ServerLimits};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::World;
+use super::origin::Origin;
+use super::papers::{START, authority, cache_ip};
+use super::socket::endpoint;
+use crate::bugs::Bug;
+use crate::chance::Chance;
+use crate::corpus::Truth;
+use crate::invariants::Life;
+use crate::scenario::{CachePlan, Stop};
+
+/// The port of every cache.
+const PORT: u16 = 4433;
+const DIR: &str = "/cache";
+/// So often the log is written, and the account looked at.
+const TICK: Duration = Duration::from_millis(10);
+/// Bytes on their way, for each cache.
+const IN_FLIGHT: u64 = 16 << 20;
+
+/// A cache and its disk.
+pub struct CacheHost {
+    world: World,
+    number: usize,
+    plan: CachePlan,
+    disk: RefCell<MemFs>,
+    /// What its disk refuses.
+    pub faults: FaultPlan,
+    starts: Cell<u32>,
+    running: RefCell<Option<JoinHandle<()>>>,
+    shared: RefCell<Weak<Shared>>,
+    /// What caches that have ended said at last.
+    ended: RefCell<Vec<Status>>,
+}
+
+/// The address of a cache.
+pub fn address(number: usize) -> SocketAddr {
+    SocketAddr::new(cache_ip(number), PORT)
+}
+
+impl CacheHost {
+    /// Cache number `number`, not yet started.
+    pub fn new(world: &World, number: usize) -> Rc<Self> {
+        Rc::new(Self {
+            world: world.clone(),
+            number,
+            plan: world.scenario.caches[number].clone(),
+            disk: RefCell::new(MemFs::new()),
+            faults: FaultPlan::new(),
+            starts: Cell::new(0),
+            running: RefCell::new(None),
+            shared: RefCell::new(Weak::new()),
+            ended: RefCell::default(),
+        })
+    }
+
+    /// Its life now, or the last one.
+    pub fn life(&self) -> Life {
+        Life { cache: self.number, start: self.starts.get() }
+    }
+
+    fn budget(&self) -> Budget {
+        let dir = PathBuf::from(DIR);
+        let disk = self.plan.disk.map(|bytes| DiskBudget { dir, bytes, reserve: 0 });
+        Budget { memory: self.plan.memory, in_flight: IN_FLIGHT, disk }
+    }
+
+    fn options(&self) -> Options {
+        let (trace, fs) = (self.world.trace.clone(), self.disk.borrow().fs());
+        Options {
+            clock: Arc::new(move || trace.now()),
+            fs: self.faults.wrap_fs(&fs),
+            free_space: Arc::new(|_| Ok(u64::MAX)),
+            segment: Some(512 << 10),
+            ..Options::default()
+        }
+    }
+
+    fn origin(&self) -> Origin {
+        let world = &self.world;
+        let life = self.life();
+        Origin {
+            corpus: world.corpus,
+            distance: world.scenario.distance,
+            mood: world.mood.clone(),
+            life,
+            watch: world.watch.clone(),
+            trace: world.trace.clone(),
+            chance: RefCell::new(Chance::new(world.scenario.seed, &format!("store of {life}"))),
+        }
+    }
+
+    /// Starts it, if it does not run.
+    ///
+    /// # Errors
+    ///
+    /// If the crates refuse what they are given: a mistake in the scenario.
+    pub fn start(self: &Rc<Self>) -> Result<()> {
+        if self.running.borrow().is_some() {
+            return Ok(());
+        }
+        self.starts.set(self.starts.get() + 1);
+        let (world, life) = (&self.world, self.life());
+        let mut budget = self.budget();
+        if world.has(Bug::Greedy) {
+            budget.memory = 64 * budget.memory;
+        }
+        let (shared, writer) = Shared::open(budget, self.options())?;
+        *self.shared.borrow_mut() = Arc::downgrade(&shared);
+        let member = authority().cache(self.number);
+        let (tuning, chance) = (world.tuning(), Chance::new(world.scenario.seed, &life.to_string()));
+        let config = tuning.server(Arc::clone(&member.server))?;
+        let endpoint = endpoint(&world.net, address(self.number), &tuning, Some(config), chance)?;
+        world.trace.note(format_args!("{life} starts"));
+        let serving = serve(self.origin(), Rc::new(self.origin()), shared, endpoint, world.clone(), life);
+        let writing = write(Rc::clone(self), writer);
+        let running = async move {
+            tokio::select! {
+                biased;
+                served = serving => served.expect("file I/O on a disk in memory"),
+                () = writing => {}
+            }
+        };
+        *self.running.borrow_mut() = Some(tokio::task::spawn_local(running));
+        Ok(())
+    }
+
+    /// Stops it, if it runs, as `how` says.
+    pub async fn stop(&self, how: Stop) {
+        let Some(running) = self.running.borrow_mut().take() else { return };
+        let life = self.life();
+        self.look();
+        self.world.trace.note(format_args!("{life} stops: {how:?}"));
+        self.world.net.unplug(cache_ip(self.number));
+        if let Some(shared) = self.shared.borrow().upgrade() {
+            self.ended.borrow_mut().push(shared.status());
+        }
+        if self.plan.roomy {
+            self.world.watch.account_of_egress(life);
+        }
+        running.abort();
+        let _ = running.await;
+        if how == Stop::PowerCut {
+            let mut chance = Chance::new(self.world.scenario.seed, &format!("power cut {life}"));
+            let left = self.disk.borrow().cut_power(chance.next());
+            *self.disk.borrow_mut() = left;
+        }
+    }
+
+    /// Compares its account with its budget.
+    fn look(&self) {
+        if let Some(status) = self.status() {
+            self.world.watch.account(self.life(), &status, &self.budget());
+        }
+    }
+
+    fn status(&self) -> Option<Status> {
+        self.shared.borrow().upgrade().map(|shared| shared.status())
+    }
+
+    /// What it says of itself now, if it runs, and what it said at each end.
+    pub fn statuses(&self) -> Vec<Status> {
+        self.ended.borrow().iter().cloned().chain(self.status()).collect()
+    }
+
+    /// Looks at it after the last pull.
+    pub fn rest(&self) {
+        if let Some(status) = self.status() {
+            self.look();
+            self.world.watch.at_rest(self.life(), &status);
+            if self.plan.roomy {
+                self.world.watch.account_of_egress(self.life());
+            }
+        }
+    }
+
+    /// Turns some bits of its log over.
+    ///
+    /// # Errors
+    ///
+    /// None: there is nothing below a disk in memory that could fail.
+    pub fn rot(&self, bits: u64) -> std::io::Result<()> {
+        let fs = self.disk.borrow().fs();
+        let mut chance = Chance::new(self.world.scenario.seed, &format!("rot of {}", self.life()));
+        let names = fs.list(DIR).unwrap_or_default();
+        let logs: Vec<_> = names.iter().filter(|name| *name != "lock").collect();
+        for _ in 0..if logs.is_empty() { 0 } else { bits } {
+            let file = fs.open(PathBuf::from(DIR).join(chance.pick(&logs)), OpenMode::write())?;
+            let at = chance.within(0..file.size()?.max(1));
+            let mut byte = [0];
+            file.read_at(&mut byte, at)?;
+            byte[0] ^= 1 << chance.within(0..8);
+            file.write_all_at(&byte, at)?;
+        }
+        Ok(())
+    }
+
+    /// Makes some of its disk's next operations fail.
+    pub fn fail_disk(&self, operations: u64, fault: blockio::fake::Fault) {
+        for n in 1..=operations {
+            self.faults.fail(FaultOp::Read, 2 * n, fault);
+            self.faults.fail(FaultOp::Write, 3 * n, fault);
+        }
+    }
+}
+
+/// Serves on an endpoint, as a core of `forebay cache` does.
+async fn serve(
+    origin: Origin,
+    bare: Rc<Origin>,
+    shared: Arc<Shared>,
+    endpoint: quinn::Endpoint,
+    world: World,
+    life: Life,
+) -> Result<()> {
+    let engine = Engine::start(EngineOptions::kind(EngineKind::Portable));
+    let engine = engine.map_err(|e| Error::io("starting file I/O", e))?;
+    let cache = Cache::new(origin, shared, engine);
+    let trace = world.trace.clone();
+    let clock = Arc::new(move || START + trace.now().as_secs());
+    let auth = Auth { key: authority().verifying_key(), clock };
+    let chance = Chance::new(world.scenario.seed, &format!("door of {life}"));
+    let door = Door { cache, bare, world, life, chance: Rc::new(RefCell::new(chance)) };
+    let limits = ServerLimits { per_peer: 512, ..ServerLimits::default() };
+    let sinks = None::<fn(Digest) -> NoSink>;
+    stream::serve(endpoint, door, sinks, auth, limits, std::future::pending()).await;
+    Ok(())
+}
+
+/// Writes the log, as its thread would, and looks at the account.
+async fn write(host: Rc<CacheHost>, mut writer: Option<LogWriter>) {
+    loop {
+        sleep(TICK).await;
+        if let Some(writer) = &mut writer {
+            writer.run_pending();
+        }
+        host.look();
+    }
+}
+
+/// What a server serves from: the cache, and who looks at what goes out.
+#[derive(Clone)]
+struct Door {
+    cache: Cache<Origin>,
+    /// The store itself, for bugs that have no cache.
+    bare: Rc<Origin>,
+    world: World,
+    life: Life,
+    chance: Rc<RefCell<Chance>>,
+}
+
+impl ChunkSource for Door {
+    async fn manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
+        self.cache.manifest(ctx, image).await
+    }
+
+    async fn section_table(
+        &self,
+        ctx: &ReadContext,
+        image: &Digest,
+        section: u32,
+    ) -> Result<Arc<SectionTable>> {
+        self.cache.section_table(ctx, image, section).await
+    }
+
+    async fn chunks<S: ChunkSink>(
+        &self,
+        ctx: &ReadContext,
+        place: &Place,
+        sink: &mut S,
+    ) -> Result<()> {
+        let Some(truth) = self.world.corpus.truth(&place.image) else {
+            return self.cache.chunks(ctx, place, sink).await;
+        };
+        if self.world.has(Bug::Forgets) {
+            self.cache.shared().drop_all();
+        }
+        if self.world.has(Bug::LeftBehind) {
+            let (cache, place) = (self.cache.clone(), place.clone());
+            let read = async move {
+                let _ = cache.chunks(&ReadContext::default(), &place, &mut Never).await;
+            };
+            tokio::task::spawn_local(read);
+        }
+        let mut looked = Looked { door: self, truth, section: place.section, sink };
+        match self.world.has(Bug::NoSharing) {
+            true => self.bare.chunks(ctx, place, &mut looked).await,
+            false => self.cache.chunks(ctx, place, &mut looked).await,
+        }
+    }
+}
+
+/// Looks at every frame that goes out.
+struct Looked<'a, S> {
+    door: &'a Door,
+    truth: &'a Truth,
+    section: u32,
+    sink: &'a mut S,
+}
+
+impl<S: ChunkSink> ChunkSink for Looked<'_, S> {
+    async fn chunk(&mut self, chunk: u32, frame: Frame) -> Result<()> {
+        let world = &self.door.world;
+        let frame = match world.has(Bug::AlteredFrames) && self.door.chance.borrow_mut().one_in(100) {
+            true => altered(&frame),
+            false => frame,
+        };
+        world.watch.given(self.door.life, self.truth, self.section, chunk, &frame);
+        self.sink.chunk(chunk, frame).await
+    }
+}
+
+fn altered(frame: &Frame) -> Frame {
+    let header = frame.header();
+    let mut payload = frame.payload().to_vec();
+    payload[0] ^= 1;
+    let codec: Codec = header.codec;
+    Frame::new(codec, header.domain, header.digest, header.plain_len, &payload)
+}
+
+/// A reader that never takes anything.
+struct Never;
+
+impl ChunkSink for Never {
+    async fn chunk(&mut self, _: u32, _: Frame) -> Result<()> {
+        std::future::pending().await
+    }
+}
