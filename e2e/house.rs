@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node", &["stream", "volume-pool", "capture", "blockio", "image", "api"]),
 ];
 /// Rooms that may depend on anything, and on which nothing may depend.
-const TOPS: &[&str] = &["forebay", "benches", "fuzz"];
+const TOPS: &[&str] = &["forebay", "benches", "sim", "fuzz"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -21,7 +21,7 @@ use blockio::OpenMode;
 use blockio::fake::{MemFs, Op};
 use cache::{Budget, Status};
 use image::frame::MAX_FRAME;
-use image::{Digest, Frame};
+use image::{Digest, Frame, Priority, ReadContext};
 
 use crate::corpus::Truth;
 use crate::trace::Trace;
@@ -93,10 +93,13 @@ pub struct Watch {
 #[derive(Debug, Default)]
 struct State {
     violations: Vec<Violation>,
-    /// Chunks that are being fetched from the store now, other than for repair.
-    fetching: BTreeSet<(Life, Digest)>,
+    /// Chunks that are being fetched from the store now, other than for repair: how often, and whether
+    /// a guest has overtaken.
+    fetching: BTreeMap<(Life, Digest), (u32, bool)>,
     /// Chunks that came from the store, other than for repair.
     fetched: BTreeMap<(Life, Digest), u32>,
+    /// Chunks that more than one fetch may have brought, as a guest has overtaken.
+    overtaken: BTreeSet<(Life, Digest)>,
     /// Chunks of which the store gave forged frames: only who decodes them can tell.
     forged: BTreeSet<Digest>,
 }
@@ -130,10 +133,15 @@ impl Watch {
         self.state().forged.insert(digest);
     }
 
+    /// Whether the store has forged a frame of this chunk.
+    pub fn is_forged(&self, digest: &Digest) -> bool {
+        self.state().forged.contains(digest)
+    }
+
     /// A cache gives a frame to a node.
     pub fn given(&self, life: Life, truth: &Truth, section: u32, chunk: u32, frame: &Frame) {
         let digest = truth.digest(section, chunk);
-        let right = match self.state().forged.contains(&digest) {
+        let right = match self.is_forged(&digest) {
             true => frame.header().digest == digest && frame.check_payload().is_ok(),
             false => truth.frame(section, chunk) == Some(frame),
         };
@@ -143,16 +151,21 @@ impl Watch {
         }
     }
 
-    /// A cache asks the store for chunks.
-    pub fn asks(&self, life: Life, digests: impl IntoIterator<Item = Digest>, repair: bool) -> Fetch {
-        let mut open = BTreeSet::new();
-        for digest in digests {
-            if repair || open.contains(&digest) {
-                continue;
+    /// A cache asks the store for chunks. While one is being fetched it is not asked for again, but for
+    /// a repair, and once for a guest, who does not wait for others.
+    pub fn asks(&self, life: Life, digests: &BTreeSet<Digest>, ctx: &ReadContext) -> Fetch {
+        let (guest, mut open) = (ctx.priority == Priority::Guest, BTreeSet::new());
+        for digest in digests.iter().filter(|_| !ctx.repair) {
+            let mut state = self.state();
+            let key = (life, *digest);
+            let (fetches, overtaken) = state.fetching.get(&key).copied().unwrap_or_default();
+            if fetches > 0 {
+                state.overtaken.insert(key);
             }
-            if self.state().fetching.insert((life, digest)) {
-                open.insert(digest);
-            } else {
+            state.fetching.insert(key, (fetches + 1, overtaken || guest));
+            open.insert(*digest);
+            drop(state);
+            if fetches > 1 || (fetches == 1 && (overtaken || !guest)) {
                 let what = format!("{life} asks for {} while it is being fetched", digest.short());
                 self.violated(Invariant::SingleFlight, what);
             }
@@ -182,7 +195,10 @@ impl Watch {
     /// A cache ends, and had room for everything: what came from the store more than once?
     pub fn account_of_egress(&self, life: Life) {
         let state = self.state();
-        let all = state.fetched.iter().filter(|((l, _), n)| *l == life && **n > 1);
+        let twice = |(key, n): &(&(Life, Digest), &u32)| {
+            key.0 == life && **n > 1 && !state.overtaken.contains(*key)
+        };
+        let all = state.fetched.iter().filter(twice);
         let twice: Vec<_> = all.map(|((_, digest), n)| (*digest, *n)).collect();
         drop(state);
         for (digest, n) in twice {
@@ -266,7 +282,7 @@ impl Fetch {
             return;
         }
         let mut state = self.watch.state();
-        state.fetching.remove(&(self.life, *digest));
+        state.ended(self.life, *digest);
         if frame.header().digest == *digest && !state.forged.contains(digest) {
             *state.fetched.entry((self.life, *digest)).or_default() += 1;
         }
@@ -277,7 +293,19 @@ impl Drop for Fetch {
     fn drop(&mut self) {
         let mut state = self.watch.state();
         for digest in &self.open {
-            state.fetching.remove(&(self.life, *digest));
+            state.ended(self.life, *digest);
+        }
+    }
+}
+
+impl State {
+    /// A fetch of a chunk has ended, well or not.
+    fn ended(&mut self, life: Life, digest: Digest) {
+        if let Some(entry) = self.fetching.get_mut(&(life, digest)) {
+            entry.0 -= 1;
+            if entry.0 == 0 {
+                self.fetching.remove(&(life, digest));
+            }
         }
     }
 }

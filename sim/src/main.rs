@@ -33,7 +33,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     // What the crates say goes to standard error where RUST_LOG asks for it.
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "off".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match args.seed {
         Some(seed) => one(seed, &args),
@@ -68,7 +68,7 @@ fn many(args: &Args) -> ExitCode {
             let report = run(seed, args.plant, false);
             counts.lock().expect("no thread panics with it").add(&report.counts);
             if !report.violations.is_empty() {
-                tell(&report);
+                tell(&report, args.plant);
                 failed.lock().expect("no thread panics with it").push(seed);
             }
         }
@@ -80,9 +80,10 @@ fn many(args: &Args) -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn tell(report: &Report) {
+fn tell(report: &Report, plant: Option<Bug>) {
     println!("seed {}:", report.seed);
     report.violations.iter().for_each(|violation| println!("  {violation}"));
+    let plant = plant.map_or_else(String::new, |bug| format!("--plant {bug} "));
     let seed = report.seed;
-    println!("  again: cargo run --release -p forebay-sim -- --seed {seed} --trace");
+    println!("  again: cargo run --release -p forebay-sim -- {plant}--seed {seed} --trace");
 }

@@ -16,6 +16,7 @@ use crate::scenario::{Scenario, Trouble};
 use crate::trace::Trace;
 use crate::world::World;
 use crate::world::caches::{self, CacheHost};
+use crate::world::guests::{self, GuestHost};
 use crate::world::net::{Net, NetCounts};
 use crate::world::nodes::NodeHost;
 use crate::world::origin::Mood;
@@ -107,10 +108,16 @@ pub fn run(seed: u64, bug: Option<Bug>, print: bool) -> Report {
     report
 }
 
+/// The numbers of those who are not done.
+fn late(done: impl Iterator<Item = bool>) -> Vec<usize> {
+    (0..).zip(done).filter(|(_, done)| !done).map(|(number, _)| number).collect()
+}
+
 struct Grid {
     world: World,
     caches: Vec<Rc<CacheHost>>,
     nodes: Vec<Rc<NodeHost>>,
+    guests: Vec<Rc<GuestHost>>,
 }
 
 impl Grid {
@@ -130,7 +137,8 @@ impl Grid {
         let plan = &world.scenario;
         let caches = (0..plan.caches.len()).map(|n| CacheHost::new(&world, n)).collect();
         let nodes = (0..plan.nodes.len()).map(|n| NodeHost::new(&world, n)).collect();
-        Rc::new(Self { world, caches, nodes })
+        let guests = (0..plan.guests.len()).map(|n| GuestHost::new(&world, n)).collect();
+        Rc::new(Self { world, caches, nodes, guests })
     }
 
     async fn run(self: Rc<Self>) -> Result<Report> {
@@ -139,6 +147,9 @@ impl Grid {
             cache.start()?;
         }
         self.nodes.iter().for_each(|node| node.start());
+        for guest in self.guests.iter().cloned() {
+            spawn_local(async move { guest.run().await.expect("memory for a decoder") });
+        }
         for (at, trouble) in self.world.scenario.faults.clone() {
             let grid = Rc::clone(&self);
             spawn_local(async move {
@@ -158,11 +169,14 @@ impl Grid {
     }
 
     async fn wait_for_pulls(&self) {
-        while !self.nodes.iter().all(|node| node.is_done()) {
+        loop {
+            let nodes: Vec<_> = late(self.nodes.iter().map(|node| node.is_done()));
+            let guests: Vec<_> = late(self.guests.iter().map(|guest| guest.is_done()));
+            if nodes.is_empty() && guests.is_empty() {
+                return;
+            }
             if self.world.trace.now() > DEADLINE {
-                let all = self.nodes.iter().enumerate();
-                let late: Vec<_> = all.filter(|(_, n)| !n.is_done()).map(|(n, _)| n).collect();
-                let what = format!("the pulls of nodes {late:?} have not ended");
+                let what = format!("nodes {nodes:?} and guests {guests:?} have not got everything");
                 return self.world.watch.violated(Invariant::Finished, what);
             }
             sleep(Duration::from_millis(50)).await;
@@ -252,7 +266,8 @@ impl Grid {
     }
 
     fn isolate(&self, cache: usize, cut: bool) {
-        for node in 0..self.nodes.len() {
+        let guests = guests::FIRST..guests::FIRST + self.guests.len();
+        for node in (0..self.nodes.len()).chain(guests) {
             self.world.net.cut(cache_ip(cache), node_ip(node), cut);
             self.world.net.cut(node_ip(node), cache_ip(cache), cut);
         }
@@ -260,7 +275,8 @@ impl Grid {
 
     /// Nonsense from a stranger, and what others have sent before once more.
     async fn storm(&self, cache: usize, datagrams: u64) {
-        let (net, to) = (&self.world.net, caches::address(cache));
+        let to = caches::addresses(&self.world.scenario, cache)[0];
+        let net = &self.world.net;
         let mut chance = Chance::new(self.world.scenario.seed, &format!("storm on {to}"));
         for n in 0..datagrams {
             let stranger = std::net::SocketAddr::new(stranger_ip(), 1000 + (n % 7) as u16);

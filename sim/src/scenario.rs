@@ -29,6 +29,8 @@ pub struct Scenario {
     pub caches: Vec<CachePlan>,
     /// The nodes.
     pub nodes: Vec<NodePlan>,
+    /// Guests, who read here and there.
+    pub guests: Vec<GuestPlan>,
     /// What goes wrong, in order of time.
     pub faults: Vec<(Duration, Trouble)>,
 }
@@ -42,6 +44,8 @@ pub struct CachePlan {
     pub roomy: bool,
     /// Disk budget in bytes, if it has a disk.
     pub disk: Option<u64>,
+    /// Cores, each with an endpoint of its own.
+    pub cores: usize,
 }
 
 /// A node: pulls to one path, one after the other.
@@ -55,6 +59,17 @@ pub struct NodePlan {
     pub sync: bool,
     /// Cores of each pull.
     pub cores: usize,
+}
+
+/// A guest.
+#[derive(Clone, Debug)]
+pub struct GuestPlan {
+    /// When it begins.
+    pub at: Duration,
+    /// What it reads, by its number in the corpus.
+    pub image: usize,
+    /// How often it reads.
+    pub reads: u64,
 }
 
 /// How a host stops.
@@ -106,6 +121,7 @@ impl Scenario {
         let mut chance = Chance::new(seed, "scenario");
         let caches = chance.within(1..4) as usize;
         let nodes = chance.within(2..7) as usize;
+        let guests = chance.within(0..3);
         let mut scenario = Self {
             seed,
             corpus: chance.within(0..CORPORA as u64) as usize,
@@ -117,6 +133,7 @@ impl Scenario {
             lies: chance.pick(&[0, 0, 0, 10, 60]),
             caches: (0..caches).map(|_| CachePlan::draw(&mut chance)).collect(),
             nodes: (0..nodes).map(|_| NodePlan::draw(&mut chance)).collect(),
+            guests: (0..guests).map(|_| GuestPlan::draw(&mut chance)).collect(),
             faults: Vec::new(),
         };
         let mut one_lives_on = false;
@@ -193,9 +210,17 @@ impl CachePlan {
         let disk = match chance.one_in(4) {
             true => None,
             // Some must evict.
-            false => Some(chance.pick(&[2 << 20, 32 << 20])),
+            false => Some(chance.pick(&[512 << 10, 2 << 20, 32 << 20])),
         };
-        Self { memory, roomy, disk }
+        Self { memory, roomy, disk, cores: chance.pick(&[1, 1, 2]) }
+    }
+}
+
+impl GuestPlan {
+    fn draw(chance: &mut Chance) -> Self {
+        let at = ms(chance.within(0..4_000));
+        let image = chance.within(0..3) as usize;
+        Self { at, image, reads: chance.within(1..40) }
     }
 }
 

@@ -27,9 +27,9 @@ use crate::bugs::Bug;
 use crate::chance::Chance;
 use crate::corpus::Truth;
 use crate::invariants::Life;
-use crate::scenario::{CachePlan, Stop};
+use crate::scenario::{CachePlan, Scenario, Stop};
 
-/// The port of every cache.
+/// The port of the first core of every cache.
 const PORT: u16 = 4433;
 const DIR: &str = "/cache";
 /// So often the log is written, and the account looked at.
@@ -52,9 +52,10 @@ pub struct CacheHost {
     ended: RefCell<Vec<Status>>,
 }
 
-/// The address of a cache.
-pub fn address(number: usize) -> SocketAddr {
-    SocketAddr::new(cache_ip(number), PORT)
+/// The addresses of a cache, one for each core.
+pub fn addresses(scenario: &Scenario, number: usize) -> Vec<SocketAddr> {
+    let ports = PORT..PORT + scenario.caches[number].cores as u16;
+    ports.map(|port| SocketAddr::new(cache_ip(number), port)).collect()
 }
 
 impl CacheHost {
@@ -90,12 +91,13 @@ impl CacheHost {
             clock: Arc::new(move || trace.now()),
             fs: self.faults.wrap_fs(&fs),
             free_space: Arc::new(|_| Ok(u64::MAX)),
-            segment: Some(512 << 10),
+            segment: self.plan.disk.map(|bytes| (bytes / 8).min(512 << 10)),
             ..Options::default()
         }
     }
 
-    fn origin(&self) -> Origin {
+    /// The line of one core to the store.
+    fn origin(&self, core: &str) -> Origin {
         let world = &self.world;
         let life = self.life();
         Origin {
@@ -105,7 +107,7 @@ impl CacheHost {
             life,
             watch: world.watch.clone(),
             trace: world.trace.clone(),
-            chance: RefCell::new(Chance::new(world.scenario.seed, &format!("store of {life}"))),
+            chance: RefCell::new(Chance::new(world.scenario.seed, &format!("store of {life} {core}"))),
         }
     }
 
@@ -126,22 +128,42 @@ impl CacheHost {
         }
         let (shared, writer) = Shared::open(budget, self.options())?;
         *self.shared.borrow_mut() = Arc::downgrade(&shared);
-        let member = authority().cache(self.number);
-        let (tuning, chance) = (world.tuning(), Chance::new(world.scenario.seed, &life.to_string()));
-        let config = tuning.server(Arc::clone(&member.server))?;
-        let endpoint = endpoint(&world.net, address(self.number), &tuning, Some(config), chance)?;
         world.trace.note(format_args!("{life} starts"));
-        let serving = serve(self.origin(), Rc::new(self.origin()), shared, endpoint, world.clone(), life);
+        let cores = addresses(&world.scenario, self.number).into_iter();
+        let cores = cores.map(|address| self.core(address, Arc::clone(&shared)));
+        let serving = futures::future::join_all(cores.collect::<Result<Vec<_>>>()?);
         let writing = write(Rc::clone(self), writer);
         let running = async move {
             tokio::select! {
                 biased;
-                served = serving => served.expect("file I/O on a disk in memory"),
+                _ = serving => {}
                 () = writing => {}
             }
         };
         *self.running.borrow_mut() = Some(tokio::task::spawn_local(running));
         Ok(())
+    }
+
+    /// What serves on one address, as a core of `forebay cache` does.
+    fn core(&self, address: SocketAddr, shared: Arc<Shared>) -> Result<impl Future<Output = ()> + use<>> {
+        let (world, life) = (self.world.clone(), self.life());
+        let (seed, tuning) = (world.scenario.seed, world.tuning());
+        let config = tuning.server(Arc::clone(&authority().cache(self.number).server))?;
+        let chance = Chance::new(seed, &format!("{life} {address}"));
+        let endpoint = endpoint(&world.net, address, &tuning, Some(config), chance)?;
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable));
+        let engine = engine.map_err(|e| Error::io("starting file I/O", e))?;
+        let core = format!("core {}", address.port() - PORT);
+        let trace = world.trace.clone();
+        let clock = Arc::new(move || START + trace.now().as_secs());
+        let auth = Auth { key: authority().verifying_key(), clock };
+        let chance = Rc::new(RefCell::new(Chance::new(seed, &format!("door of {life} {core}"))));
+        let cache = Cache::new(self.origin(&core), shared, engine);
+        let bare = Rc::new(self.origin(&format!("bare {core}")));
+        let door = Door { cache, bare, world, life, chance };
+        let limits = ServerLimits { per_peer: 512, ..ServerLimits::default() };
+        let sinks = None::<fn(Digest) -> NoSink>;
+        Ok(stream::serve(endpoint, door, sinks, auth, limits, std::future::pending()))
     }
 
     /// Stops it, if it runs, as `how` says.
@@ -200,7 +222,9 @@ impl CacheHost {
     /// None: there is nothing below a disk in memory that could fail.
     pub fn rot(&self, bits: u64) -> std::io::Result<()> {
         let fs = self.disk.borrow().fs();
-        let mut chance = Chance::new(self.world.scenario.seed, &format!("rot of {}", self.life()));
+        let now = self.world.trace.now();
+        let what = format!("rot of cache-{} at {now:?}", self.number);
+        let mut chance = Chance::new(self.world.scenario.seed, &what);
         let names = fs.list(DIR).unwrap_or_default();
         let logs: Vec<_> = names.iter().filter(|name| *name != "lock").collect();
         for _ in 0..if logs.is_empty() { 0 } else { bits } {
@@ -221,29 +245,6 @@ impl CacheHost {
             self.faults.fail(FaultOp::Write, 3 * n, fault);
         }
     }
-}
-
-/// Serves on an endpoint, as a core of `forebay cache` does.
-async fn serve(
-    origin: Origin,
-    bare: Rc<Origin>,
-    shared: Arc<Shared>,
-    endpoint: quinn::Endpoint,
-    world: World,
-    life: Life,
-) -> Result<()> {
-    let engine = Engine::start(EngineOptions::kind(EngineKind::Portable));
-    let engine = engine.map_err(|e| Error::io("starting file I/O", e))?;
-    let cache = Cache::new(origin, shared, engine);
-    let trace = world.trace.clone();
-    let clock = Arc::new(move || START + trace.now().as_secs());
-    let auth = Auth { key: authority().verifying_key(), clock };
-    let chance = Chance::new(world.scenario.seed, &format!("door of {life}"));
-    let door = Door { cache, bare, world, life, chance: Rc::new(RefCell::new(chance)) };
-    let limits = ServerLimits { per_peer: 512, ..ServerLimits::default() };
-    let sinks = None::<fn(Digest) -> NoSink>;
-    stream::serve(endpoint, door, sinks, auth, limits, std::future::pending()).await;
-    Ok(())
 }
 
 /// Writes the log, as its thread would, and looks at the account.

@@ -2,11 +2,13 @@
 //! those crates put together as `forebay` puts them together, but on one thread and in the run's time.
 
 pub mod caches;
+pub mod guests;
 pub mod net;
 pub mod nodes;
 pub mod origin;
 pub mod papers;
 mod socket;
+pub mod ways;
 
 use std::sync::Arc;
 

@@ -2,27 +2,21 @@
 //! stopped and started again, and begun anew as long as it does not succeed.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use blockio::fake::{FaultPlan, MemFs};
 use blockio::{EngineChoice, EngineKind};
-use image::{
-    ChunkSink, ChunkSource, Digest, Kind, Manifest, Place, ReadContext, Result, SectionTable,
-};
-use node::pull::{Connect, PullOptions, Watch as Progress, pull_here};
-use node::spread::{Dial, Spread};
-use stream::{Client, ClientLimits, ClientOptions};
+use image::{Kind, Result};
+use node::pull::{PullOptions, Watch as Progress, pull_here};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::papers::{authority, node_ip};
-use super::socket::endpoint;
-use super::{World, caches};
+use super::World;
+use super::papers::node_ip;
+use super::ways::Way;
 use crate::bugs::Bug;
 use crate::chance::Chance;
 use crate::corpus::Truth;
@@ -171,117 +165,10 @@ impl NodeHost {
             ..PullOptions::default()
         };
         let progress = Arc::new(Progress::default());
-        let way = Way::new(self, image);
+        let (start, begun) = (self.starts.get(), self.counts.get().0);
+        let whose = format!("node-{} start {start} pull {begun}", self.number);
+        let way = Way::new(&self.world, self.number, image, whose);
         let result = pull_here(way, image, PathBuf::from(PATH), options, progress.clone()).await;
         (result, progress.progress().repaired)
-    }
-}
-
-/// How the cores of a pull reach the caches.
-#[derive(Clone)]
-struct Way {
-    world: World,
-    node: usize,
-    tickets: Vec<String>,
-    root: Digest,
-    /// The image whose tables a node without sense believes.
-    other: Digest,
-    /// Names the endpoints.
-    life: String,
-    dials: Arc<AtomicU64>,
-}
-
-impl Way {
-    fn new(host: &NodeHost, image: Digest) -> Self {
-        let images = &host.world.corpus.images;
-        let member = authority().node(host.number);
-        // The second image is a version of the first; the third is on its own.
-        let root = if image == images[2].image { image } else { images[0].image };
-        let other = if image == images[0].image { images[1].image } else { images[0].image };
-        let (start, begun) = (host.starts.get(), host.counts.get().0);
-        Self {
-            world: host.world.clone(),
-            node: host.number,
-            tickets: [image, other].map(|i| authority().ticket(member, i)).to_vec(),
-            root,
-            other,
-            life: format!("node-{} start {start} pull {begun}", host.number),
-            dials: Arc::default(),
-        }
-    }
-}
-
-impl Dial for Way {
-    type Source = Client;
-
-    async fn dial(&self, member: usize) -> Result<Client> {
-        let (world, tuning) = (&self.world, self.world.tuning());
-        let dial = self.dials.fetch_add(1, Ordering::Relaxed);
-        let chance = Chance::new(world.scenario.seed, &format!("{} dial {dial}", self.life));
-        let from = SocketAddr::new(node_ip(self.node), 0);
-        let tls = Arc::clone(&authority().node(self.node).client);
-        Client::connect(ClientOptions {
-            endpoint: endpoint(&world.net, from, &tuning, None, chance)?,
-            config: tuning.client(tls)?,
-            servers: vec![caches::address(member)],
-            server_name: authority().cache(member).name.clone(),
-            tickets: self.tickets.clone(),
-            limits: ClientLimits::default(),
-        })
-        .await
-    }
-
-    fn now(&self) -> Duration {
-        self.world.trace.now()
-    }
-}
-
-impl Connect for Way {
-    type Source = Road;
-
-    async fn connect(&self, _: usize) -> Result<Road> {
-        let caches = 0..self.world.scenario.caches.len();
-        let names = caches.map(|n| authority().cache(n).name.clone());
-        let (world, other) = (self.world.clone(), self.other);
-        Ok(Road { spread: Spread::new(self.clone(), self.root, names), world, other })
-    }
-}
-
-/// The caches, and what a bug makes of them.
-struct Road {
-    spread: Spread<Way>,
-    world: World,
-    other: Digest,
-}
-
-impl ChunkSource for Road {
-    async fn manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
-        self.spread.manifest(ctx, image).await
-    }
-
-    async fn section_table(
-        &self,
-        ctx: &ReadContext,
-        image: &Digest,
-        section: u32,
-    ) -> Result<Arc<SectionTable>> {
-        let image = if self.world.has(Bug::UncheckedTables) { &self.other } else { image };
-        self.spread.section_table(ctx, image, section).await
-    }
-
-    async fn chunks<S: ChunkSink>(
-        &self,
-        ctx: &ReadContext,
-        place: &Place,
-        sink: &mut S,
-    ) -> Result<()> {
-        let mut place = place.clone();
-        if self.world.has(Bug::UncheckedTables) {
-            place.image = self.other;
-        }
-        match self.spread.chunks(ctx, &place, sink).await {
-            Err(_) if self.world.has(Bug::WaitsForEver) => std::future::pending().await,
-            answer => answer,
-        }
     }
 }

@@ -117,7 +117,7 @@ impl Origin {
         let truth = self.truth(&place.image)?;
         let digest = |chunk| truth.digest(place.section, chunk);
         let asked: BTreeSet<_> = place.chunks.iter().map(digest).collect();
-        let mut fetch = self.watch.asks(self.life, asked, ctx.repair);
+        let mut fetch = self.watch.asks(self.life, &asked, ctx);
         let part = self.travel().await?;
         let mut frames: Vec<(u32, Frame)> = Vec::new();
         at_once(self.corpus.store.chunks(ctx, place, &mut frames))?;
