@@ -233,3 +233,45 @@ fn the_log_tells_what_was_done() {
     ];
     assert_eq!(text, expected);
 }
+
+#[test]
+fn a_power_cut_by_lot_keeps_what_was_synced_and_loses_some_of_the_rest() {
+    let disk = MemFs::new();
+    let fs = disk.fs();
+    put(&fs, OLD, true, true).unwrap();
+    let synced = fs.open("/state", OpenMode::write()).unwrap();
+    let fresh = fs.open("/fresh", OpenMode::create()).unwrap();
+    fresh.write_all_at(NEW, 0).unwrap();
+    let (mut named, mut whole, mut torn) = (0, 0, 0);
+    for seed in 0..200 {
+        let left = disk.cut_power(seed);
+        assert_eq!(left.fs().read("/state", 1 << 20).unwrap(), OLD, "seed {seed}");
+        let again = disk.cut_power(seed).fs().read("/fresh", 1 << 20).ok();
+        let found = left.fs().read("/fresh", 1 << 20).ok();
+        assert_eq!(found, again, "seed {seed}: the same seed, the same disk");
+        named += u32::from(found.is_some());
+        let Some(found) = found else { continue };
+        whole += u32::from(found == NEW);
+        torn += u32::from(!found.is_empty() && found != NEW);
+    }
+    assert!(named > 50 && named < 200, "{named}");
+    assert!(whole > 20 && torn > 5, "{whole} whole, {torn} torn");
+    // A later sync holds for all of them.
+    fresh.sync_data().unwrap();
+    synced.sync_data().unwrap();
+    fs.sync_dir("/").unwrap();
+    assert!((0..50).all(|seed| disk.cut_power(seed).fs().read("/fresh", 1 << 20).unwrap() == NEW));
+}
+
+#[test]
+fn work_on_a_fake_is_done_at_once_on_this_thread() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let here = std::thread::current().id();
+    let who = || std::thread::current().id();
+    let (fake, real) = runtime.block_on(async {
+        let failing = FaultPlan::new().wrap_fs(&MemFs::new().fs());
+        (failing.unblock(who).await.unwrap(), Fs::os().unblock(who).await.unwrap())
+    });
+    assert_eq!(fake, here);
+    assert_ne!(real, here);
+}

@@ -522,6 +522,7 @@ fn a_smaller_budget_is_kept_after_a_restart() {
         assert!(disk_bytes(&fs) > 3 << 20);
         let mut rig = Rig::new(&source, disk_budget(1 << 20), disk_options(&fs));
         rig.settle();
+        assert!(disk_bytes(&fs) <= 1 << 20, "{} before anything is written", disk_bytes(&fs));
         source.add(TestImage::of(500..501, Stuff::Noise));
         rig.read(&TestImage::of(500..501, Stuff::Noise).all()).await.unwrap();
         rig.settle();

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use image::geometry::SECTION_LEN;
 use image::seam::{ImagePlan, ImageSession};
 use image::{
-    Digest, Domain, Encoder, Frame, Geometry, ImageSink, Manifest, ReadContext, Result, SectionSink,
-    SectionTable,
+    Digest, Domain, Encoder, Frame, Geometry, ImageSink, Manifest, ReadContext, Result,
+    SectionSink, SectionTable,
 };
 use store::testing::{ManualClock, TestStore, counted_ids};
 use store::{IndexPlace, Receiver, Store, StoreOptions};
@@ -57,7 +57,8 @@ impl Truth {
         let tables: Vec<_> = (0..geometry.sections()).map(table).collect();
         let sections = tables.iter().map(SectionTable::digest).collect();
         let manifest = Manifest::new(Domain::PUBLIC, geometry, sections);
-        let frames = plain.iter().map(|(at, p)| (*at, encoder.encode(Domain::PUBLIC, digest(at), p)));
+        let frames =
+            plain.iter().map(|(at, p)| (*at, encoder.encode(Domain::PUBLIC, digest(at), p)));
         let (frames, image) = (frames.collect(), manifest.identity());
         Ok(Self { image, geometry, tables, manifest, plain, frames })
     }

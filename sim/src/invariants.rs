@@ -116,8 +116,11 @@ impl Watch {
 
     /// Something does not hold.
     pub fn violated(&self, invariant: Invariant, what: String) {
-        self.trace.note(format_args!("VIOLATED {invariant:?}: {what}"));
         let mut state = self.state();
+        if state.violations.iter().any(|v| v.invariant == invariant && v.what == what) {
+            return;
+        }
+        self.trace.note(format_args!("VIOLATED {invariant:?}: {what}"));
         if state.violations.len() < KEPT {
             state.violations.push(Violation { at: self.trace.now(), invariant, what });
         }
@@ -173,7 +176,7 @@ impl Watch {
         Fetch { watch: self.clone(), life, open }
     }
 
-    /// Whether a cache's account is within its budget; `roomy` if that is enough for everything.
+    /// Whether a cache's account is within its budget.
     pub fn account(&self, life: Life, status: &Status, budget: &Budget) {
         let at_least_a_frame = |bytes: u64| bytes.max(MAX_FRAME as u64);
         let disk = budget.disk.as_ref().map_or(0, |disk| disk.bytes);
@@ -181,14 +184,28 @@ impl Watch {
             ("frames in memory", status.memory_bytes, budget.memory - budget.memory / 8),
             ("manifests and tables", status.paper_bytes, budget.memory / 8),
             ("reads", status.in_flight_bytes, at_least_a_frame(budget.in_flight / 2)),
-            ("frames for the disk", status.disk_queued_bytes, at_least_a_frame(budget.in_flight / 4)),
-            ("files", status.disk_bytes, disk),
+            (
+                "frames for the disk",
+                status.disk_queued_bytes,
+                at_least_a_frame(budget.in_flight / 4),
+            ),
+            // What is found at start may be too much: it is all read in first.
+            ("files", if status.is_recovering() { 0 } else { status.disk_bytes }, disk),
         ];
         for (what, found, bound) in bounds {
             if found > bound {
                 let what = format!("{life}: {what} take {found} bytes of {bound}");
                 self.violated(Invariant::Memory, what);
             }
+        }
+    }
+
+    /// Whether the account of a cache's files is right: `found` bytes are there.
+    pub fn files(&self, life: Life, status: &Status, found: u64) {
+        let counted = status.disk_bytes;
+        if found > counted && !status.is_recovering() {
+            let what = format!("{life} has {found} bytes in files, and knows of {counted}");
+            self.violated(Invariant::Memory, what);
         }
     }
 
@@ -230,7 +247,8 @@ impl Watch {
                 _ => true,
             };
             if !right {
-                let what = format!("node-{node}: pull {current}: {op}: not what the image has there");
+                let what =
+                    format!("node-{node}: pull {current}: {op}: not what the image has there");
                 self.violated(Invariant::RightBytes, what);
             }
         }

@@ -54,9 +54,9 @@ fn one(seed: u64, args: &Args) -> ExitCode {
 }
 
 fn many(args: &Args) -> ExitCode {
-    let jobs = args.jobs.unwrap_or_else(|| {
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-    });
+    let jobs = args
+        .jobs
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let next = AtomicU64::new(args.first);
     let (counts, failed) = (Mutex::new(Counts::default()), Mutex::new(Vec::new()));
     let work = || {

@@ -121,12 +121,7 @@ struct Grid {
 }
 
 impl Grid {
-    fn new(
-        scenario: Scenario,
-        corpus: &'static Corpus,
-        bug: Option<Bug>,
-        print: bool,
-    ) -> Rc<Self> {
+    fn new(scenario: Scenario, corpus: &'static Corpus, bug: Option<Bug>, print: bool) -> Rc<Self> {
         let trace = Trace::start(print);
         let net = Net::new(scenario.seed, scenario.quality, &trace);
         let watch = Watch::new(&trace);

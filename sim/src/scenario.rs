@@ -42,6 +42,8 @@ pub struct CachePlan {
     pub memory: u64,
     /// Whether that holds every frame of the corpus.
     pub roomy: bool,
+    /// Budget for what is on its way, in bytes.
+    pub in_flight: u64,
     /// Disk budget in bytes, if it has a disk.
     pub disk: Option<u64>,
     /// Cores, each with an endpoint of its own.
@@ -83,7 +85,10 @@ pub enum Stop {
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "`lasts` and `back`: for how long; the others are named for what they are")]
+#[expect(
+    missing_docs,
+    reason = "`lasts` and `back`: for how long; the others are named for what they are"
+)]
 pub enum Trouble {
     /// A cache stops, and starts again after a while, or never.
     CacheStops { cache: usize, how: Stop, back: Option<Duration> },
@@ -160,7 +165,11 @@ impl Scenario {
                     }
                     false => Some(ms(chance.pick(&[1, 100, 2_000, 8_000]))),
                 };
-                Trouble::CacheStops { cache, how: chance.pick(&[Stop::Killed, Stop::PowerCut]), back }
+                Trouble::CacheStops {
+                    cache,
+                    how: chance.pick(&[Stop::Killed, Stop::PowerCut]),
+                    back,
+                }
             }
             3..5 => {
                 let how = match self.nodes[node].sync {
@@ -212,7 +221,9 @@ impl CachePlan {
             // Some must evict.
             false => Some(chance.pick(&[512 << 10, 2 << 20, 32 << 20])),
         };
-        Self { memory, roomy, disk, cores: chance.pick(&[1, 1, 2]) }
+        // The least has room for some ten reads of the largest chunks.
+        let in_flight = chance.pick(&[1 << 20, 16 << 20]);
+        Self { memory, roomy, in_flight, disk, cores: chance.pick(&[1, 1, 2]) }
     }
 }
 

@@ -65,7 +65,10 @@ impl Trace {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one clock of a run: the runtime's, which is paused")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one clock of a run: the runtime's, which is paused"
+)]
 fn runtime_now() -> Instant {
     Instant::now()
 }

@@ -24,7 +24,8 @@ fn a_seed_replays_exactly_in_two_processes() {
 #[test]
 fn a_run_knows_nothing_of_the_runs_before_and_beside_it() {
     let alone = run(5, None, false);
-    let crowd: Vec<_> = (0..3).map(|n| std::thread::spawn(move || run(5 + n % 2, None, false))).collect();
+    let crowd: Vec<_> =
+        (0..3).map(|n| std::thread::spawn(move || run(5 + n % 2, None, false))).collect();
     let crowd = crowd.into_iter().map(|run| run.join().unwrap());
     for other in crowd.filter(|other| other.seed == alone.seed) {
         assert_eq!((&other.digest, other.events), (&alone.digest, alone.events));
@@ -38,6 +39,7 @@ fn a_failing_seed_says_how_to_run_it_again() {
     let output = sim.args(["--plant", "Forgets", "--seeds", "20"]).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8(output.stdout).unwrap();
-    let again = said.lines().find(|line| line.contains("again: ")).unwrap_or_else(|| panic!("{said}"));
+    let again =
+        said.lines().find(|line| line.contains("again: ")).unwrap_or_else(|| panic!("{said}"));
     assert!(again.contains("--plant Forgets --seed ") && again.contains("--trace"), "{again}");
 }

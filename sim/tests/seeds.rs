@@ -16,7 +16,10 @@ fn seeds_hold_and_something_happens_in_them() {
     }
     // Else nothing was tested.
     let Counts { pulls, repaired, troubles, starts, joined, .. } = counts;
-    assert!(pulls > 60 && repaired > 0 && troubles > 40 && starts > 40 && joined > 100, "{counts:?}");
+    assert!(
+        pulls > 60 && repaired > 0 && troubles > 40 && starts > 40 && joined > 100,
+        "{counts:?}"
+    );
     assert!(counts.disk_hits > 20 && counts.net.lost > 1000, "{counts:?}");
     assert!(counts.net.doubled > 100 && counts.net.late > 100, "{counts:?}");
 }

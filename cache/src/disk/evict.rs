@@ -58,6 +58,12 @@ impl LogWriter {
         }
     }
 
+    /// Drops the oldest segments that the budget has no room for. A power cut may have brought back what
+    /// was removed, or the budget may have become smaller.
+    pub(super) fn trim(&mut self) {
+        while self.used() > self.limits.budget && self.drop_oldest() {}
+    }
+
     /// Begins to move out a segment, if the one after the open one would need its room.
     pub(super) fn begin_eviction(&mut self) {
         if self.used() + 2 * self.limits.segment <= self.limits.budget {

@@ -46,6 +46,7 @@ impl LogWriter {
         let Phase::Recovering(left) = &mut self.phase else { return };
         let Some(id) = left.pop() else {
             self.phase = Phase::Running;
+            self.trim();
             self.disk.set_state(DiskState::On);
             self.warn_of_budget();
             // Whatever of the pinned was not found.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use blockio::fake::{FaultOp, FaultPlan, MemFs};
 use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
-use cache::{Budget, Cache, DiskBudget, LogWriter, Options, Shared, Status};
+use cache::{Budget, Cache, DiskBudget, DiskState, LogWriter, Options, Shared, Status};
 use image::{
     ChunkSink, ChunkSource, Codec, Digest, Error, Frame, Manifest, Place, ReadContext, Result,
     SectionTable,
@@ -34,8 +34,6 @@ const PORT: u16 = 4433;
 const DIR: &str = "/cache";
 /// So often the log is written, and the account looked at.
 const TICK: Duration = Duration::from_millis(10);
-/// Bytes on their way, for each cache.
-const IN_FLIGHT: u64 = 16 << 20;
 
 /// A cache and its disk.
 pub struct CacheHost {
@@ -48,6 +46,8 @@ pub struct CacheHost {
     starts: Cell<u32>,
     running: RefCell<Option<JoinHandle<()>>>,
     shared: RefCell<Weak<Shared>>,
+    /// Whether bits have flipped on its disk: what looks like a foreign file then is left alone.
+    rotten: Cell<bool>,
     /// What caches that have ended said at last.
     ended: RefCell<Vec<Status>>,
 }
@@ -70,6 +70,7 @@ impl CacheHost {
             starts: Cell::new(0),
             running: RefCell::new(None),
             shared: RefCell::new(Weak::new()),
+            rotten: Cell::new(false),
             ended: RefCell::default(),
         })
     }
@@ -82,7 +83,7 @@ impl CacheHost {
     fn budget(&self) -> Budget {
         let dir = PathBuf::from(DIR);
         let disk = self.plan.disk.map(|bytes| DiskBudget { dir, bytes, reserve: 0 });
-        Budget { memory: self.plan.memory, in_flight: IN_FLIGHT, disk }
+        Budget { memory: self.plan.memory, in_flight: self.plan.in_flight, disk }
     }
 
     fn options(&self) -> Options {
@@ -107,7 +108,10 @@ impl CacheHost {
             life,
             watch: world.watch.clone(),
             trace: world.trace.clone(),
-            chance: RefCell::new(Chance::new(world.scenario.seed, &format!("store of {life} {core}"))),
+            chance: RefCell::new(Chance::new(
+                world.scenario.seed,
+                &format!("store of {life} {core}"),
+            )),
         }
     }
 
@@ -145,7 +149,11 @@ impl CacheHost {
     }
 
     /// What serves on one address, as a core of `forebay cache` does.
-    fn core(&self, address: SocketAddr, shared: Arc<Shared>) -> Result<impl Future<Output = ()> + use<>> {
+    fn core(
+        &self,
+        address: SocketAddr,
+        shared: Arc<Shared>,
+    ) -> Result<impl Future<Output = ()> + use<>> {
         let (world, life) = (self.world.clone(), self.life());
         let (seed, tuning) = (world.scenario.seed, world.tuning());
         let config = tuning.server(Arc::clone(&authority().cache(self.number).server))?;
@@ -171,6 +179,7 @@ impl CacheHost {
         let Some(running) = self.running.borrow_mut().take() else { return };
         let life = self.life();
         self.look();
+        self.look_at_files();
         self.world.trace.note(format_args!("{life} stops: {how:?}"));
         self.world.net.unplug(cache_ip(self.number));
         if let Some(shared) = self.shared.borrow().upgrade() {
@@ -195,6 +204,20 @@ impl CacheHost {
         }
     }
 
+    /// Compares its account of its files with the files.
+    fn look_at_files(&self) {
+        let Some(status) = self.status() else { return };
+        if self.rotten.get() || !matches!(status.disk, DiskState::On | DiskState::Full(_)) {
+            return;
+        }
+        let fs = self.disk.borrow().fs();
+        let names = fs.list(DIR).unwrap_or_default().into_iter();
+        let logs = names.filter(|name| name.to_string_lossy().starts_with("seg-"));
+        let size = |name| fs.open(PathBuf::from(DIR).join(name), OpenMode::read())?.size();
+        let found = logs.map(|name| size(name).unwrap_or(0)).sum();
+        self.world.watch.files(self.life(), &status, found);
+    }
+
     fn status(&self) -> Option<Status> {
         self.shared.borrow().upgrade().map(|shared| shared.status())
     }
@@ -208,6 +231,7 @@ impl CacheHost {
     pub fn rest(&self) {
         if let Some(status) = self.status() {
             self.look();
+            self.look_at_files();
             self.world.watch.at_rest(self.life(), &status);
             if self.plan.roomy {
                 self.world.watch.account_of_egress(self.life());
@@ -221,6 +245,7 @@ impl CacheHost {
     ///
     /// None: there is nothing below a disk in memory that could fail.
     pub fn rot(&self, bits: u64) -> std::io::Result<()> {
+        self.rotten.set(true);
         let fs = self.disk.borrow().fs();
         let now = self.world.trace.now();
         let what = format!("rot of cache-{} at {now:?}", self.number);
@@ -321,7 +346,8 @@ struct Looked<'a, S> {
 impl<S: ChunkSink> ChunkSink for Looked<'_, S> {
     async fn chunk(&mut self, chunk: u32, frame: Frame) -> Result<()> {
         let world = &self.door.world;
-        let frame = match world.has(Bug::AlteredFrames) && self.door.chance.borrow_mut().one_in(100) {
+        let frame = match world.has(Bug::AlteredFrames) && self.door.chance.borrow_mut().one_in(100)
+        {
             true => altered(&frame),
             false => frame,
         };

@@ -302,7 +302,8 @@ impl State {
         len: usize,
     ) -> Vec<Duration> {
         let quality = self.quality;
-        let speed = self.limps.get(&from.ip()).map_or(quality.speed, |limp| quality.speed.min(*limp));
+        let speed =
+            self.limps.get(&from.ip()).map_or(quality.speed, |limp| quality.speed.min(*limp));
         let link = self.link(seed, from.ip(), to.ip());
         // Always as many draws, so that one fate does not change those after it.
         let (lost, doubled, late) = (

@@ -98,7 +98,8 @@ impl NodeHost {
         self.look_at_writes();
         if how == Stop::PowerCut {
             let what = format!("power cut node-{} {}", self.number, self.starts.get());
-            let left = self.disk.borrow().cut_power(Chance::new(self.world.scenario.seed, &what).next());
+            let left =
+                self.disk.borrow().cut_power(Chance::new(self.world.scenario.seed, &what).next());
             *self.disk.borrow_mut() = left;
         }
         self.look_at_names();
@@ -142,8 +143,10 @@ impl NodeHost {
                 }
                 Err(e) => {
                     // Nothing here is forbidden, missing or wrong: such an answer is a bug.
-                    if matches!(e.kind(), Kind::Denied | Kind::Gone | Kind::Invalid | Kind::Unsupported)
-                    {
+                    if matches!(
+                        e.kind(),
+                        Kind::Denied | Kind::Gone | Kind::Invalid | Kind::Unsupported
+                    ) {
                         let what = format!("node-{} pull {pull} ended: {e:?}", self.number);
                         self.world.watch.violated(Invariant::Finished, what);
                     }

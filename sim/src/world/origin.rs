@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use image::{
-    ChunkSink, ChunkSource, Codec, Digest, Domain, Error, Frame, Kind, Manifest, Place, ReadContext,
-    Result, SectionTable,
+    ChunkSink, ChunkSource, Codec, Digest, Domain, Error, Frame, Kind, Manifest, Place,
+    ReadContext, Result, SectionTable,
 };
 use tokio::time::sleep;
 

@@ -113,8 +113,7 @@ impl Member {
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, issuer).map_err(failed)?;
         let (pem, key) = (certificate.pem(), key.serialize_pem());
-        let papers =
-            Papers { ca: ca.as_bytes(), certificate: pem.as_bytes(), key: key.as_bytes() };
+        let papers = Papers { ca: ca.as_bytes(), certificate: pem.as_bytes(), key: key.as_bytes() };
         Ok(Self {
             name: name.to_owned(),
             client: client_config(papers)?,

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use image::{
-    ChunkSink, ChunkSource, Digest, Manifest, Place, ReadContext, Result, SectionTable,
-};
+use image::{ChunkSink, ChunkSource, Digest, Manifest, Place, ReadContext, Result, SectionTable};
 use node::pull::Connect;
 use node::spread::{Dial, Spread};
 use stream::{Client, ClientLimits, ClientOptions};

@@ -56,7 +56,10 @@ enum Ready {
     Later { attempt: Opening, new: bool },
 }
 
-#[expect(clippy::disallowed_methods, reason = "a driver: back-off is measured in the runtime's time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a driver: back-off is measured in the runtime's time"
+)]
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
