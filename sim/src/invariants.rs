@@ -4,7 +4,7 @@
 //! |---|---|
 //! | right frames | at the door of each cache: every frame that goes out |
 //! | right bytes | on each node's disk: every write, every name |
-//! | durable | after each power cut: what a pull called done is there |
+//! | durable | after each power cut: what a pull called done is there; at the end: what was pinned is |
 //! | single flight | between a cache and the store: nothing is asked for twice at once |
 //! | egress | there as well: with room for everything nothing comes twice |
 //! | memory | each cache's own account, compared with its budget |
@@ -37,7 +37,7 @@ pub enum Invariant {
     RightFrames,
     /// Only right bytes are written into a target, and what has a name is whole.
     RightBytes,
-    /// A pull that was done durably is done after a power cut.
+    /// A pull that was done durably is done after a power cut; what was pinned is pinned.
     Durable,
     /// One fetch for all who ask.
     SingleFlight,
@@ -222,6 +222,12 @@ impl Watch {
             let what = format!("{life} had {} {n} times from the store", digest.short());
             self.violated(Invariant::Egress, what);
         }
+    }
+
+    /// A pin that was acknowledged is not there any more.
+    pub fn unpinned(&self, life: Life, image: &Digest) {
+        let what = format!("{life} had pinned image {}, and has not any more", image.short());
+        self.violated(Invariant::Durable, what);
     }
 
     /// A cache that nobody uses any more.

@@ -157,7 +157,9 @@ impl Grid {
         let time = self.world.trace.now();
         self.nodes.iter().for_each(|node| node.rest());
         sleep(REST).await;
-        self.caches.iter().for_each(|cache| cache.rest());
+        for cache in &self.caches {
+            cache.rest().await;
+        }
         let (digest, events) = self.world.trace.digest();
         let (seed, violations) = (self.world.scenario.seed, self.world.watch.violations());
         Ok(Report { seed, digest, events, time, violations, counts: self.counts() })
@@ -237,9 +239,9 @@ impl Grid {
                 self.caches[cache].fail_disk(operations, fault);
             }
             Trouble::CacheDiskFull { cache, room, lasts } => {
-                self.caches[cache].faults.limit_bytes(Some(room));
+                self.caches[cache].fill_disk(Some(room));
                 sleep(lasts).await;
-                self.caches[cache].faults.limit_bytes(None);
+                self.caches[cache].fill_disk(None);
             }
             Trouble::NodeDiskFull { node, room, lasts } => {
                 self.nodes[node].faults.limit_bytes(Some(room));
@@ -256,6 +258,7 @@ impl Grid {
                 sleep(lasts).await;
                 mood.set(|moods| moods.fails = 0);
             }
+            Trouble::Cared { cache, care } => self.caches[cache].ask(care),
             Trouble::Storm { cache, datagrams } => self.storm(cache, datagrams).await,
         }
     }

@@ -83,7 +83,29 @@ pub enum Stop {
     PowerCut,
 }
 
-/// Something that goes wrong.
+/// What somebody wants of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// To have an image.
+    Warm,
+    /// To keep it.
+    Pin,
+    /// Not to keep it any more.
+    Unpin,
+    /// To be rid of it.
+    Evict,
+}
+
+/// An order to a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Care {
+    /// What to do.
+    pub what: What,
+    /// With which image, by its number in the corpus.
+    pub image: usize,
+}
+
+/// Something that goes wrong, or is asked for at a bad moment.
 #[derive(Clone, Copy, Debug)]
 #[expect(
     missing_docs,
@@ -112,6 +134,8 @@ pub enum Trouble {
     StoreSilent { lasts: Duration },
     /// The store fails so many requests of a thousand.
     StoreFails { fails: u64, lasts: Duration },
+    /// Somebody takes care of a cache.
+    Cared { cache: usize, care: Care },
     /// Nonsense and old datagrams pour down on a cache.
     Storm { cache: usize, datagrams: u64 },
 }
@@ -142,7 +166,7 @@ impl Scenario {
             faults: Vec::new(),
         };
         let mut one_lives_on = false;
-        for _ in 0..chance.within(0..9) {
+        for _ in 0..chance.within(0..11) {
             let at = ms(chance.within(10..LATEST));
             let fault = scenario.draw_fault(&mut chance, &mut one_lives_on);
             scenario.faults.push((at, fault));
@@ -155,7 +179,7 @@ impl Scenario {
         let cache = chance.within(0..self.caches.len() as u64) as usize;
         let node = chance.within(0..self.nodes.len() as u64) as usize;
         let lasts = ms(chance.pick(&[50, 500, 3_000, 15_000]));
-        match chance.within(0..14) {
+        match chance.within(0..17) {
             0..3 => {
                 // One of several may stay away.
                 let back = match self.caches.len() > 1 && !*dead && chance.one_in(4) {
@@ -196,6 +220,11 @@ impl Scenario {
                 true => Trouble::StoreSilent { lasts },
                 false => Trouble::StoreFails { fails: chance.pick(&[100, 500, 1000]), lasts },
             },
+            13..16 => {
+                let whats = [What::Warm, What::Pin, What::Pin, What::Unpin, What::Evict];
+                let image = chance.within(0..3) as usize;
+                Trouble::Cared { cache, care: Care { what: chance.pick(&whats), image } }
+            }
             _ => Trouble::Storm { cache, datagrams: chance.within(50..400) },
         }
     }
@@ -265,6 +294,6 @@ mod tests {
             }
             assert!(gone < scenario.caches.len(), "seed {seed}");
         }
-        assert_eq!(kinds.len(), 12, "{kinds:?}");
+        assert_eq!(kinds.len(), 13, "{kinds:?}");
     }
 }

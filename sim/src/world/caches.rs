@@ -2,6 +2,7 @@
 //! fails; started, stopped, and started again.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -16,7 +17,8 @@ use image::{
     SectionTable,
 };
 use stream::{Auth, NoSink, ServerLimits};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::sleep;
 
 use super::World;
@@ -27,7 +29,7 @@ use crate::bugs::Bug;
 use crate::chance::Chance;
 use crate::corpus::Truth;
 use crate::invariants::Life;
-use crate::scenario::{CachePlan, Scenario, Stop};
+use crate::scenario::{CachePlan, Care, Scenario, Stop, What};
 
 /// The port of the first core of every cache.
 const PORT: u16 = 4433;
@@ -42,12 +44,19 @@ pub struct CacheHost {
     plan: CachePlan,
     disk: RefCell<MemFs>,
     /// What its disk refuses.
-    pub faults: FaultPlan,
+    faults: FaultPlan,
     starts: Cell<u32>,
     running: RefCell<Option<JoinHandle<()>>>,
     shared: RefCell<Weak<Shared>>,
-    /// Whether bits have flipped on its disk: what looks like a foreign file then is left alone.
-    rotten: Cell<bool>,
+    /// What people ask of it, while it runs.
+    orders: RefCell<Option<mpsc::UnboundedSender<Care>>>,
+    /// Images that were pinned, and the cache has said so.
+    pinned: RefCell<BTreeSet<Digest>>,
+    /// Whether its disk has failed, or bits have flipped there. What cannot be read at start, or looks
+    /// foreign then, is left alone, and counts for nothing.
+    damaged: Cell<bool>,
+    /// Whether it was told to forget what it may be asked for again.
+    evicted: Cell<bool>,
     /// What caches that have ended said at last.
     ended: RefCell<Vec<Status>>,
 }
@@ -70,7 +79,10 @@ impl CacheHost {
             starts: Cell::new(0),
             running: RefCell::new(None),
             shared: RefCell::new(Weak::new()),
-            rotten: Cell::new(false),
+            orders: RefCell::new(None),
+            pinned: RefCell::default(),
+            damaged: Cell::new(false),
+            evicted: Cell::new(false),
             ended: RefCell::default(),
         })
     }
@@ -137,15 +149,26 @@ impl CacheHost {
         let cores = cores.map(|address| self.core(address, Arc::clone(&shared)));
         let serving = futures::future::join_all(cores.collect::<Result<Vec<_>>>()?);
         let writing = write(Rc::clone(self), writer);
+        let (orders, ordered) = mpsc::unbounded_channel();
+        *self.orders.borrow_mut() = Some(orders);
+        let caring = care(Rc::clone(self), self.cache("care", shared)?, ordered);
         let running = async move {
             tokio::select! {
                 biased;
                 _ = serving => {}
                 () = writing => {}
+                () = caring => {}
             }
         };
         *self.running.borrow_mut() = Some(tokio::task::spawn_local(running));
         Ok(())
+    }
+
+    /// A core's handle.
+    fn cache(&self, core: &str, shared: Arc<Shared>) -> Result<Cache<Origin>> {
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable));
+        let engine = engine.map_err(|e| Error::io("starting file I/O", e))?;
+        Ok(Cache::new(self.origin(core), shared, engine))
     }
 
     /// What serves on one address, as a core of `forebay cache` does.
@@ -159,14 +182,12 @@ impl CacheHost {
         let config = tuning.server(Arc::clone(&authority().cache(self.number).server))?;
         let chance = Chance::new(seed, &format!("{life} {address}"));
         let endpoint = endpoint(&world.net, address, &tuning, Some(config), chance)?;
-        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable));
-        let engine = engine.map_err(|e| Error::io("starting file I/O", e))?;
         let core = format!("core {}", address.port() - PORT);
         let trace = world.trace.clone();
         let clock = Arc::new(move || START + trace.now().as_secs());
         let auth = Auth { key: authority().verifying_key(), clock };
         let chance = Rc::new(RefCell::new(Chance::new(seed, &format!("door of {life} {core}"))));
-        let cache = Cache::new(self.origin(&core), shared, engine);
+        let cache = self.cache(&core, shared)?;
         let bare = Rc::new(self.origin(&format!("bare {core}")));
         let door = Door { cache, bare, world, life, chance };
         let limits = ServerLimits { per_peer: 512, ..ServerLimits::default() };
@@ -185,9 +206,8 @@ impl CacheHost {
         if let Some(shared) = self.shared.borrow().upgrade() {
             self.ended.borrow_mut().push(shared.status());
         }
-        if self.plan.roomy {
-            self.world.watch.account_of_egress(life);
-        }
+        self.look_at_egress();
+        self.evicted.set(false);
         running.abort();
         let _ = running.await;
         if how == Stop::PowerCut {
@@ -207,7 +227,7 @@ impl CacheHost {
     /// Compares its account of its files with the files.
     fn look_at_files(&self) {
         let Some(status) = self.status() else { return };
-        if self.rotten.get() || !matches!(status.disk, DiskState::On | DiskState::Full(_)) {
+        if self.damaged.get() || !matches!(status.disk, DiskState::On | DiskState::Full(_)) {
             return;
         }
         let fs = self.disk.borrow().fs();
@@ -227,16 +247,44 @@ impl CacheHost {
         self.ended.borrow().iter().cloned().chain(self.status()).collect()
     }
 
-    /// Looks at it after the last pull.
-    pub fn rest(&self) {
-        if let Some(status) = self.status() {
-            self.look();
-            self.look_at_files();
-            self.world.watch.at_rest(self.life(), &status);
-            if self.plan.roomy {
-                self.world.watch.account_of_egress(self.life());
+    fn look_at_egress(&self) {
+        if self.plan.roomy && !self.evicted.get() {
+            self.world.watch.account_of_egress(self.life());
+        }
+    }
+
+    /// Looks at it after the last pull, when what is tended to in the background has had time to end.
+    pub async fn rest(&self) {
+        for _ in 0..40 {
+            if self.status().is_none_or(|s| s.flights == 0 && s.in_flight_bytes == 0) {
+                break;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        let Some(shared) = self.shared.borrow().upgrade() else { return };
+        self.look();
+        self.look_at_files();
+        self.look_at_egress();
+        self.world.watch.at_rest(self.life(), &shared.status());
+        for image in self.pinned.borrow().iter().filter(|_| !self.damaged.get()) {
+            if !shared.is_pinned(image) {
+                self.world.watch.unpinned(self.life(), image);
             }
         }
+    }
+
+    /// Somebody asks something of it, if it runs.
+    pub fn ask(&self, order: Care) {
+        if let Some(orders) = &*self.orders.borrow() {
+            // It may have stopped since.
+            let _ = orders.send(order);
+        }
+    }
+
+    /// Its disk has room for so many more bytes, or for all again.
+    pub fn fill_disk(&self, room: Option<u64>) {
+        self.damaged.set(true);
+        self.faults.limit_bytes(room);
     }
 
     /// Turns some bits of its log over.
@@ -245,7 +293,7 @@ impl CacheHost {
     ///
     /// None: there is nothing below a disk in memory that could fail.
     pub fn rot(&self, bits: u64) -> std::io::Result<()> {
-        self.rotten.set(true);
+        self.damaged.set(true);
         let fs = self.disk.borrow().fs();
         let now = self.world.trace.now();
         let what = format!("rot of cache-{} at {now:?}", self.number);
@@ -265,6 +313,7 @@ impl CacheHost {
 
     /// Makes some of its disk's next operations fail.
     pub fn fail_disk(&self, operations: u64, fault: blockio::fake::Fault) {
+        self.damaged.set(true);
         for n in 1..=operations {
             self.faults.fail(FaultOp::Read, 2 * n, fault);
             self.faults.fail(FaultOp::Write, 3 * n, fault);
@@ -281,6 +330,42 @@ async fn write(host: Rc<CacheHost>, mut writer: Option<LogWriter>) {
         }
         host.look();
     }
+}
+
+/// Does what people ask, one after the other, and what pins need, as one core of a server does.
+async fn care(
+    host: Rc<CacheHost>,
+    cache: Cache<Origin>,
+    mut orders: mpsc::UnboundedReceiver<Care>,
+) {
+    let ctx = ReadContext::default();
+    let obey = async {
+        while let Some(order) = orders.recv().await {
+            let image = host.world.corpus.images[order.image].image;
+            let done = match order.what {
+                What::Warm => cache.warm(&ctx, &image, |_| {}).await.map(drop),
+                What::Evict => {
+                    host.evicted.set(true);
+                    cache.evict(&ctx, &image).await.map(drop)
+                }
+                What::Pin => {
+                    let pinned = cache.pin(&ctx, &image, |_| {}).await;
+                    pinned.map(|_| _ = host.pinned.borrow_mut().insert(image))
+                }
+                What::Unpin => {
+                    // From now on it may be gone; it need not be.
+                    host.pinned.borrow_mut().remove(&image);
+                    cache.shared().unpin(&image).await
+                }
+            };
+            let (life, said) = (host.life(), done.map_err(|e| e.kind().name()));
+            host.world.trace.note(format_args!("{life}: {order:?}: {said:?}"));
+        }
+    };
+    let both = async { tokio::join!(biased; cache.tend(&ctx), obey) };
+    // What is fetched for them ends with them.
+    LocalSet::new().run_until(both).await;
+    std::future::pending().await
 }
 
 /// What a server serves from: the cache, and who looks at what goes out.
