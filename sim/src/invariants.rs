@@ -83,6 +83,14 @@ impl fmt::Display for Life {
     }
 }
 
+/// Who fetches a chunk that has not come yet.
+#[derive(Debug, Default)]
+struct Fetching {
+    requests: BTreeSet<u64>,
+    /// A guest is among them.
+    guest: bool,
+}
+
 /// The watch over one run. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Watch {
@@ -93,9 +101,10 @@ pub struct Watch {
 #[derive(Debug, Default)]
 struct State {
     violations: Vec<Violation>,
-    /// Chunks that are being fetched from the store now, other than for repair: how often, and whether
-    /// a guest has overtaken.
-    fetching: BTreeMap<(Life, Digest), (u32, bool)>,
+    /// Chunks that are being fetched from the store now, other than for repair.
+    fetching: BTreeMap<(Life, Digest), Fetching>,
+    /// Requests to the store so far.
+    requests: u64,
     /// Chunks that came from the store, other than for repair.
     fetched: BTreeMap<(Life, Digest), u32>,
     /// Chunks that more than one fetch may have brought, as a guest has overtaken.
@@ -158,22 +167,29 @@ impl Watch {
     /// a repair, and once for a guest, who does not wait for others.
     pub fn asks(&self, life: Life, digests: &BTreeSet<Digest>, ctx: &ReadContext) -> Fetch {
         let (guest, mut open) = (ctx.priority == Priority::Guest, BTreeSet::new());
+        let mut state = self.state();
+        state.requests += 1;
+        let (request, mut twice) = (state.requests, Vec::new());
         for digest in digests.iter().filter(|_| !ctx.repair) {
-            let mut state = self.state();
             let key = (life, *digest);
-            let (fetches, overtaken) = state.fetching.get(&key).copied().unwrap_or_default();
-            if fetches > 0 {
+            let fetching = state.fetching.entry(key).or_default();
+            let (others, overtaken) = (fetching.requests.len(), fetching.guest);
+            fetching.requests.insert(request);
+            fetching.guest |= guest;
+            open.insert(*digest);
+            if others > 0 {
                 state.overtaken.insert(key);
             }
-            state.fetching.insert(key, (fetches + 1, overtaken || guest));
-            open.insert(*digest);
-            drop(state);
-            if fetches > 1 || (fetches == 1 && (overtaken || !guest)) {
-                let what = format!("{life} asks for {} while it is being fetched", digest.short());
-                self.violated(Invariant::SingleFlight, what);
+            if others > 1 || (others == 1 && (overtaken || !guest)) {
+                twice.push(*digest);
             }
         }
-        Fetch { watch: self.clone(), life, open }
+        drop(state);
+        for digest in twice {
+            let what = format!("{life} asks for {} while it is being fetched", digest.short());
+            self.violated(Invariant::SingleFlight, what);
+        }
+        Fetch { watch: self.clone(), life, request, open }
     }
 
     /// Whether a cache's account is within its budget.
@@ -296,6 +312,7 @@ impl Watch {
 pub struct Fetch {
     watch: Watch,
     life: Life,
+    request: u64,
     open: BTreeSet<Digest>,
 }
 
@@ -306,9 +323,14 @@ impl Fetch {
             return;
         }
         let mut state = self.watch.state();
-        state.ended(self.life, *digest);
-        if frame.header().digest == *digest && !state.forged.contains(digest) {
-            *state.fetched.entry((self.life, *digest)).or_default() += 1;
+        let key = (self.life, *digest);
+        if frame.header().digest != *digest {
+            return state.ended(key, self.request);
+        }
+        // It is there now: whoever fetches it as well was overtaken, and is nobody's concern.
+        state.fetching.remove(&key);
+        if !state.forged.contains(digest) {
+            *state.fetched.entry(key).or_default() += 1;
         }
     }
 }
@@ -317,18 +339,18 @@ impl Drop for Fetch {
     fn drop(&mut self) {
         let mut state = self.watch.state();
         for digest in &self.open {
-            state.ended(self.life, *digest);
+            state.ended((self.life, *digest), self.request);
         }
     }
 }
 
 impl State {
-    /// A fetch of a chunk has ended, well or not.
-    fn ended(&mut self, life: Life, digest: Digest) {
-        if let Some(entry) = self.fetching.get_mut(&(life, digest)) {
-            entry.0 -= 1;
-            if entry.0 == 0 {
-                self.fetching.remove(&(life, digest));
+    /// A request for a chunk has ended without it.
+    fn ended(&mut self, key: (Life, Digest), request: u64) {
+        if let Some(fetching) = self.fetching.get_mut(&key) {
+            fetching.requests.remove(&request);
+            if fetching.requests.is_empty() {
+                self.fetching.remove(&key);
             }
         }
     }
