@@ -1,9 +1,13 @@
-//! What the benchmarks share: real chunks.
+//! What the benchmarks share: real chunks, and how their programs meet.
 
+pub mod s3;
+
+use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use image::is_zero;
+use image::{Digest, Domain, Encoder, Frame, is_zero};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Length of a chunk in bytes, as most images have it.
 pub const CHUNK: usize = 256 << 10;
@@ -40,4 +44,24 @@ pub fn chunks_of(path: &Path, count: usize) -> Vec<Vec<u8>> {
     }
     let step = found.len().div_ceil(count).max(1);
     found.into_iter().step_by(step).collect()
+}
+
+/// The frames of a disk's chunks in the order of the disk, each distinct chunk once: what a store has of
+/// it.
+pub fn frames_of(path: &Path) -> Vec<Frame> {
+    let (mut encoder, mut seen) = (Encoder::new().expect("zstd"), HashSet::new());
+    let mut frames = Vec::new();
+    for chunk in chunks_of(path, usize::MAX) {
+        let digest = Digest::of_chunk(&chunk);
+        if seen.insert(digest) {
+            frames.push(encoder.encode(Domain::PUBLIC, digest, &chunk));
+        }
+    }
+    frames
+}
+
+/// Processor time that this process has taken, in seconds.
+pub fn cpu_seconds() -> f64 {
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! quinn-stream serve DIR FILE IP    prints the address that it serves on
-//! quinn-stream get DIR ADDRESS      takes the whole stream, throws it away, prints the bytes
+//! quinn-stream get DIR ADDRESS      takes the whole stream, throws it away, prints bytes and seconds
 //! ```
 //! It uses the same transport settings and TLS as Forebay's own sessions.
 
@@ -65,6 +65,11 @@ async fn serve(dir: &Path, file: &str, ip: &str) {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a measurement reads the real clock")]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 async fn get(dir: &Path, address: &str) {
     let [ca, certificate, key] = papers(dir);
     let tls = client_config(Papers { ca: &ca, certificate: &certificate, key: &key }).unwrap();
@@ -73,6 +78,7 @@ async fn get(dir: &Path, address: &str) {
     let config = tuning.client(tls).unwrap();
     let connection =
         endpoint.connect_with(config, address.parse().unwrap(), "bench").unwrap().await.unwrap();
+    let start = now();
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(b"go").await.unwrap();
     let mut total = 0;
@@ -80,7 +86,8 @@ async fn get(dir: &Path, address: &str) {
     while let Some(n) = recv.read_chunks(&mut pieces).await.unwrap() {
         total += pieces[..n].iter_mut().map(|piece| std::mem::take(piece).len()).sum::<usize>();
     }
+    let seconds = start.elapsed().as_secs_f64();
     connection.close(0u32.into(), b"");
     endpoint.wait_idle().await;
-    println!("{total}");
+    println!("{}", serde_json::json!({ "bytes": total, "seconds": seconds }));
 }

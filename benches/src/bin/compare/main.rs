@@ -9,12 +9,17 @@
 
 mod bars;
 mod codec;
+mod cold;
+mod fleet;
 mod grid;
+mod hits;
 mod import;
 mod memory;
 mod network;
 mod process;
 mod pull;
+mod s3;
+mod versions;
 
 use std::path::PathBuf;
 
@@ -66,13 +71,18 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 6] = [
+    let all: [(&str, Measure); 11] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
         ("shaped", pull::shaped),
         ("unshaped", pull::unshaped),
         ("memory", memory::measure),
+        ("hits", hits::memory),
+        ("hits-disk", hits::disk),
+        ("fleet", fleet::measure),
+        ("versions", versions::measure),
+        ("cold", cold::measure),
     ];
     for (name, measure) in all {
         if only.is_empty() || only.iter().any(|o| o == name) {

@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
-use crate::grid::Grid;
-use crate::process::{MemoryWatch, run};
+use crate::grid::{Grid, Servers};
+use crate::process::{MemoryWatch, run, within};
 
 const MIB: u64 = 1 << 20;
 const PULL: u64 = 192 * MIB;
@@ -24,6 +24,11 @@ struct Group {
 }
 
 impl Group {
+    /// Who writes its number there is in the group.
+    fn procs(&self) -> PathBuf {
+        self.dir.join("cgroup.procs")
+    }
+
     /// None if this machine or kernel has no such thing for us.
     fn new(name: &str, limit: u64) -> Option<Self> {
         let v1 = Path::new("/sys/fs/cgroup/memory");
@@ -57,17 +62,6 @@ impl Drop for Group {
     }
 }
 
-/// The command, inside a group from its first instruction.
-fn within(group: Option<&Group>, command: &Command) -> Command {
-    let mut shell = Command::new("sh");
-    let enter = match group {
-        Some(group) => format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.dir.display()),
-        None => "exec \"$@\"".to_owned(),
-    };
-    shell.arg("-c").arg(enter).arg("sh").arg(command.get_program()).args(command.get_args());
-    shell
-}
-
 /// Adds a bar for what was sampled and what the group held.
 fn add(bars: &mut Bars, what: &str, sampled: u64, group: Option<&Group>, limit: u64) {
     let beside = mib(limit as f64);
@@ -98,9 +92,12 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
 
 fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) {
     let copy = setup.dir.join("copy.raw");
-    let command = grid.command(&["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()]);
+    let mut command = grid.command(&["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()]);
     let group = Group::new(&format!("fbcmp-pull-{name}"), PULL);
-    let mut child = within(group.as_ref(), &command).stdout(Stdio::null()).spawn().unwrap();
+    if let Some(group) = &group {
+        command = within(&group.procs(), &command);
+    }
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let watch = MemoryWatch::start(child.id());
     let status = child.wait().unwrap();
     let sampled = watch.peak();
@@ -113,7 +110,8 @@ fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) 
 fn serving(setup: &Setup, bars: &mut Bars, name: &str, disk: &str, check: impl Fn(&Path)) {
     let group = Group::new(&format!("fbcmp-up-{name}"), UP);
     let data = setup.dir.join("memory");
-    let grid = Grid::start_by(setup, &data, None, |up| within(group.as_ref(), &up));
+    let procs = group.as_ref().map(Group::procs);
+    let grid = Grid::start_as(setup, &data, &Servers { within: procs, ..Servers::default() });
     let watch = MemoryWatch::start(grid.up.0.id());
     let pulls: Vec<_> = (0..4)
         .map(|i| {

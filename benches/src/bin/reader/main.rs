@@ -1,0 +1,44 @@
+//! Reads images as nodes do, and does as little as can be with what comes: the load of the measures.
+//!
+//! ```text
+//! reader drain IMAGE DIR…        takes every chunk and drops it; each DIR is the data directory of a
+//!                                member of the grid, and reads the whole image for itself, all at once
+//! reader first IMAGE SOURCE      how long single chunks take, one after the other, to verified bytes
+//! reader pull IMAGE STORE TO     pulls from a store with nothing in between, unsynced
+//! ```
+//! IMAGE is a digest. A SOURCE is the data directory of a member, who asks a cache, or the URL of a
+//! STORE, whose settings are taken from the environment. Each prints a line of JSON.
+
+mod ask;
+mod drain;
+mod first;
+mod way;
+
+use image::Digest;
+use serde_json::Value;
+use way::Member;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let image = |text: &str| -> Digest { text.parse().expect("a digest") };
+    let said = match args[..] {
+        ["drain", i, ref dirs @ ..] if !dirs.is_empty() => drain::all(image(i), dirs),
+        ["first", i, url] if url.contains("://") => block_on(async {
+            let store = way::store(url).await;
+            first::measure(&store, image(i)).await
+        }),
+        ["first", i, dir] => block_on(async {
+            let member = Member::of(dir, image(i)).await;
+            first::measure(&member.connect(0).await, image(i)).await
+        }),
+        ["pull", i, url, to] => block_on(way::pull(url, image(i), to.into())),
+        _ => panic!("usage: reader drain IMAGE DIR… | first IMAGE SOURCE | pull IMAGE STORE TO"),
+    };
+    println!("{said}");
+}
+
+fn block_on(work: impl Future<Output = Value>) -> Value {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(work)
+}
