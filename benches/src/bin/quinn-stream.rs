@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! quinn-stream serve DIR FILE IP    prints the address that it serves on
-//! quinn-stream get DIR ADDRESS      takes the whole stream, throws it away, prints bytes and seconds
+//! quinn-stream get DIR ADDRESS [N]  takes the file N times over, throws it away, prints bytes and seconds
 //! ```
 //! It uses the same transport settings and TLS as Forebay's own sessions.
 
@@ -19,8 +19,11 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match args[..] {
         ["serve", dir, file, ip] => runtime.block_on(serve(Path::new(dir), file, ip)),
-        ["get", dir, address] => runtime.block_on(get(Path::new(dir), address)),
-        _ => panic!("usage: quinn-stream serve DIR FILE IP | get DIR ADDRESS"),
+        ["get", dir, address] => runtime.block_on(get(Path::new(dir), address, 1)),
+        ["get", dir, address, times] => {
+            runtime.block_on(get(Path::new(dir), address, times.parse().expect("a number")));
+        }
+        _ => panic!("usage: quinn-stream serve DIR FILE IP | get DIR ADDRESS [N]"),
     }
 }
 
@@ -57,9 +60,15 @@ async fn serve(dir: &Path, file: &str, ip: &str) {
     println!("{}", endpoint.local_addr().unwrap());
     while let Some(incoming) = endpoint.accept().await {
         let Ok(connection) = incoming.await else { continue };
-        let Ok((mut send, _)) = connection.accept_bi().await else { continue };
-        // Errors mean that the client has gone.
-        let _ = send.write_chunk(file.clone()).await;
+        let Ok((mut send, mut recv)) = connection.accept_bi().await else { continue };
+        let mut times = [0];
+        if recv.read_exact(&mut times).await.is_err() {
+            continue;
+        }
+        for _ in 0..times[0] {
+            // Errors mean that the client has gone.
+            let _ = send.write_chunk(file.clone()).await;
+        }
         let _ = send.finish();
         connection.closed().await;
     }
@@ -70,7 +79,7 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-async fn get(dir: &Path, address: &str) {
+async fn get(dir: &Path, address: &str, times: u8) {
     let [ca, certificate, key] = papers(dir);
     let tls = client_config(Papers { ca: &ca, certificate: &certificate, key: &key }).unwrap();
     let tuning = Tuning::default();
@@ -80,7 +89,7 @@ async fn get(dir: &Path, address: &str) {
         endpoint.connect_with(config, address.parse().unwrap(), "bench").unwrap().await.unwrap();
     let start = now();
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(b"go").await.unwrap();
+    send.write_all(&[times]).await.unwrap();
     let mut total = 0;
     let mut pieces: [Bytes; 32] = Default::default();
     while let Some(n) = recv.read_chunks(&mut pieces).await.unwrap() {

@@ -28,7 +28,7 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
         forebay_benches::frames_of(&setup.disk).iter().map(|f| f.bytes().len() as u64).sum();
 
     let before = s3.sent();
-    let taken = json(inside(None, beside("reader")).args(["drain", &image]).args(&nodes));
+    let taken = json(inside(None, beside("reader")).args(["drain", &image, "1"]).args(&nodes));
     let egress = s3.sent() - before;
     let (bytes, seconds) = (taken["bytes"].as_f64().unwrap(), taken["seconds"].as_f64().unwrap());
     assert!(bytes >= (one * NODES as u64) as f64, "every node got the whole image");

@@ -37,9 +37,9 @@ impl std::iter::Sum for Taken {
     }
 }
 
-/// Drains the image for each of these members, spread over as many threads as there are cores, all
+/// Drains the image `times` over for each of these members, spread over as many threads as there are cores, all
 /// beginning at once. The time begins when all are connected.
-pub fn all(image: Digest, dirs: &[&str]) -> Value {
+pub fn all(image: Digest, times: usize, dirs: &[&str]) -> Value {
     let threads = std::thread::available_parallelism().unwrap().get().min(dirs.len());
     let connected = Arc::new(Barrier::new(threads + 1));
     std::thread::scope(|scope| {
@@ -47,7 +47,7 @@ pub fn all(image: Digest, dirs: &[&str]) -> Value {
             .map(|thread| {
                 let mine: Vec<_> = dirs.iter().copied().skip(thread).step_by(threads).collect();
                 let connected = Arc::clone(&connected);
-                scope.spawn(move || some(image, thread, &mine, &connected))
+                scope.spawn(move || some(image, times, thread, &mine, &connected))
             })
             .collect();
         connected.wait();
@@ -59,7 +59,7 @@ pub fn all(image: Digest, dirs: &[&str]) -> Value {
 }
 
 /// One thread's members.
-fn some(image: Digest, thread: usize, dirs: &[&str], connected: &Barrier) -> Taken {
+fn some(image: Digest, times: usize, thread: usize, dirs: &[&str], connected: &Barrier) -> Taken {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut clients = Vec::new();
@@ -67,15 +67,16 @@ fn some(image: Digest, thread: usize, dirs: &[&str], connected: &Barrier) -> Tak
             clients.push(Member::of(dir, image).await.connect(thread).await);
         }
         connected.wait();
-        let drained = clients.iter().map(|client| drain(client, image));
+        let drained = clients.iter().map(|client| drain(client, image, times));
         futures::future::join_all(drained).await.into_iter().sum()
     })
 }
 
-async fn drain(source: &impl ChunkSource, image: Digest) -> Taken {
+async fn drain(source: &impl ChunkSource, image: Digest, times: usize) -> Taken {
     let ctx = ReadContext::default();
     let manifest = source.manifest(&ctx, &image).await.unwrap();
-    let requests = futures::stream::iter(ask::sections(&manifest))
+    let sections = std::iter::repeat_n(ask::sections(&manifest), times).flatten();
+    let requests = futures::stream::iter(sections)
         .map(async |section| -> Result<_> {
             let table = source.section_table(&ctx, &image, section).await?;
             Ok(futures::stream::iter(ask::requests(image, section, &table)).map(Ok))

@@ -1,8 +1,9 @@
 //! Reads images as nodes do, and does as little as can be with what comes: the load of the measures.
 //!
 //! ```text
-//! reader drain IMAGE DIR…        takes every chunk and drops it; each DIR is the data directory of a
-//!                                member of the grid, and reads the whole image for itself, all at once
+//! reader drain IMAGE N DIR…      takes every chunk and drops it, N times over; each DIR is the data
+//!                                directory of a member of the grid, who reads the whole image for
+//!                                itself, all at once
 //! reader first IMAGE SOURCE      how long single chunks take, one after the other, to verified bytes
 //! reader pull IMAGE STORE TO     pulls from a store with nothing in between, unsynced
 //! ```
@@ -23,7 +24,9 @@ fn main() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let image = |text: &str| -> Digest { text.parse().expect("a digest") };
     let said = match args[..] {
-        ["drain", i, ref dirs @ ..] if !dirs.is_empty() => drain::all(image(i), dirs),
+        ["drain", i, times, ref dirs @ ..] if !dirs.is_empty() => {
+            drain::all(image(i), times.parse().expect("a number"), dirs)
+        }
         ["first", i, url] if url.contains("://") => block_on(async {
             let store = way::store(url).await;
             first::measure(&store, image(i)).await
@@ -33,7 +36,7 @@ fn main() {
             first::measure(&member.connect(0).await, image(i)).await
         }),
         ["pull", i, url, to] => block_on(way::pull(url, image(i), to.into())),
-        _ => panic!("usage: reader drain IMAGE DIR… | first IMAGE SOURCE | pull IMAGE STORE TO"),
+        _ => panic!("usage: reader drain IMAGE N DIR… | first IMAGE SOURCE | pull IMAGE STORE TO"),
     };
     println!("{said}");
 }
