@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use bytes::Bytes;
+use forebay_benches::cpu_seconds;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use stream::transport::{Papers, Tuning, client_config, server_config};
 
@@ -87,7 +88,7 @@ async fn get(dir: &Path, address: &str, times: u8) {
     let config = tuning.client(tls).unwrap();
     let connection =
         endpoint.connect_with(config, address.parse().unwrap(), "bench").unwrap().await.unwrap();
-    let start = now();
+    let (start, cpu) = (now(), cpu_seconds());
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&[times]).await.unwrap();
     let mut total = 0;
@@ -95,8 +96,8 @@ async fn get(dir: &Path, address: &str, times: u8) {
     while let Some(n) = recv.read_chunks(&mut pieces).await.unwrap() {
         total += pieces[..n].iter_mut().map(|piece| std::mem::take(piece).len()).sum::<usize>();
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     connection.close(0u32.into(), b"");
     endpoint.wait_idle().await;
-    println!("{}", serde_json::json!({ "bytes": total, "seconds": seconds }));
+    println!("{}", serde_json::json!({ "bytes": total, "seconds": seconds, "cpu_seconds": cpu }));
 }

@@ -68,8 +68,13 @@ impl Bare {
     }
 }
 
+/// How fast a client was: bytes a second. What the client itself was busy says whether the server
+/// was what it waited for.
 fn speed(said: &Value) -> f64 {
-    said["bytes"].as_f64().unwrap() / said["seconds"].as_f64().unwrap()
+    let get = |key: &str| said[key].as_f64().unwrap();
+    let (speed, busy) = (get("bytes") / get("seconds"), get("cpu_seconds") / get("seconds"));
+    eprintln!("{}/s, the client {:.0} % busy", mib(speed), 100.0 * busy);
+    speed
 }
 
 /// A cache on one core, and its client on the other.

@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 
+use image::Digest;
+
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
 use crate::grid::Grid;
@@ -43,17 +45,38 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
         share(&grid.stop()),
     );
     let differ = frames_that_differ(setup);
-    let ratio = egress[1] as f64 / differ as f64;
+    let ratio = |of: u64| egress[1] as f64 / of as f64;
+    let sent = mib(egress[1] as f64);
     let what = "what the store sends for version 2 through caches that have version 1, beside the \
                 frames that differ";
-    bars.add(what, mib(egress[1] as f64), mib(differ as f64), ratio, Bound::AtMost(1.05));
+    let bound = Bound::AtMost(1.05);
+    bars.add(what, sent.clone(), mib(differ.in_section as f64), ratio(differ.in_section), bound);
+    let what = "… beside those that version 1 has in no section: the others lie at another cache";
+    bars.add(what, sent, mib(differ.anywhere as f64), ratio(differ.anywhere), Bound::Told);
 }
 
-/// Bytes of the frames of the second disk that the first does not have anywhere.
-fn frames_that_differ(setup: &Setup) -> u64 {
-    let first = forebay_benches::frames_of(&setup.disk);
-    let known: HashSet<_> = first.iter().map(|f| f.header().digest).collect();
-    let second = forebay_benches::frames_of(&setup.second);
-    let new = second.iter().filter(|f| !known.contains(&f.header().digest));
-    new.map(|f| f.bytes().len() as u64).sum()
+/// Bytes of frames of the second disk, each counted once.
+struct Differ {
+    /// That the first disk does not have in the same section: a cache owns a section.
+    in_section: u64,
+    /// That the first disk does not have at all.
+    anywhere: u64,
+}
+
+fn frames_that_differ(setup: &Setup) -> Differ {
+    let sections = |path| -> Vec<HashSet<Digest>> {
+        forebay_benches::sections_of(path).map(|s| s.into_iter().collect()).collect()
+    };
+    let (first, second) = (sections(&setup.disk), sections(&setup.second));
+    let none = HashSet::new();
+    let was = |section| first.get(section).unwrap_or(&none);
+    let all: HashSet<_> = first.iter().flatten().collect();
+    let moved: HashSet<_> =
+        (0..).zip(&second).flat_map(|(i, now)| now.difference(was(i))).collect();
+    let frames = forebay_benches::frames_of(&setup.second);
+    let bytes = |of: &dyn Fn(&Digest) -> bool| {
+        let some = frames.iter().filter(|f| of(&f.header().digest));
+        some.map(|f| f.bytes().len() as u64).sum()
+    };
+    Differ { in_section: bytes(&|d| moved.contains(d)), anywhere: bytes(&|d| !all.contains(d)) }
 }

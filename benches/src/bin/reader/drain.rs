@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Barrier};
 
+use forebay_benches::cpu_seconds;
 use futures::{StreamExt, TryStreamExt};
 use image::{ChunkSink, ChunkSource, Digest, Frame, ReadContext, Result};
 use serde_json::{Value, json};
@@ -51,10 +52,13 @@ pub fn all(image: Digest, times: usize, dirs: &[&str]) -> Value {
             })
             .collect();
         connected.wait();
-        let start = now();
+        let (start, cpu) = (now(), cpu_seconds());
         let taken: Taken = running.into_iter().map(|thread| thread.join().unwrap()).sum();
         let seconds = start.elapsed().as_secs_f64();
-        json!({ "frames": taken.frames, "bytes": taken.bytes, "seconds": seconds })
+        let cpu = cpu_seconds() - cpu;
+        json!({
+            "frames": taken.frames, "bytes": taken.bytes, "seconds": seconds, "cpu_seconds": cpu,
+        })
     })
 }
 
