@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! quinn-stream serve DIR FILE IP    prints the address that it serves on
-//! quinn-stream get DIR ADDRESS [N]  takes the file N times over, throws it away, prints bytes and seconds
+//! quinn-stream get DIR ADDRESS      takes the whole stream, throws it away, prints bytes and seconds
+//! quinn-stream each DIR ADDRESS     connects, and prints `connected`; takes a stream for every line that it
+//!                                   reads
 //! ```
 //! It uses the same transport settings and TLS as Forebay's own sessions.
 
@@ -11,8 +13,10 @@ use std::path::Path;
 
 use bytes::Bytes;
 use forebay_benches::cpu_seconds;
+use quinn::{Connection, Endpoint};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use stream::transport::{Papers, Tuning, client_config, server_config};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -20,11 +24,9 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match args[..] {
         ["serve", dir, file, ip] => runtime.block_on(serve(Path::new(dir), file, ip)),
-        ["get", dir, address] => runtime.block_on(get(Path::new(dir), address, 1)),
-        ["get", dir, address, times] => {
-            runtime.block_on(get(Path::new(dir), address, times.parse().expect("a number")));
-        }
-        _ => panic!("usage: quinn-stream serve DIR FILE IP | get DIR ADDRESS [N]"),
+        ["get", dir, address] => runtime.block_on(get(Path::new(dir), address)),
+        ["each", dir, address] => runtime.block_on(each(Path::new(dir), address)),
+        _ => panic!("usage: quinn-stream serve DIR FILE IP | get|each DIR ADDRESS"),
     }
 }
 
@@ -61,17 +63,11 @@ async fn serve(dir: &Path, file: &str, ip: &str) {
     println!("{}", endpoint.local_addr().unwrap());
     while let Some(incoming) = endpoint.accept().await {
         let Ok(connection) = incoming.await else { continue };
-        let Ok((mut send, mut recv)) = connection.accept_bi().await else { continue };
-        let mut times = [0];
-        if recv.read_exact(&mut times).await.is_err() {
-            continue;
-        }
-        for _ in 0..times[0] {
+        while let Ok((mut send, _)) = connection.accept_bi().await {
             // Errors mean that the client has gone.
             let _ = send.write_chunk(file.clone()).await;
+            let _ = send.finish();
         }
-        let _ = send.finish();
-        connection.closed().await;
     }
 }
 
@@ -80,24 +76,44 @@ fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-async fn get(dir: &Path, address: &str, times: u8) {
+async fn connect(dir: &Path, address: &str) -> (Endpoint, Connection) {
     let [ca, certificate, key] = papers(dir);
     let tls = client_config(Papers { ca: &ca, certificate: &certificate, key: &key }).unwrap();
     let tuning = Tuning::default();
     let endpoint = tuning.client_endpoint("0.0.0.0:0".parse().unwrap()).unwrap();
     let config = tuning.client(tls).unwrap();
-    let connection =
-        endpoint.connect_with(config, address.parse().unwrap(), "bench").unwrap().await.unwrap();
+    let connecting = endpoint.connect_with(config, address.parse().unwrap(), "bench").unwrap();
+    let connection = connecting.await.unwrap();
+    (endpoint, connection)
+}
+
+/// Takes a stream and prints what it was.
+async fn take(connection: &Connection) {
     let (start, cpu) = (now(), cpu_seconds());
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&[times]).await.unwrap();
+    send.write_all(b"go").await.unwrap();
     let mut total = 0;
     let mut pieces: [Bytes; 32] = Default::default();
     while let Some(n) = recv.read_chunks(&mut pieces).await.unwrap() {
         total += pieces[..n].iter_mut().map(|piece| std::mem::take(piece).len()).sum::<usize>();
     }
     let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let said = serde_json::json!({ "bytes": total, "seconds": seconds, "cpu_seconds": cpu });
+    println!("{said}");
+}
+
+async fn get(dir: &Path, address: &str) {
+    let (endpoint, connection) = connect(dir, address).await;
+    take(&connection).await;
     connection.close(0u32.into(), b"");
     endpoint.wait_idle().await;
-    println!("{}", serde_json::json!({ "bytes": total, "seconds": seconds, "cpu_seconds": cpu }));
+}
+
+async fn each(dir: &Path, address: &str) {
+    let (_endpoint, connection) = connect(dir, address).await;
+    println!("connected");
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Ok(Some(_)) = lines.next_line().await {
+        take(&connection).await;
+    }
 }

@@ -3,12 +3,14 @@
 //! The nodes are 50 members of the grid, each with its own certificate, ticket and connection, in one
 //! process (`reader drain`): they receive and check every frame and drop it. What the store sends is
 //! counted at the sockets of the S3 server that it lies in, so headers, manifest, tables and locator
-//! count too.
+//! count too, and what placement looks up to give the first ticket.
+
+use std::process::Command;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
 use crate::grid::Grid;
-use crate::process::{beside, inside, json};
+use crate::process::{Answering, beside};
 use crate::s3::S3;
 
 const NODES: usize = 50;
@@ -28,7 +30,9 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
         forebay_benches::frames_of(&setup.disk).iter().map(|f| f.bytes().len() as u64).sum();
 
     let before = s3.sent();
-    let taken = json(inside(None, beside("reader")).args(["drain", &image, "1"]).args(&nodes));
+    let mut reader = Command::new(beside("reader"));
+    let (mut reader, _) = Answering::start(reader.args(["drain", &image]).args(&nodes));
+    let taken = reader.ask();
     let egress = s3.sent() - before;
     let (bytes, seconds) = (taken["bytes"].as_f64().unwrap(), taken["seconds"].as_f64().unwrap());
     assert!(bytes >= (one * NODES as u64) as f64, "every node got the whole image");

@@ -3,29 +3,27 @@
 //! Both ends have one core each, the server the first and the client the second, in two namespaces
 //! joined by a cable. The client (`reader drain`) takes every frame of the image and drops it: it
 //! receives and checks CRC32C, no more, so that the server is what is measured. Beside it the same bytes
-//! as one bare quinn stream, served on the same cores from memory; and, for the disk, `fio` reading as
-//! many bytes past the page cache, in blocks as long as the average frame, as many at once as the
-//! cache may have under way.
+//! as one bare quinn stream, served on the same cores from memory. Both connections have carried the
+//! image once before, so that slow start and the search for the longest packet are over.
+//!
+//! For the disk, beside `fio` as well: it reads past the page cache, in blocks as long as the average
+//! frame, as many at once as the cache may have under way.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{Advice, fadvise};
-use serde_json::Value;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, median, mib};
 use crate::grid::{Grid, Place, Servers};
 use crate::network::{CLIENT, Pair, SERVER, SERVER_IP};
-use crate::process::{Background, beside, inside, json, on_core, settle};
+use crate::process::{Answering, Background, beside, inside, json, on_core, settle};
 
 const PLACE: Place = (SERVER, SERVER_IP, CLIENT);
 const SERVER_CORE: usize = 0;
 const CLIENT_CORE: usize = 1;
-/// The image over one connection so many times: a second or more, so that how a connection begins
-/// (slow start, and the search for the longest packet) does not count for more than it does for a node.
-const TIMES: &str = "4";
 /// Disk reads that the cache may have under way: 16 for each of the 8 requests of the client.
 const DEPTH: usize = 128;
 
@@ -46,6 +44,28 @@ impl Frames {
     }
 }
 
+/// A client, connected, kept to its core, which takes the image whenever it is asked to.
+struct Client(Answering);
+
+impl Client {
+    /// Connected, and settled.
+    fn start(program: &Command) -> Self {
+        let (mut client, _) = Answering::start(&mut on_core(CLIENT_CORE, program));
+        client.ask();
+        Self(client)
+    }
+
+    /// Bytes a second. What the client itself was busy says whether the server was what it waited for.
+    fn take(&mut self, frames: &Frames) -> f64 {
+        let said = self.0.ask();
+        let get = |key: &str| said[key].as_f64().unwrap();
+        assert!(get("bytes") >= frames.bytes as f64, "the whole image came");
+        let (speed, busy) = (get("bytes") / get("seconds"), get("cpu_seconds") / get("seconds"));
+        eprintln!("{}/s, the client {:.0} % busy", mib(speed), 100.0 * busy);
+        speed
+    }
+}
+
 /// A bare quinn stream of them.
 struct Bare {
     address: String,
@@ -60,21 +80,10 @@ impl Bare {
         Self { address: server.first_line(), _server: server }
     }
 
-    /// Bytes a second.
-    fn get(&self, setup: &Setup) -> f64 {
-        let mut get = inside(Some(CLIENT), beside("quinn-stream"));
-        get.arg("get").arg(&setup.dir).arg(&self.address).arg(TIMES);
-        speed(&json(&mut on_core(CLIENT_CORE, &get)))
+    fn client(&self, setup: &Setup) -> Client {
+        let mut each = inside(Some(CLIENT), beside("quinn-stream"));
+        Client::start(each.arg("each").arg(&setup.dir).arg(&self.address))
     }
-}
-
-/// How fast a client was: bytes a second. What the client itself was busy says whether the server
-/// was what it waited for.
-fn speed(said: &Value) -> f64 {
-    let get = |key: &str| said[key].as_f64().unwrap();
-    let (speed, busy) = (get("bytes") / get("seconds"), get("cpu_seconds") / get("seconds"));
-    eprintln!("{}/s, the client {:.0} % busy", mib(speed), 100.0 * busy);
-    speed
 }
 
 /// A cache on one core, and its client on the other.
@@ -100,13 +109,10 @@ impl Served {
         Grid::start_as(setup, &self.data, &self.servers)
     }
 
-    /// Bytes a second.
-    fn drain(&self, frames: &Frames) -> f64 {
+    /// Connected when the cache has served it once.
+    fn client(&self) -> Client {
         let mut drain = inside(Some(CLIENT), beside("reader"));
-        drain.args(["drain", &self.image, TIMES]).arg(&self.data);
-        let said = json(&mut on_core(CLIENT_CORE, &drain));
-        assert!(said["frames"].as_u64().unwrap() >= frames.count, "the whole image came");
-        speed(&said)
+        Client::start(drain.args(["drain", &self.image]).arg(&self.data))
     }
 
     /// Ends the server; how much it fetched, in copies of the image.
@@ -121,11 +127,11 @@ pub fn memory(setup: &Setup, bars: &mut Bars) {
     let bare = Bare::serve(setup, &frames);
     let served = Served::new(setup, "hits-memory", &["cache.memory=4GiB", "cache.disk=0"]);
     let grid = served.start(setup);
-    served.drain(&frames);
+    let (mut client, mut beside) = (served.client(), bare.client(setup));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..setup.runs {
-        theirs.push(bare.get(setup));
-        ours.push(served.drain(&frames));
+        theirs.push(beside.take(&frames));
+        ours.push(client.take(&frames));
     }
     let fetched = Served::fetched(grid, &frames);
     assert!(fetched < 1.01, "these were hits: the store was read {fetched:.2} times");
@@ -142,13 +148,14 @@ pub fn disk(setup: &Setup, bars: &mut Bars) {
     fill(setup, &served, &frames);
     let grid = served.start(setup);
     let cached = served.data.join("cache");
+    let (mut client, mut beside) = (served.client(), bare.client(setup));
     let (mut ours, mut lower, mut fios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..setup.runs {
         settle();
         forget_pages(&cached);
-        ours.push(served.drain(&frames));
+        ours.push(client.take(&frames));
         fios.push(fio(setup, &frames));
-        lower.push(bare.get(setup).min(*fios.last().unwrap()));
+        lower.push(beside.take(&frames).min(*fios.last().unwrap()));
     }
     let fetched = Served::fetched(grid, &frames);
     assert!(fetched < 0.01, "these were hits: {fetched:.2} of the image came from the store");
@@ -162,7 +169,7 @@ pub fn disk(setup: &Setup, bars: &mut Bars) {
 fn fill(setup: &Setup, served: &Served, frames: &Frames) {
     for _ in 0..6 {
         let grid = served.start(setup);
-        served.drain(frames);
+        served.client();
         if Served::fetched(grid, frames) < 0.001 {
             return;
         }
@@ -183,6 +190,7 @@ fn fio(setup: &Setup, frames: &Frames) -> f64 {
     let block = (frames.bytes / frames.count).next_multiple_of(4096);
     let mut fio = Command::new("fio");
     fio.args(["--name=r", "--rw=read", "--direct=1", "--ioengine=io_uring", "--readonly"])
+        .args(["--time_based", "--runtime=1"])
         .args(["--output-format=json", &format!("--bs={block}"), &format!("--iodepth={DEPTH}")])
         .arg(format!("--filename={}", frames.file.display()))
         .current_dir(&setup.dir);

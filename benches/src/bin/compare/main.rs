@@ -3,9 +3,18 @@
 //! ```text
 //! cargo run --release -p forebay-benches --bin compare -- --disk V1.raw --second V2.raw [NAME…]
 //! ```
-//! Needs root (network namespaces, a memory cgroup), `zstd`, `nbdkit` and `nbdcopy`; `e2e/guest/
-//! build-debian` makes the disks. Prints a table of ratios with each bar and whether it is met, and
-//! ends with 1 if one is missed.
+//! Needs root (network namespaces, TUN devices, a memory cgroup), `zstd`, `nbdkit`, `nbdcopy`, `fio`, and two
+//! cores; `e2e/guest/build-debian` makes the disks. Prints a table of ratios with each bar and whether it
+//! is met, and ends with 1 if one is missed. Beside it must lie `forebay` and the other programs of this
+//! crate: `cargo build --release -p forebay -p forebay-benches`.
+//!
+//! | name | what |
+//! |---|---|
+//! | `codec`, `import`, `second` | chunks in: beside zstd, and beside what differs |
+//! | `shaped`, `unshaped`, `memory` | pulls: beside a bare quinn stream, nbdcopy, and their limits |
+//! | `hits`, `hits-disk` | what a cache serves, beside a bare quinn stream and fio ([`hits`]) |
+//! | `cold` | a store 20 ms away, through a cache and without ([`cold`]) |
+//! | `fleet`, `versions` | what the store is asked for: by 50 nodes at once, for a second version ([`fleet`], [`versions`]) |
 
 mod bars;
 mod codec;

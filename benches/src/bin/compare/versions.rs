@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use image::Digest;
+use image::Frame;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
@@ -36,47 +36,31 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
         *sent = s3.sent() - before;
         std::fs::remove_file(&copy).unwrap();
     }
-    let shares: Vec<_> = caches.into_iter().map(|cache| cache.terminate()).collect();
-    let share = |said: &serde_json::Value| mib(said["store_egress"].as_f64().unwrap());
+    let mut ended: Vec<_> = caches.into_iter().map(|cache| cache.terminate()).collect();
+    ended.push(grid.stop());
+    let fetched: Vec<_> = ended.iter().map(|said| said["store_egress"].as_f64().unwrap()).collect();
+    let first = forebay_benches::frames_of(&setup.disk);
+    let differ = bytes(&that_differ(&first, forebay_benches::frames_of(&setup.second)));
     eprintln!(
-        "for version 1 the store sent {}; frames fetched by the caches over both: {}, and by `up`: {}",
+        "for version 1 the store sent {}; of both the caches and `up` fetched {} as frames, {} of them \
+         for the second time",
         mib(egress[0] as f64),
-        shares.iter().map(share).collect::<Vec<_>>().join(", "),
-        share(&grid.stop()),
+        fetched.iter().map(|f| mib(*f)).collect::<Vec<_>>().join(" + "),
+        mib(fetched.iter().sum::<f64>() - (bytes(&first) + differ) as f64),
     );
-    let differ = frames_that_differ(setup);
-    let ratio = |of: u64| egress[1] as f64 / of as f64;
-    let sent = mib(egress[1] as f64);
+    let ratio = egress[1] as f64 / differ as f64;
     let what = "what the store sends for version 2 through caches that have version 1, beside the \
                 frames that differ";
-    let bound = Bound::AtMost(1.05);
-    bars.add(what, sent.clone(), mib(differ.in_section as f64), ratio(differ.in_section), bound);
-    let what = "… beside those that version 1 has in no section: the others lie at another cache";
-    bars.add(what, sent, mib(differ.anywhere as f64), ratio(differ.anywhere), Bound::Told);
+    bars.add(what, mib(egress[1] as f64), mib(differ as f64), ratio, Bound::AtMost(1.05));
 }
 
-/// Bytes of frames of the second disk, each counted once.
-struct Differ {
-    /// That the first disk does not have in the same section: a cache owns a section.
-    in_section: u64,
-    /// That the first disk does not have at all.
-    anywhere: u64,
+/// The frames of a second disk that the first does not have anywhere.
+fn that_differ(first: &[Frame], mut second: Vec<Frame>) -> Vec<Frame> {
+    let known: HashSet<_> = first.iter().map(|f| f.header().digest).collect();
+    second.retain(|f| !known.contains(&f.header().digest));
+    second
 }
 
-fn frames_that_differ(setup: &Setup) -> Differ {
-    let sections = |path| -> Vec<HashSet<Digest>> {
-        forebay_benches::sections_of(path).map(|s| s.into_iter().collect()).collect()
-    };
-    let (first, second) = (sections(&setup.disk), sections(&setup.second));
-    let none = HashSet::new();
-    let was = |section| first.get(section).unwrap_or(&none);
-    let all: HashSet<_> = first.iter().flatten().collect();
-    let moved: HashSet<_> =
-        (0..).zip(&second).flat_map(|(i, now)| now.difference(was(i))).collect();
-    let frames = forebay_benches::frames_of(&setup.second);
-    let bytes = |of: &dyn Fn(&Digest) -> bool| {
-        let some = frames.iter().filter(|f| of(&f.header().digest));
-        some.map(|f| f.bytes().len() as u64).sum()
-    };
-    Differ { in_section: bytes(&|d| moved.contains(d)), anywhere: bytes(&|d| !all.contains(d)) }
+fn bytes(frames: &[Frame]) -> u64 {
+    frames.iter().map(|f| f.bytes().len() as u64).sum()
 }

@@ -1,12 +1,14 @@
 //! Takes every chunk of an image and drops it. What is left is what a client cannot do without: it
 //! receives, and checks the CRC32C of every frame.
 
-use std::sync::{Arc, Barrier};
+use std::io::BufRead;
+use std::sync::mpsc;
 
 use forebay_benches::cpu_seconds;
 use futures::{StreamExt, TryStreamExt};
 use image::{ChunkSink, ChunkSource, Digest, Frame, ReadContext, Result};
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::sync::watch;
 
 use crate::ask;
 use crate::way::{Member, now};
@@ -38,49 +40,62 @@ impl std::iter::Sum for Taken {
     }
 }
 
-/// Drains the image `times` over for each of these members, spread over as many threads as there are cores, all
-/// beginning at once. The time begins when all are connected.
-pub fn all(image: Digest, times: usize, dirs: &[&str]) -> Value {
+/// Connects as each of these members, spread over as many threads as there are cores, and says so; then,
+/// for every line that is read, all of them take the whole image at once, over the connections that they
+/// have.
+pub fn serve(image: Digest, dirs: &[String]) {
     let threads = std::thread::available_parallelism().unwrap().get().min(dirs.len());
-    let connected = Arc::new(Barrier::new(threads + 1));
-    std::thread::scope(|scope| {
-        let running: Vec<_> = (0..threads)
-            .map(|thread| {
-                let mine: Vec<_> = dirs.iter().copied().skip(thread).step_by(threads).collect();
-                let connected = Arc::clone(&connected);
-                scope.spawn(move || some(image, times, thread, &mine, &connected))
-            })
-            .collect();
-        connected.wait();
+    let (go, rounds) = watch::channel(0u64);
+    let (done, taken) = mpsc::channel();
+    for thread in 0..threads {
+        let mine: Vec<_> = dirs.iter().skip(thread).step_by(threads).cloned().collect();
+        let (rounds, done) = (rounds.clone(), done.clone());
+        std::thread::spawn(move || serve_some(image, thread, &mine, rounds, &done));
+    }
+    // Each thread says that it is ready, and then what it took each time.
+    let all = || -> Taken { (0..threads).map(|_| taken.recv().unwrap()).sum() };
+    all();
+    println!("connected");
+    for _ in std::io::stdin().lock().lines() {
         let (start, cpu) = (now(), cpu_seconds());
-        let taken: Taken = running.into_iter().map(|thread| thread.join().unwrap()).sum();
-        let seconds = start.elapsed().as_secs_f64();
-        let cpu = cpu_seconds() - cpu;
-        json!({
-            "frames": taken.frames, "bytes": taken.bytes, "seconds": seconds, "cpu_seconds": cpu,
-        })
-    })
+        go.send_modify(|round| *round += 1);
+        let Taken { frames, bytes } = all();
+        let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        let said = json!({
+            "frames": frames, "bytes": bytes, "seconds": seconds, "cpu_seconds": cpu,
+        });
+        println!("{said}");
+    }
 }
 
 /// One thread's members.
-fn some(image: Digest, times: usize, thread: usize, dirs: &[&str], connected: &Barrier) -> Taken {
+fn serve_some(
+    image: Digest,
+    thread: usize,
+    dirs: &[String],
+    mut rounds: watch::Receiver<u64>,
+    done: &mpsc::Sender<Taken>,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut clients = Vec::new();
         for dir in dirs {
             clients.push(Member::of(dir, image).await.connect(thread).await);
         }
-        connected.wait();
-        let drained = clients.iter().map(|client| drain(client, image, times));
-        futures::future::join_all(drained).await.into_iter().sum()
-    })
+        done.send(Taken::default()).unwrap();
+        while rounds.changed().await.is_ok() {
+            let drained = clients.iter().map(|client| drain(client, image));
+            let taken = futures::future::join_all(drained).await.into_iter().sum();
+            done.send(taken).unwrap();
+        }
+    });
 }
 
-async fn drain(source: &impl ChunkSource, image: Digest, times: usize) -> Taken {
+/// Takes the whole image, in requests as a pull makes them.
+async fn drain(source: &impl ChunkSource, image: Digest) -> Taken {
     let ctx = ReadContext::default();
     let manifest = source.manifest(&ctx, &image).await.unwrap();
-    let sections = std::iter::repeat_n(ask::sections(&manifest), times).flatten();
-    let requests = futures::stream::iter(sections)
+    let requests = futures::stream::iter(ask::sections(&manifest))
         .map(async |section| -> Result<_> {
             let table = source.section_table(&ctx, &image, section).await?;
             Ok(futures::stream::iter(ask::requests(image, section, &table)).map(Ok))

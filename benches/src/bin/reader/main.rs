@@ -1,9 +1,9 @@
 //! Reads images as nodes do, and does as little as can be with what comes: the load of the measures.
 //!
 //! ```text
-//! reader drain IMAGE N DIR…      takes every chunk and drops it, N times over; each DIR is the data
-//!                                directory of a member of the grid, who reads the whole image for
-//!                                itself, all at once
+//! reader drain IMAGE DIR…        connects as each of these members of the grid, DIR being its data
+//!                                directory, and prints `connected`; then, for every line that it reads,
+//!                                each takes every chunk and drops it, all at once
 //! reader first IMAGE SOURCE      how long single chunks take, one after the other, to verified bytes
 //! reader pull IMAGE STORE TO     pulls from a store with nothing in between, unsynced
 //! ```
@@ -21,12 +21,20 @@ use way::Member;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    // A thread that fails must not leave the others waiting.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("reader: {panic}");
+        std::process::exit(1);
+    }));
     let image = |text: &str| -> Digest { text.parse().expect("a digest") };
+    if let [verb, i, dirs @ ..] = &args[..]
+        && verb == "drain"
+        && !dirs.is_empty()
+    {
+        return drain::serve(image(i), dirs);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let said = match args[..] {
-        ["drain", i, times, ref dirs @ ..] if !dirs.is_empty() => {
-            drain::all(image(i), times.parse().expect("a number"), dirs)
-        }
         ["first", i, url] if url.contains("://") => block_on(async {
             let store = way::store(url).await;
             first::measure(&store, image(i)).await
@@ -36,7 +44,7 @@ fn main() {
             first::measure(&member.connect(0).await, image(i)).await
         }),
         ["pull", i, url, to] => block_on(way::pull(url, image(i), to.into())),
-        _ => panic!("usage: reader drain IMAGE N DIR… | first IMAGE SOURCE | pull IMAGE STORE TO"),
+        _ => panic!("usage: reader drain IMAGE DIR… | first IMAGE SOURCE | pull IMAGE STORE TO"),
     };
     println!("{said}");
 }
