@@ -60,6 +60,20 @@ pub fn frames_of(path: &Path) -> Vec<Frame> {
     frames
 }
 
+/// The digests of a disk's chunks that are not zeros, by section of 64 MiB.
+pub fn sections_of(path: &Path) -> Vec<HashSet<Digest>> {
+    const SECTION: u64 = 64 << 20;
+    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let total = file.metadata().expect("metadata of an open file").len();
+    let starts = (0..total).step_by(SECTION as usize);
+    let sections = starts.map(|start| {
+        let mut bytes = vec![0; (total - start).min(SECTION) as usize];
+        file.read_exact_at(&mut bytes, start).expect("a section inside the file");
+        bytes.chunks(CHUNK).filter(|c| !is_zero(c)).map(Digest::of_chunk).collect()
+    });
+    sections.collect()
+}
+
 /// Processor time that this process has taken, in seconds.
 pub fn cpu_seconds() -> f64 {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);

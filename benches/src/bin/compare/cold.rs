@@ -6,7 +6,9 @@
 //!                                                      ╰────────────────── client
 //! ```
 //! Both clients stand near, so both wait 20 ms for whatever the store is asked. The relay carries 1
-//! Gbit/s each way; what it and the S3 server take of this machine's processors is said beside.
+//! Gbit/s each way, so that the line is what a pull waits for and not the processors that everything
+//! here shares; what relay and S3 server take of them is said beside. A client of the cache has its
+//! ticket before the time begins: placement, in the same process, looked at the manifest for it.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -4,9 +4,9 @@
 //! another path, so that it has nothing to start from. What the store sends is counted at the sockets
 //! of the S3 server that it lies in.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use image::Frame;
+use image::Digest;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
@@ -39,28 +39,45 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
     let mut ended: Vec<_> = caches.into_iter().map(|cache| cache.terminate()).collect();
     ended.push(grid.stop());
     let fetched: Vec<_> = ended.iter().map(|said| said["store_egress"].as_f64().unwrap()).collect();
-    let first = forebay_benches::frames_of(&setup.disk);
-    let differ = bytes(&that_differ(&first, forebay_benches::frames_of(&setup.second)));
+    let differ = Differ::of(setup);
     eprintln!(
-        "for version 1 the store sent {}; of both the caches and `up` fetched {} as frames, {} of them \
-         for the second time",
+        "for version 1 the store sent {}; of both the caches and `up` fetched {} as frames",
         mib(egress[0] as f64),
         fetched.iter().map(|f| mib(*f)).collect::<Vec<_>>().join(" + "),
-        mib(fetched.iter().sum::<f64>() - (bytes(&first) + differ) as f64),
     );
-    let ratio = egress[1] as f64 / differ as f64;
+    let (sent, ratio) = (mib(egress[1] as f64), |of: u64| egress[1] as f64 / of as f64);
     let what = "what the store sends for version 2 through caches that have version 1, beside the \
                 frames that differ";
-    bars.add(what, mib(egress[1] as f64), mib(differ as f64), ratio, Bound::AtMost(1.05));
+    let bound = Bound::AtMost(1.05);
+    bars.add(what, sent.clone(), mib(differ.by_section as f64), ratio(differ.by_section), bound);
+    let what =
+        "… beside those of them that stand nowhere else: one cache does not know of another's";
+    bars.add(what, sent, mib(differ.anywhere as f64), ratio(differ.anywhere), Bound::Told);
 }
 
-/// The frames of a second disk that the first does not have anywhere.
-fn that_differ(first: &[Frame], mut second: Vec<Frame>) -> Vec<Frame> {
-    let known: HashSet<_> = first.iter().map(|f| f.header().digest).collect();
-    second.retain(|f| !known.contains(&f.header().digest));
-    second
+/// Bytes of the frames by which the second disk differs from the first.
+#[derive(Default)]
+struct Differ {
+    /// Those that a section has and did not have, for every section: its cache needs them.
+    by_section: u64,
+    /// Those that the disk has and did not have, however often.
+    anywhere: u64,
 }
 
-fn bytes(frames: &[Frame]) -> u64 {
-    frames.iter().map(|f| f.bytes().len() as u64).sum()
+impl Differ {
+    fn of(setup: &Setup) -> Self {
+        let first = forebay_benches::sections_of(&setup.disk);
+        let known: HashSet<Digest> = first.iter().flatten().copied().collect();
+        let frames = forebay_benches::frames_of(&setup.second);
+        let bytes: HashMap<Digest, u64> =
+            frames.iter().map(|f| (f.header().digest, f.bytes().len() as u64)).collect();
+        let mut differ = Self::default();
+        for (section, now) in forebay_benches::sections_of(&setup.second).iter().enumerate() {
+            let had = first.get(section).cloned().unwrap_or_default();
+            differ.by_section += now.difference(&had).map(|digest| bytes[digest]).sum::<u64>();
+        }
+        let new = bytes.iter().filter(|(digest, _)| !known.contains(digest));
+        differ.anywhere = new.map(|(_, len)| len).sum();
+        differ
+    }
 }
