@@ -10,7 +10,7 @@ use image::{Digest, Result};
 use node::pull::{Connect, PullOptions, Watch};
 use placement::Papers;
 use serde_json::{Value, json};
-use store::{IndexPlace, Store, StoreOptions};
+use store::{Remote, Store, StoreOptions};
 use stream::transport::{self, Tuning};
 use stream::{Client, ClientLimits, ClientOptions};
 
@@ -69,11 +69,11 @@ impl Member {
     }
 }
 
-/// Opens the store at a URL, as `forebay up` does.
+/// Opens the store at a URL, as a cache does.
 pub async fn store(url: &str) -> Store {
-    let settings = std::env::vars().map(|(name, value)| (name.to_lowercase(), value));
-    let options = StoreOptions::system(IndexPlace::Memory);
-    Store::open_url(url, settings, tokio::runtime::Handle::current(), options).await.unwrap()
+    let remote = Remote::new(std::env::vars());
+    let runtime = tokio::runtime::Handle::current();
+    Store::open_url(url, &remote, runtime, StoreOptions::reading()).await.unwrap()
 }
 
 /// Gives every core of a pull the store.
