@@ -190,7 +190,7 @@ impl<S: ChunkSource + 'static> Flight<S> {
         if let Some(frame) = self.read_disk(job).await {
             match is_good(&frame, "disk") {
                 true => good = good.or(Some((frame, Origin::Disk))),
-                false => shared.forget_on_disk(&job.key),
+                false => _ = shared.forget_on_disk(&job.key),
             }
         }
         good

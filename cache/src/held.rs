@@ -6,6 +6,7 @@ use image::error::At;
 use image::{ChunkSource, Digest, Error, Kind, ReadContext, Result, SectionTable};
 
 use crate::cache::Cache;
+use crate::disk::queue::Command;
 use crate::key::Key;
 
 /// How much of an image a cache holds. Chunks of zeros are not counted; a chunk that occurs several
@@ -87,8 +88,9 @@ impl<S: ChunkSource + 'static> Cache<S> {
     }
 
     /// Forgets an image's chunks in memory and on disk, other images' shares in them included, but
-    /// for the chunks of pinned images. On disk the bytes themselves go with their segment; a restart
-    /// before that may find them again.
+    /// for the chunks of pinned images. Segments of the log in which nothing else lies are removed;
+    /// elsewhere the bytes themselves go with their segment, and a restart before that may find them
+    /// again.
     ///
     /// # Errors
     ///
@@ -104,28 +106,30 @@ impl<S: ChunkSource + 'static> Cache<S> {
             return Err(Error::new(Kind::Conflict, "it is pinned: unpin it first"));
         }
         let manifest = self.get_manifest(ctx, image).await?;
-        let mut evicted = Evicted::default();
+        let (mut evicted, mut segments) = (Evicted::default(), BTreeSet::new());
         for (section, _) in manifest.present() {
             let (_, table) = self.get_table(ctx, image, section).await?;
             for key in keys(&table).collect::<BTreeSet<_>>() {
-                self.forget_chunk(&key, &mut evicted);
+                self.forget_chunk(&key, &mut evicted, &mut segments);
             }
             tokio::task::consume_budget().await;
+        }
+        if let Some(disk) = &self.shared().disk {
+            disk.queue().order(Command::Sweep(segments));
         }
         Ok(evicted)
     }
 
-    fn forget_chunk(&self, key: &Key, evicted: &mut Evicted) {
+    fn forget_chunk(&self, key: &Key, evicted: &mut Evicted, segments: &mut BTreeSet<u32>) {
         let shared = self.shared();
-        let disk = shared.disk.as_ref();
-        let on_disk = disk.is_some_and(|disk| disk.contains(key));
-        if disk.is_some_and(|disk| disk.pins().contains(key)) {
+        if shared.disk.as_ref().is_some_and(|disk| disk.pins().contains(key)) {
             evicted.stayed += 1;
             return;
         }
         let in_memory = shared.memory.remove(key);
-        shared.forget_on_disk(key);
-        evicted.chunks += u64::from(in_memory || on_disk);
+        let segment = shared.forget_on_disk(key);
+        evicted.chunks += u64::from(in_memory || segment.is_some());
+        segments.extend(segment);
     }
 }
 

@@ -21,9 +21,14 @@
 //! - Memory is bounded ([`Budget`]); a reader that is slow, or goes away, holds up nobody.
 //! - A disk that is full, read-only or broken costs hits, not answers.
 //!
+//! Besides what is asked for it takes care of what it has: whole images are brought here before they
+//! are asked for ([`Cache::warm`]), kept ([`Cache::pin`]), forgotten ([`Cache::evict`]) and counted
+//! ([`Cache::held`]); the log is read through for rot ([`Shared::start_scrub`]), and what pinned images
+//! lose is fetched again ([`Cache::tend`]).
+//!
 //! Reading order: [`Cache`] → `read` (one reader) → `flights` and `flight` (one fetch for all) →
-//! `mailbox` (from the one to the other) → `memory`, `s3fifo` → `disk`. The bytes on disk are
-//! described in `docs/formats-cache.md`.
+//! `mailbox` (from the one to the other) → `memory`, `s3fifo` → `disk` → `warm`, `held`, `pins`. The
+//! bytes on disk are described in `docs/formats-cache.md`.
 
 mod admission;
 mod cache;
@@ -48,6 +53,7 @@ pub use cache::Cache;
 pub use disk::{DiskHealth, DiskState, LogWriter, ScrubStatus};
 pub use held::{Evicted, Held, HeldSection};
 pub use pins::Pin;
+pub use s3fifo::S3Fifo;
 pub use shared::{Budget, Clock, DiskBudget, FreeSpace, Options, Shared};
 pub use status::{Asks, Status};
 pub use warm::Warmed;

@@ -1,8 +1,11 @@
 //! The memory tier: frames by key, within a byte budget.
 
+use std::sync::Arc;
+
 use image::Frame;
 
 use crate::key::Key;
+use crate::pins::Pins;
 use crate::s3fifo::S3Fifo;
 use crate::sharded::Sharded;
 
@@ -17,13 +20,15 @@ const SHARDS_MAX: u64 = 16;
 /// Frames in memory, shared by all cores.
 pub(crate) struct Memory {
     shards: Sharded<S3Fifo<Key, Frame>>,
+    pins: Arc<Pins>,
 }
 
 impl Memory {
-    /// Holds at most `budget` bytes, [`OVERHEAD`] included.
-    pub(crate) fn new(budget: u64) -> Self {
+    /// Holds at most `budget` bytes, [`OVERHEAD`] included; up to a fourth of it may be taken by
+    /// what is pinned and not asked for.
+    pub(crate) fn new(budget: u64, pins: Arc<Pins>) -> Self {
         let count = 1 << (budget / SHARD_MIN).clamp(1, SHARDS_MAX).ilog2();
-        Self { shards: Sharded::new(count, || S3Fifo::new(budget / count as u64)) }
+        Self { shards: Sharded::new(count, || S3Fifo::new(budget / count as u64)), pins }
     }
 
     /// A frame, without a copy of its bytes.
@@ -51,7 +56,8 @@ impl Memory {
     /// hold all of it.
     pub(crate) fn insert(&self, key: Key, frame: Frame) {
         let bytes = frame.bytes().len() as u64 + OVERHEAD;
-        self.shards.of(&key.digest).insert(key, frame, bytes);
+        let pinned = |key: &Key| self.pins.contains(key);
+        self.shards.of(&key.digest).insert_beside(key, frame, bytes, pinned);
     }
 
     /// Drops a frame; whether it was there.

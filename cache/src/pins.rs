@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  begin ──► add, add, … ──► commit        every chunk is kept from the moment it was added
-//!               └──► dropped: all of it is let go again
+//!               └──► dropped before that: all of it is let go again
 //! ```
 //! Pure bookkeeping; what makes pins outlive the process is [`crate::disk::pin_file`]. A chunk that
 //! several pinned images share is counted once, and kept until the last of them is unpinned. A name
@@ -130,7 +130,7 @@ impl Pins {
             std::collections::btree_map::Entry::Vacant(place) => {
                 place.insert(PinnedImage { tags: Vec::new(), bytes: 0, committed: false });
                 self.some.store(true, Ordering::Release);
-                Ok(Pinning { pins: self, image, chunks: BTreeMap::new(), committed: false })
+                Ok(Pinning { pins: self, image, chunks: BTreeMap::new() })
             }
         }
     }
@@ -154,11 +154,27 @@ impl Pins {
         state.bytes <= self.limit
     }
 
-    /// Lets an image go; `false` if it was not pinned.
-    pub(crate) fn remove(&self, image: &Digest) -> bool {
+    /// A pin is made; `false` if it was given up meanwhile.
+    pub(crate) fn commit(&self, image: &Digest) -> bool {
         let mut state = lock(&self.state);
-        let Some(pinned) = state.images.remove(image) else { return false };
-        pinned.tags.into_iter().for_each(|tag| state.let_go(tag));
+        let Some(pinned) = state.images.get_mut(image) else { return false };
+        pinned.committed = true;
+        true
+    }
+
+    /// Lets a pinned image go; `false` if it was not pinned.
+    pub(crate) fn remove(&self, image: &Digest) -> bool {
+        self.let_go(image, true)
+    }
+
+    fn let_go(&self, image: &Digest, committed: bool) -> bool {
+        let mut state = lock(&self.state);
+        if state.images.get(image).is_none_or(|pinned| pinned.committed != committed) {
+            return false;
+        }
+        let pinned = state.images.remove(image);
+        let tags = pinned.into_iter().flat_map(|pinned| pinned.tags);
+        tags.for_each(|tag| state.let_go(tag));
         self.some.store(!state.images.is_empty(), Ordering::Release);
         true
     }
@@ -207,12 +223,11 @@ impl State {
     }
 }
 
-/// A pin that is being made. Dropped before [`commit`](Self::commit), it lets everything go.
+/// A pin that is being made. Dropped before [`Pins::commit`], it lets everything go.
 pub(crate) struct Pinning<'a> {
     pins: &'a Pins,
     image: Digest,
     chunks: BTreeMap<Digest, u32>,
-    committed: bool,
 }
 
 impl Pinning<'_> {
@@ -234,21 +249,11 @@ impl Pinning<'_> {
         let chunks = self.chunks.iter();
         chunks.map(|(digest, len)| PinnedChunk { digest: *digest, len: *len }).collect()
     }
-
-    /// The pin is made.
-    pub(crate) fn commit(mut self) {
-        self.committed = true;
-        if let Some(pinned) = lock(&self.pins.state).images.get_mut(&self.image) {
-            pinned.committed = true;
-        }
-    }
 }
 
 impl Drop for Pinning<'_> {
     fn drop(&mut self) {
-        if !self.committed {
-            self.pins.remove(&self.image);
-        }
+        self.pins.let_go(&self.image, false);
     }
 }
 
@@ -267,7 +272,7 @@ mod tests {
     fn pin(pins: &Pins, n: u8, chunks: &[u8]) -> Result<()> {
         let mut pinning = pins.begin(image(n))?;
         chunks.iter().try_for_each(|c| pinning.add(&key(*c), 100))?;
-        pinning.commit();
+        assert!(pins.commit(&image(n)));
         Ok(())
     }
 
@@ -296,6 +301,7 @@ mod tests {
         assert!(!pins.contains(&key(6)));
         assert_eq!(pin(&pins, 1, &[]).unwrap_err().kind(), Kind::Conflict);
         drop(pins.begin(image(3)).unwrap());
+        assert!(!pins.commit(&image(3)));
         pin(&pins, 3, &[6]).unwrap();
     }
 

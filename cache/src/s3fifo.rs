@@ -22,17 +22,22 @@ const MAX_USES: u8 = 3;
 const PROMOTE_USES: u8 = 2;
 /// The small queue's part of the budget is one over this.
 const SMALL_PART: u64 = 10;
+/// Values that are pinned are kept up to a part of the budget that is one over this.
+const KEPT_PART: u64 = 4;
 /// Fewer removed slots than this are not worth a sweep.
 const SWEEP_MIN: usize = 64;
 
-/// A bounded map that forgets what is used least.
-pub(crate) struct S3Fifo<K, V> {
+/// A bounded map that forgets what is used least: the policy of the memory tier, public so that it
+/// can be measured beside others.
+pub struct S3Fifo<K, V> {
     budget: u64,
     map: HashMap<K, u32>,
     slots: Vec<Slot<K, V>>,
     free: Vec<u32>,
     /// Slots that were removed and still stand in a queue.
     removed: usize,
+    /// Bytes of slots that stay because they are pinned.
+    kept_bytes: u64,
     small: Queue,
     main: Queue,
     ghosts: Ghosts,
@@ -44,6 +49,7 @@ struct Slot<K, V> {
     bytes: u64,
     uses: u8,
     in_main: bool,
+    kept: bool,
 }
 
 #[derive(Default)]
@@ -54,13 +60,14 @@ struct Queue {
 
 impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
     /// Holds at most `budget` bytes, by the sizes said at [`insert`](Self::insert).
-    pub(crate) fn new(budget: u64) -> Self {
+    pub fn new(budget: u64) -> Self {
         Self {
             budget,
             map: HashMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
             removed: 0,
+            kept_bytes: 0,
             small: Queue::default(),
             main: Queue::default(),
             ghosts: Ghosts::new(budget - budget / SMALL_PART),
@@ -68,14 +75,14 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
     }
 
     /// A value, which counts as a use.
-    pub(crate) fn get(&mut self, key: &K) -> Option<V> {
+    pub fn get(&mut self, key: &K) -> Option<V> {
         let slot = &mut self.slots[*self.map.get(key)? as usize];
         slot.uses = (slot.uses + 1).min(MAX_USES);
         slot.entry.as_ref().map(|(_, value)| value.clone())
     }
 
     /// Whether a value is there, which does not count as a use.
-    pub(crate) fn contains(&self, key: &K) -> bool {
+    pub fn contains(&self, key: &K) -> bool {
         self.map.contains_key(key)
     }
 
@@ -95,18 +102,30 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
 
     /// Puts a value of `bytes`, in place of an older one under this key. What is larger than the
     /// whole budget is not kept.
-    pub(crate) fn insert(&mut self, key: K, value: V, bytes: u64) {
+    pub fn insert(&mut self, key: K, value: V, bytes: u64) {
+        self.insert_beside(key, value, bytes, |_| false);
+    }
+
+    /// As [`insert`](Self::insert), but what is pinned does not go for it, as long as that takes no
+    /// more than a fourth of the budget.
+    pub(crate) fn insert_beside(
+        &mut self,
+        key: K,
+        value: V,
+        bytes: u64,
+        pinned: impl Fn(&K) -> bool,
+    ) {
         let was = self.remove(&key);
         if bytes > self.budget {
             return;
         }
         let in_main = was.unwrap_or(false) || self.ghosts.take(&key);
-        let slot = Slot { entry: Some((key, value)), bytes, uses: 0, in_main };
+        let slot = Slot { entry: Some((key, value)), bytes, uses: 0, in_main, kept: false };
         let index = self.place(slot);
         self.map.insert(key, index);
         self.push(index);
         while self.bytes() > self.budget {
-            self.evict_one();
+            self.evict_one(&pinned);
         }
     }
 
@@ -115,6 +134,9 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
         let slot = &mut self.slots[self.map.remove(key)? as usize];
         slot.entry = None;
         let (bytes, in_main) = (std::mem::take(&mut slot.bytes), slot.in_main);
+        if std::mem::take(&mut slot.kept) {
+            self.kept_bytes -= bytes;
+        }
         self.queue(in_main).bytes -= bytes;
         self.removed += 1;
         if self.removed > self.map.len() + SWEEP_MIN {
@@ -129,13 +151,18 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
     }
 
     /// Bytes held.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.small.bytes + self.main.bytes
     }
 
     /// Values held.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.map.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
     }
 
     /// Frees the slots that were removed: otherwise who only ever replaces would fill the queues.
@@ -174,9 +201,23 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
         queue.bytes += bytes;
     }
 
+    /// Whether a slot stays because it is pinned and there is room for such.
+    fn keep(&mut self, index: u32, pinned: bool) -> bool {
+        let slot = &mut self.slots[index as usize];
+        if slot.kept && !pinned {
+            slot.kept = false;
+            self.kept_bytes -= slot.bytes;
+        } else if !slot.kept && pinned && self.kept_bytes + slot.bytes <= self.budget / KEPT_PART {
+            slot.kept = true;
+            self.kept_bytes += slot.bytes;
+        }
+        slot.kept
+    }
+
     /// Handles the oldest slot of the queue that is due: out, on, or round again. As uses are
-    /// bounded and each round costs one, repeating this ends with a value gone.
-    fn evict_one(&mut self) {
+    /// bounded and each round costs one, and most of the budget is not kept, repeating this ends
+    /// with a value gone.
+    fn evict_one(&mut self, pinned: impl Fn(&K) -> bool) {
         let small_due = self.small.bytes > self.budget / SMALL_PART;
         let from_main = !self.main.order.is_empty() && !small_due;
         let Some(index) = self.queue(from_main).order.pop_front() else { return };
@@ -187,15 +228,16 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
             return;
         };
         let (uses, bytes) = (slot.uses, slot.bytes);
-        let stays = if from_main { uses > 0 } else { uses >= PROMOTE_USES };
-        if stays {
-            slot.uses = if from_main { uses - 1 } else { 0 };
+        let used = if from_main { uses > 0 } else { uses >= PROMOTE_USES };
+        if used || self.keep(index, pinned(&key)) {
+            let slot = &mut self.slots[index as usize];
+            slot.uses = if from_main { uses.saturating_sub(1) } else { 0 };
             slot.in_main = true;
             self.queue(from_main).bytes -= bytes;
             self.push(index);
             return;
         }
-        slot.entry = None;
+        self.slots[index as usize].entry = None;
         self.queue(from_main).bytes -= bytes;
         self.map.remove(&key);
         self.free.push(index);

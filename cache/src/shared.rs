@@ -74,6 +74,9 @@ pub struct Options {
     pub gone: Duration,
     /// Frames that wait for one slow reader, in bytes.
     pub window: u64,
+    /// Hits are read from disk past the page cache, where the file system allows that: memory is
+    /// then taken by the memory tier alone.
+    pub direct: bool,
     /// Scrubbing reads so many bytes of the disk tier per second; 0 switches it off.
     pub scrub: u64,
 }
@@ -90,6 +93,7 @@ impl Default for Options {
             patience: Duration::from_secs(1),
             gone: Duration::from_secs(1),
             window: 8 << 20,
+            direct: true,
             scrub: 8 << 20,
         }
     }
@@ -152,11 +156,17 @@ impl Shared {
     /// As there.
     pub fn open(budget: Budget, options: Options) -> Result<(Arc<Self>, Option<LogWriter>)> {
         let frames = budget.memory - budget.memory / 8;
-        let memory = Arc::new(Memory::new(frames));
+        let (log, segment) = match &budget.disk {
+            None => (0, 0),
+            Some(disk) => (disk.bytes, segment_len(disk.bytes, options.segment)?),
+        };
+        let pins = Arc::new(Pins::new(log, segment));
+        let memory = Arc::new(Memory::new(frames, Arc::clone(&pins)));
         let (disk, writer) = match &budget.disk {
             None => (None, None),
-            Some(disk) => {
-                let (disk, writer) = open_disk(disk, budget.in_flight, &options, &memory)?;
+            Some(dir) => {
+                let disk = Arc::new(open_disk(budget.in_flight, &options, pins)?);
+                let writer = log_writer(dir, segment, &options, &disk, &memory);
                 (Some(disk), Some(writer))
             }
         };
@@ -192,6 +202,7 @@ impl Shared {
             let counts = disk.counts();
             status.disk = disk.state();
             status.disk_frames = disk.index().frames();
+            status.index_bytes = disk.index().bytes();
             status.disk_bytes = count(&counts.bytes);
             status.disk_hits = count(&counts.hits);
             status.disk_health = disk.health().report();
@@ -241,10 +252,9 @@ impl Shared {
         }
     }
 
-    pub(crate) fn forget_on_disk(&self, key: &Key) {
-        if let Some(disk) = &self.disk {
-            disk.forget(key);
-        }
+    /// Forgets where on disk a frame lies; says in which segment that was.
+    pub(crate) fn forget_on_disk(&self, key: &Key) -> Option<u32> {
+        self.disk.as_ref().and_then(|disk| disk.forget(key))
     }
 
     /// Ends the disk tier in good order: what waits is written, the open segment is sealed. Blocks
@@ -270,23 +280,21 @@ impl Drop for Shared {
     }
 }
 
-fn open_disk(
-    budget: &DiskBudget,
-    in_flight: u64,
-    options: &Options,
-    memory: &Arc<Memory>,
-) -> Result<(Arc<Disk>, LogWriter)> {
-    let segment = options
-        .segment
-        .unwrap_or_else(|| (budget.bytes / 256).clamp(64 << 20, 2 << 30).min(budget.bytes / 4));
-    if !(4096..=2 << 30).contains(&segment) || segment > budget.bytes / 4 {
-        let bytes = budget.bytes;
+/// The length of a segment of a log of `budget` bytes.
+fn segment_len(budget: u64, given: Option<u64>) -> Result<u64> {
+    let usual = || (budget / 256).clamp(64 << 20, 2 << 30).min(budget / 4);
+    let segment = given.unwrap_or_else(usual);
+    if !(4096..=2 << 30).contains(&segment) || segment > budget / 4 {
         let why = format!(
-            "cache: segments of {segment} bytes for a disk budget of {bytes}: \
+            "cache: segments of {segment} bytes for a disk budget of {budget}: \
              they must have 4 KiB to 2 GiB, and at least four must fit"
         );
         return Err(Error::new(Kind::Invalid, why));
     }
+    Ok(segment)
+}
+
+fn open_disk(in_flight: u64, options: &Options, pins: Arc<Pins>) -> Result<Disk> {
     let means = Means {
         queue: one_frame(in_flight / 4),
         arena: in_flight / 8,
@@ -294,21 +302,29 @@ fn open_disk(
         scrub: options.scrub,
         clock: Arc::clone(&options.clock),
     };
-    let disk = Disk::new(means, Pins::new(budget.bytes, segment));
-    let disk = Arc::new(disk.map_err(|e| Error::io("cache: buffers for disk reads", e))?);
+    Disk::new(means, pins).map_err(|e| Error::io("cache: buffers for disk reads", e))
+}
+
+fn log_writer(
+    budget: &DiskBudget,
+    segment: u64,
+    options: &Options,
+    disk: &Arc<Disk>,
+    memory: &Arc<Memory>,
+) -> LogWriter {
     let limits = LogLimits {
         dir: budget.dir.clone(),
         budget: budget.bytes,
         reserve: budget.reserve,
         segment,
+        direct: options.direct,
     };
     let outside = Outside {
         fs: options.fs.clone(),
         clock: Arc::clone(&options.clock),
         free_space: Arc::clone(&options.free_space),
     };
-    let writer = LogWriter::new(Arc::clone(&disk), Arc::clone(memory), limits, outside);
-    Ok((disk, writer))
+    LogWriter::new(Arc::clone(disk), Arc::clone(memory), limits, outside)
 }
 
 fn one_frame(bytes: u64) -> u64 {

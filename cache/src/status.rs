@@ -26,6 +26,8 @@ pub struct Status {
     pub disk_bytes: u64,
     /// Frames on disk.
     pub disk_frames: u64,
+    /// Memory that the index of these takes.
+    pub index_bytes: u64,
     /// Bytes that wait to be written to disk.
     pub disk_queued_bytes: u64,
     /// How well the disk does.

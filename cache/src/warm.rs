@@ -116,7 +116,6 @@ impl<S: ChunkSource + 'static> Cache<S> {
         }
         let file = PinFile { image: *image, domain, chunks };
         order(disk, |reply| Command::SavePin(file, reply)).await?;
-        pinning.commit();
         // Some may have left between coming and being kept.
         disk.pins().lost.notify_one();
         Ok(warmed)
@@ -233,9 +232,7 @@ impl Shared {
         if !disk.pins().is_pinned(image) {
             return Err(Error::new(Kind::Gone, "it is not pinned")).at(at);
         }
-        order(disk, |reply| Command::RemovePin(*image, reply)).await.at(at)?;
-        disk.pins().remove(image);
-        Ok(())
+        order(disk, |reply| Command::RemovePin(*image, reply)).await.at(at)
     }
 
     fn disk_for_pins(&self) -> Result<&Arc<Disk>> {

@@ -263,6 +263,59 @@ fn evicting_spares_what_a_pinned_image_has_too() {
 }
 
 #[test]
+fn evicting_gives_back_the_segments_in_which_nothing_else_lies() {
+    on_core(async {
+        let (image, other, fs) = (noise(0..40), noise(100..140), MemFs::new());
+        let source = Fake::new([image.clone(), other.clone()]);
+        let mut rig = Rig::on_disk(&source, &fs);
+        rig.read(&image.all()).await.unwrap();
+        rig.read(&other.all()).await.unwrap();
+        rig.settle();
+        assert_eq!(common::segments(&fs).len(), 6);
+        assert_eq!(rig.cache.evict(&ctx(), &image.id).await.unwrap().chunks, 40);
+        rig.settle();
+        // Of 40 frames in segments of 15 the last ten lie beside others.
+        assert_eq!((common::segments(&fs).len(), rig.status().disk_frames), (4, 40));
+        rig.close();
+        let rig = Rig::on_disk(&source, &fs);
+        assert_eq!(rig.cache.held(&ctx(), &image.id).await.unwrap().all.disk_chunks, 10);
+        assert_eq!(rig.cache.held(&ctx(), &other.id).await.unwrap().all.disk_chunks, 40);
+    });
+}
+
+#[test]
+fn a_fourth_of_memory_is_for_what_is_pinned() {
+    on_core(async {
+        let (small, fs) = (noise(0..20), MemFs::new());
+        let source = Fake::new([small.clone()]);
+        let budget = Budget { memory: 2 << 20, ..disk_budget(4 << 20) };
+        let mut rig = Rig::new(&source, budget, disk_options(&fs));
+        pin(&mut rig, &small).await.unwrap();
+        crowd_out(&mut rig, 40).await;
+        let held = rig.cache.held(&ctx(), &small.id).await.unwrap();
+        assert_eq!(held.all.memory_chunks, 20, "340 of 448 KiB");
+        let large = noise(500..600);
+        source.add(large.clone());
+        pin(&mut rig, &large).await.unwrap();
+        crowd_out(&mut rig, 40).await;
+        let mut kept = 0;
+        for image in [&small, &large] {
+            kept += rig.cache.held(&ctx(), &image.id).await.unwrap().all.memory_bytes;
+        }
+        assert!(kept <= 448 << 10, "{kept} bytes of what is pinned");
+        unpin(&mut rig, &small).await.unwrap();
+        unpin(&mut rig, &large).await.unwrap();
+        // More than memory holds, again and again: that claims all of it.
+        let hot = noise(800..1000);
+        source.add(hot.clone());
+        for _ in 0..8 {
+            rig.read(&hot.all()).await.unwrap();
+        }
+        assert_eq!(rig.cache.held(&ctx(), &small.id).await.unwrap().all.memory_chunks, 0);
+    });
+}
+
+#[test]
 fn a_pin_that_cannot_be_kept_is_none() {
     on_core(async {
         let (image, fs, plan) = (noise(0..20), MemFs::new(), FaultPlan::new());
@@ -285,6 +338,30 @@ fn a_pin_that_cannot_be_kept_is_none() {
         rig.shared.drop_chunk(image.table.domain(), &image.table.digests()[3]);
         assert_eq!(pin(&mut rig, &image).await.unwrap_err().kind(), Kind::Gone);
         assert_eq!(rig.status().pinned_bytes, 0);
+    });
+}
+
+#[test]
+fn a_pin_that_is_given_up_leaves_nothing() {
+    on_core(async {
+        let (image, fs) = (TestImage::of(0..10, Stuff::Text), MemFs::new());
+        let mut rig = Rig::on_disk(&Fake::new([image.clone()]), &fs);
+        drive(&mut rig, async |c| c.warm(&ctx(), &image.id, |_| {}).await).await.unwrap();
+        rig.settle();
+        let cache = rig.cache.clone();
+        for polls in 0..40 {
+            // Up to the moment when the writer is to make it last, and beyond.
+            let ctx = ctx();
+            let mut pinning = Box::pin(cache.pin(&ctx, &image.id, |_| {}));
+            for _ in 0..polls {
+                assert!(futures::poll!(&mut pinning).is_pending());
+                tokio::task::yield_now().await;
+            }
+            drop(pinning);
+            rig.settle();
+            assert_eq!((rig.shared.pins().len(), rig.status().pinned_bytes), (0, 0));
+            assert_eq!(common::segments(&fs).len(), 1, "no pin beside the segment");
+        }
     });
 }
 

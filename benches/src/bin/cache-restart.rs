@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use blockio::Engine;
 use cache::{Budget, Cache, DiskBudget, DiskState, Options, Shared};
 use image::{
-    ChunkSet, ChunkSink, ChunkSource, Digest, Domain, Encoder, Error, Frame, Geometry, Kind,
-    Manifest, Place, ReadContext, Result, SectionTable,
+    ChunkSet, ChunkSink, ChunkSource, Digest, Domain, Encoder, Error, Geometry, Kind, Manifest,
+    Place, ReadContext, Result, SectionTable,
 };
 
 const CHUNK_LOG2: u8 = 14;
@@ -57,7 +57,7 @@ impl Made {
         self.manifest.identity()
     }
 
-    fn chunks(&self) -> u64 {
+    fn count(&self) -> u64 {
         self.tables.iter().map(|table| u64::from(table.chunks())).sum()
     }
 }
@@ -181,7 +181,7 @@ async fn fill(dir: &Path, made: Rc<Made>) {
     let len = encoder.encode(Domain::PUBLIC, Digest::ZERO, &plain(&made.data, 77)).bytes().len();
     let shared = open(dir, (len as u64 * FRAMES_PER_SEGMENT).max(1 << 20));
     let image = made.image();
-    let chunks = made.chunks();
+    let chunks = made.count();
     let cache = Cache::new(made, Arc::clone(&shared), Engine::detect().unwrap());
     cache.warm(&ReadContext::default(), &image, |_| {}).await.unwrap();
     shared.close();
@@ -200,14 +200,13 @@ fn drop_from_page_cache(dir: &Path) {
 }
 
 async fn restart(dir: &Path, made: Rc<Made>) -> Restart {
-    let chunks = made.chunks() as u32;
+    let chunks = made.count() as u32;
     let (image, last) = (made.image(), (chunks - 1) / SECTION);
     let place = |chunk: u32| {
         let universe = made.tables[(chunk / SECTION) as usize].chunks();
         let chunks = ChunkSet::of(universe, |c| c == chunk % SECTION);
         Place { image, section: chunk / SECTION, chunks }
     };
-    let before = resident();
     let start = now();
     let shared = open(dir, 1 << 20);
     let engine = Engine::detect().unwrap();
@@ -226,7 +225,7 @@ async fn restart(dir: &Path, made: Rc<Made>) -> Restart {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let whole = start.elapsed();
-    let (status, after) = (shared.status(), resident());
+    let status = shared.status();
     assert!(status.disk == DiskState::On && status.disk_frames == u64::from(chunks), "{status:?}");
     let mut sink = Vec::new();
     for chunk in (0..chunks).step_by(chunks as usize / 100) {
@@ -238,23 +237,16 @@ async fn restart(dir: &Path, made: Rc<Made>) -> Restart {
         opened,
         first_hit: first_hit.unwrap(),
         whole,
-        index_bytes: after.saturating_sub(before),
+        index_bytes: status.index_bytes,
     }
 }
 
-/// Memory of this process that is resident, in bytes.
-fn resident() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * rustix::param::page_size() as u64
-}
-
 fn report(restarts: &[Restart]) {
-    println!("|   frames | opened | first hit | index whole | memory per frame |");
+    println!("|   frames | opened | first hit | index whole | index per frame |");
     println!("|---------:|-------:|----------:|------------:|-----------------:|");
     for r in restarts {
         println!(
-            "| {:8} | {:3.1} ms | {:6.1} ms | {:8.1} ms | {:8.1} bytes |",
+            "| {:8} | {:3.1} ms | {:6.1} ms | {:8.1} ms | {:7.1} bytes |",
             r.frames,
             r.opened.as_secs_f64() * 1e3,
             r.first_hit.as_secs_f64() * 1e3,

@@ -13,10 +13,11 @@
 //! is kept in the open segment, and a segment that cannot be emptied of them stays.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::Ordering;
 
-use blockio::BlockFile;
+use blockio::{BlockFile, OpenMode};
 use bytes::Bytes;
 use image::Frame;
 
@@ -70,8 +71,12 @@ impl LogWriter {
             return;
         }
         let Some((id, segment)) = self.choose_victim() else { return };
-        match read_footer(&segment.file, id, segment.bytes) {
-            Ok(entries) => self.eviction = Some(self.choose_spared(id, segment.file, entries)),
+        let read = self.buffered(&segment).and_then(|file| {
+            let entries = read_footer(&file, id, segment.bytes)?;
+            Ok((file, entries))
+        });
+        match read {
+            Ok((file, entries)) => self.eviction = Some(self.choose_spared(id, file, entries)),
             Err(error) => {
                 tracing::warn!(%error, "cache: a segment has no footer and is dropped whole");
                 self.drop_segment(id);
@@ -148,7 +153,7 @@ impl LogWriter {
             eviction.pinned_bytes -= entry.len as usize;
         }
         let spot = Spot::new(id, entry.offset, entry.len);
-        if self.disk.index().peek(&entry.key).is_none_or(|found| !found.same_place(&spot)) {
+        if !self.disk.index().is_at(&entry.key, &spot) {
             return true;
         }
         match read_frame(&file, &entry) {
@@ -200,7 +205,7 @@ impl LogWriter {
         self.eviction.take_if(|eviction| eviction.id == id);
         let Some(segment) = self.disk.segments_mut().remove(&id) else { return };
         self.disk.counts().bytes.fetch_sub(segment.bytes, Ordering::Relaxed);
-        match read_footer(&segment.file, id, segment.bytes) {
+        match self.footer(id, &segment) {
             Ok(entries) => entries.iter().for_each(|entry| {
                 let spot = Spot::new(id, entry.offset, entry.len);
                 self.disk.index().remove(&entry.key, &spot);
@@ -209,6 +214,22 @@ impl LogWriter {
         }
         if let Err(error) = self.outside.fs.remove_file(segment.file.path()) {
             tracing::warn!(%error, "cache: a segment could not be removed");
+        }
+    }
+
+    /// Removes those of these segments in which nothing lies any more that the index knows.
+    pub(super) fn sweep(&mut self, ids: &BTreeSet<u32>) {
+        for (id, segment) in self.sealed() {
+            if !ids.contains(&id) {
+                continue;
+            }
+            let there = |entry: &Entry| {
+                let spot = Spot::new(id, entry.offset, entry.len);
+                self.disk.index().is_at(&entry.key, &spot)
+            };
+            if self.footer(id, &segment).is_ok_and(|entries| !entries.iter().any(there)) {
+                self.drop_segment(id);
+            }
         }
     }
 
@@ -229,17 +250,38 @@ impl LogWriter {
         {
             return bytes;
         }
-        let entries = read_footer(&segment.file, id, segment.bytes).unwrap_or_default();
+        let entries = self.footer(id, segment).unwrap_or_default();
         let pinned = entries.iter().filter(|entry| {
             let spot = Spot::new(id, entry.offset, entry.len);
-            self.disk.pins().contains(&entry.key)
-                && self.disk.index().peek(&entry.key).is_some_and(|found| found.same_place(&spot))
+            self.disk.pins().contains(&entry.key) && self.disk.index().is_at(&entry.key, &spot)
         });
         let bytes = pinned.map(|entry| u64::from(entry.len)).sum();
         if let Some(segment) = self.disk.segments_mut().get_mut(&id) {
             segment.pinned = Some((generation, bytes));
         }
         bytes
+    }
+
+    /// The footer of a sealed segment.
+    pub(super) fn footer(&self, id: u32, segment: &Segment) -> io::Result<Vec<Entry>> {
+        read_footer(&self.buffered(segment)?, id, segment.bytes)
+    }
+
+    /// A segment's file through the page cache, for reads that are not of whole sectors.
+    fn buffered(&self, segment: &Segment) -> io::Result<BlockFile> {
+        match segment.file.is_direct() {
+            true => self.outside.fs.open(segment.file.path(), OpenMode::read()),
+            false => Ok(segment.file.clone()),
+        }
+    }
+
+    /// The file of a sealed segment as it is read from now on: past the page cache, where that can
+    /// be had.
+    pub(super) fn for_readers(&self, file: BlockFile) -> BlockFile {
+        if !self.limits.direct {
+            return file;
+        }
+        self.outside.fs.open(file.path(), OpenMode::read().direct()).unwrap_or(file)
     }
 
     /// What the segments take, with the open one counted as full.

@@ -90,6 +90,11 @@ impl Index {
         self.shards.of(&key.digest).get(&Tag::of(key)).copied()
     }
 
+    /// Whether a frame is said to lie there.
+    pub(crate) fn is_at(&self, key: &Key, spot: &Spot) -> bool {
+        self.peek(key).is_some_and(|found| found.same_place(spot))
+    }
+
     /// Says where a frame lies now.
     pub(crate) fn insert(&self, key: &Key, spot: Spot) {
         let was = self.shards.of(&key.digest).insert(Tag::of(key), spot);
@@ -131,6 +136,17 @@ impl Index {
             self.frames.fetch_sub(shard.len() as u64, Ordering::Relaxed);
             *shard = HashMap::new();
         });
+    }
+
+    /// Memory that it takes, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let mut bytes = 0;
+        self.shards.each(|shard| {
+            // A map is at most 7/8 full, and has a power of two of places, each with one more byte.
+            let places = (shard.capacity() * 8 / 7).next_power_of_two();
+            bytes += (places * (size_of::<(Tag, Spot)>() + 1)) as u64;
+        });
+        bytes
     }
 
     /// Frames known.

@@ -49,7 +49,7 @@ impl LogWriter {
         }
     }
 
-    /// Makes a pin last.
+    /// Makes a pin last, and with that makes it; nothing is left of it if it was given up.
     pub(super) fn save_pin(&mut self, pin: &PinFile) -> Result<()> {
         if let DiskState::Off(why) = self.disk.state() {
             return Err(Error::new(Kind::Io, format!("the disk tier is off: {why}")));
@@ -57,10 +57,14 @@ impl LogWriter {
         self.check_ours(&pin.image)?;
         let path = self.pin_path(&pin.image);
         let saved = self.outside.fs.replace(&path, &pin.to_bytes());
-        saved.map_err(|error| Error::io("pin", error))
+        saved.map_err(|error| Error::io("pin", error))?;
+        if !self.disk.pins().commit(&pin.image) {
+            self.remove_pin(&pin.image)?;
+        }
+        Ok(())
     }
 
-    /// Removes a pin's file, and returns when it cannot come back.
+    /// Takes back a pin when its file cannot come back any more.
     pub(super) fn remove_pin(&mut self, image: &Digest) -> Result<()> {
         self.check_ours(image)?;
         let removed = match self.outside.fs.remove_file(self.pin_path(image)) {
@@ -68,7 +72,9 @@ impl LogWriter {
             removed => removed,
         };
         let removed = removed.and_then(|()| self.outside.fs.sync_dir(&self.limits.dir));
-        removed.map_err(|error| Error::io("unpin", error))
+        removed.map_err(|error| Error::io("unpin", error))?;
+        self.disk.pins().remove(image);
+        Ok(())
     }
 
     /// Refuses to touch a file that another program, or a newer version of this one, made.

@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use blockio::{Arena, BlockFile, Engine};
@@ -46,10 +46,12 @@ use crate::key::{Key, check_frame};
 use crate::pins::Pins;
 use crate::shared::Clock;
 
-/// A frame of a 256 KiB chunk that did not shrink, in whole pages.
-const SMALL_SLOT: usize = 65 * 4096;
-/// The longest frame, in whole pages.
-const LARGE_SLOT: usize = MAX_FRAME.next_multiple_of(4096);
+/// Reads past the page cache start and end on multiples of this, in bytes.
+const SECTOR: u64 = 4096;
+/// A frame of a 256 KiB chunk that did not shrink, with the sectors that it begins and ends in.
+const SMALL_SLOT: usize = 66 * SECTOR as usize;
+/// The longest frame, likewise.
+const LARGE_SLOT: usize = MAX_FRAME.next_multiple_of(SECTOR as usize) + SECTOR as usize;
 
 /// A segment that can be read.
 #[derive(Clone, Debug)]
@@ -64,6 +66,35 @@ pub(crate) struct Segment {
 impl Segment {
     pub(crate) fn new(file: BlockFile, bytes: u64) -> Self {
         Self { file, bytes, pinned: None }
+    }
+}
+
+/// What has to be read for a frame, in bytes.
+struct Window {
+    from: u64,
+    len: usize,
+    /// Where in it the frame begins, and how long that is.
+    skip: usize,
+    frame: usize,
+}
+
+impl Window {
+    /// Just the frame; past the page cache the sectors that it lies in.
+    fn of(offset: u32, len: u32, direct: bool) -> Self {
+        let (start, frame) = (u64::from(offset), len as usize);
+        if !direct {
+            return Self { from: start, len: frame, skip: 0, frame };
+        }
+        let from = start - start % SECTOR;
+        let end = (start + u64::from(len)).next_multiple_of(SECTOR);
+        Self { from, len: (end - from) as usize, skip: (start - from) as usize, frame }
+    }
+
+    /// The frame, or what there is of it, out of what was read. A copy, so that a reader who keeps
+    /// a frame does not keep others from the disk.
+    fn frame(&self, read: &[u8]) -> Bytes {
+        let end = read.len().min(self.skip + self.frame);
+        Bytes::copy_from_slice(&read[self.skip.min(end)..end])
     }
 }
 
@@ -87,7 +118,7 @@ pub(crate) struct Disk {
     queue: Queue,
     segments: RwLock<BTreeMap<u32, Segment>>,
     health: Health,
-    pins: Pins,
+    pins: Arc<Pins>,
     scrub: Orders,
     small: Arena,
     large: Arena,
@@ -106,7 +137,7 @@ pub(crate) struct Counts {
 
 impl Disk {
     /// A tier with nothing in it, recovering.
-    pub(crate) fn new(means: Means, pins: Pins) -> io::Result<Self> {
+    pub(crate) fn new(means: Means, pins: Arc<Pins>) -> io::Result<Self> {
         let arena = usize::try_from(means.arena).unwrap_or(usize::MAX);
         Ok(Self {
             index: Index::new(),
@@ -182,11 +213,11 @@ impl Disk {
         }
     }
 
-    /// Forgets where a frame lies.
-    pub(crate) fn forget(&self, key: &Key) {
-        if let Some(spot) = self.index.peek(key) {
-            self.drop_frame(key, &spot);
-        }
+    /// Forgets where a frame lies; says in which segment that was.
+    pub(crate) fn forget(&self, key: &Key) -> Option<u32> {
+        let spot = self.index.peek(key)?;
+        self.drop_frame(key, &spot);
+        Some(spot.segment)
     }
 
     /// Reads a frame and checks it as [`check_frame`] does. One that is not what it should be is
@@ -219,14 +250,13 @@ impl Disk {
     }
 
     async fn read_spot(&self, engine: &Engine, file: &BlockFile, spot: &Spot) -> io::Result<Bytes> {
-        let len = spot.len() as usize;
-        let arena = if len <= SMALL_SLOT { &self.small } else { &self.large };
+        let window = Window::of(spot.offset, spot.len(), file.is_direct());
+        let arena = if window.len <= SMALL_SLOT { &self.small } else { &self.large };
         let mut buf = arena.acquire().await;
-        buf.set_len(len);
-        let (result, buf) = engine.read_at(file, buf, u64::from(spot.offset)).await;
+        buf.set_len(window.len);
+        let (result, buf) = engine.read_at(file, buf, window.from).await;
         result?;
-        // Copied out, so that a reader who keeps a frame does not keep others from the disk.
-        Ok(Bytes::copy_from_slice(&buf))
+        Ok(window.frame(&buf))
     }
 
     /// Takes what was read for a frame, or finds out why it is none.
@@ -296,10 +326,10 @@ mod tests {
         let key = Key { domain: Domain::PUBLIC, digest };
         let file = MemFs::new().fs().open("/seg", OpenMode::create()).unwrap();
         file.write_all_at(frame.bytes(), 64).unwrap();
-        let clock: Clock = std::sync::Arc::new(|| Duration::ZERO);
+        let clock: Clock = Arc::new(|| Duration::ZERO);
         let timeout = Duration::from_secs(2);
         let means = Means { queue: 0, arena: 1, timeout, scrub: 0, clock };
-        let disk = Disk::new(means, Pins::new(0, 0)).unwrap();
+        let disk = Disk::new(means, Arc::new(Pins::new(0, 0))).unwrap();
         disk.segments_mut().insert(3, Segment::new(file, 228));
         disk.index.insert(&key, Spot::new(3, 64, 164));
         (disk, key)

@@ -3,7 +3,7 @@
 //! Bounded in bytes and never waited for: when the disk cannot keep up, frames are left out of it.
 //! A slow disk then costs hits later, not latency now.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Append(Key, Frame),
     /// Drop every segment.
     Clear,
+    /// Drop those of these segments that hold nothing any more.
+    Sweep(BTreeSet<u32>),
     /// Make a pin outlive us.
     SavePin(PinFile, oneshot::Sender<image::Result<()>>),
     /// Forget a pin.

@@ -81,7 +81,7 @@ impl LogWriter {
         if entries.is_empty() {
             return self.outside.fs.remove_file(&path);
         }
-        self.add_segment(id, Segment::new(file, bytes));
+        self.add_segment(id, Segment::new(self.for_readers(file), bytes));
         // The newest first here as well: a repaired frame lies behind the one it replaces.
         for entry in entries.iter().rev() {
             let spot = Spot::new(id, entry.offset, entry.len);

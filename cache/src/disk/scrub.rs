@@ -25,11 +25,10 @@ use bytes::{BufMut, Bytes};
 use image::reader::Reader;
 use image::{FormatError, Frame};
 
-use crate::disk::evict::read_footer;
 use crate::disk::format::Entry;
 use crate::disk::index::Spot;
 use crate::disk::writer::{LogWriter, Phase};
-use crate::disk::{DiskState, LARGE_SLOT};
+use crate::disk::{DiskState, LARGE_SLOT, Window};
 use crate::key::check_plain;
 use crate::sharded::lock;
 
@@ -37,8 +36,6 @@ use crate::sharded::lock;
 const PASS_EVERY: Duration = Duration::from_secs(3600);
 /// After a pause scrubbing does not catch up on more than this.
 const CATCH_UP: Duration = Duration::from_millis(500);
-/// Direct reads start and end on multiples of this, in bytes.
-const SECTOR: u64 = 4096;
 
 const NAME: &str = "scrub";
 const LEN: usize = 64;
@@ -140,7 +137,7 @@ impl LogWriter {
         let mut status = lock(&self.disk.scrub().status);
         (status.segment, status.offset) = (work.id.into(), u64::from(entry.offset + entry.len));
         drop(status);
-        if self.disk.index().peek(&entry.key).is_some_and(|found| found.same_place(&spot)) {
+        if self.disk.index().is_at(&entry.key, &spot) {
             self.scrub_frame(&work.file, &entry, &spot);
         }
         self.scrub.at = Some(work);
@@ -195,7 +192,7 @@ impl LogWriter {
             self.scrub.due = now + Duration::from_secs(1);
             return None;
         };
-        let left = match read_footer(&segment.file, id, segment.bytes) {
+        let left = match self.footer(id, &segment) {
             Ok(mut entries) => {
                 entries.retain(|entry| u64::from(entry.offset) >= behind(id));
                 entries.reverse();
@@ -213,14 +210,17 @@ impl LogWriter {
     /// The same file past the page cache, so that the medium is asked; where that cannot be had,
     /// the file itself.
     fn open_for_scrubbing(&self, file: &BlockFile) -> BlockFile {
+        if file.is_direct() {
+            return file.clone();
+        }
         let direct = self.outside.fs.open(file.path(), OpenMode::read().direct());
         direct.unwrap_or_else(|_| file.clone())
     }
 
     fn scrub_frame(&mut self, file: &BlockFile, entry: &Entry, spot: &Spot) {
-        let orders_rate = self.disk.scrub().rate().max(1);
+        let rate = self.disk.scrub().rate().max(1);
         let now = (self.outside.clock)();
-        let cost = Duration::from_secs_f64(f64::from(entry.len) / orders_rate as f64);
+        let cost = Duration::from_secs_f64(f64::from(entry.len) / rate as f64);
         self.scrub.due = self.scrub.due.max(now.saturating_sub(CATCH_UP)) + cost;
         let good = match self.read_direct(file, entry) {
             Err(error) => {
@@ -247,21 +247,15 @@ impl LogWriter {
 
     fn read_direct(&mut self, file: &BlockFile, entry: &Entry) -> io::Result<Bytes> {
         let mut buf = self.scrub_buffer()?;
-        let start = u64::from(entry.offset);
-        let (from, end) = (start - start % SECTOR, start + u64::from(entry.len));
-        buf.set_len((end.next_multiple_of(SECTOR) - from) as usize);
-        let read = file.read_at(&mut buf, from)? as u64;
-        if from + read < end {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let skip = (start - from) as usize;
-        Ok(Bytes::copy_from_slice(&buf[skip..skip + entry.len as usize]))
+        let window = Window::of(entry.offset, entry.len, file.is_direct());
+        buf.set_len(window.len);
+        let read = file.read_at(&mut buf, window.from)?;
+        Ok(window.frame(&buf[..read]))
     }
 
     fn scrub_buffer(&mut self) -> io::Result<Buf> {
-        let slot = LARGE_SLOT + SECTOR as usize;
         if self.scrub.buffer.is_none() {
-            self.scrub.buffer = Some(Arena::new("cache: scrubbing", slot, slot)?);
+            self.scrub.buffer = Some(Arena::new("cache: scrubbing", LARGE_SLOT, LARGE_SLOT)?);
         }
         let buffer = self.scrub.buffer.as_ref().and_then(Arena::try_acquire);
         buffer.ok_or_else(|| io::Error::other("the buffer of scrubbing is in use"))
@@ -271,7 +265,10 @@ impl LogWriter {
     pub(super) fn load_scrub(&mut self) {
         let path = self.limits.dir.join(NAME);
         match self.outside.fs.read(&path, LEN).map(|bytes| parse(&bytes)) {
-            Ok(Ok(status)) => *lock(&self.disk.scrub().status) = status,
+            Ok(Ok(status)) => {
+                *lock(&self.disk.scrub().status) = status;
+                self.scrub.next_pass = (self.outside.clock)() + PASS_EVERY;
+            }
             Ok(Err(error)) => {
                 let path = path.display();
                 tracing::warn!(%path, %error, "cache: scrubbing begins anew");

@@ -38,6 +38,8 @@ pub(crate) struct LogLimits {
     pub(crate) reserve: u64,
     /// One segment, in bytes; at most a fourth of the budget.
     pub(crate) segment: u64,
+    /// Sealed segments are read past the page cache.
+    pub(crate) direct: bool,
 }
 
 /// The world outside, as the writer sees it.
@@ -224,6 +226,7 @@ impl LogWriter {
         match command {
             Command::Append(key, frame) => self.append_new(&key, &frame),
             Command::Clear => self.clear(),
+            Command::Sweep(segments) => self.sweep(&segments),
             // Who does not wait for the answer any more needs none.
             Command::SavePin(pin, reply) => _ = reply.send(self.save_pin(&pin)),
             Command::RemovePin(image, reply) => _ = reply.send(self.remove_pin(&image)),
@@ -352,6 +355,10 @@ impl LogWriter {
         let bytes = footer(open.id, &open.entries, open.end);
         open.file.write_all_at(&bytes, u64::from(open.end))?;
         self.set_segment_bytes(open.id, u64::from(open.end) + bytes.len() as u64);
+        let file = self.for_readers(open.file);
+        if let Some(segment) = self.disk.segments_mut().get_mut(&open.id) {
+            segment.file = file;
+        }
         Ok(())
     }
 
