@@ -267,4 +267,16 @@ pub struct GcReport {
     pub sessions: u64,
     /// Seconds until the condemned objects may be deleted.
     pub wait_secs: u64,
+    /// Packs that were rewritten now, for they were mostly dead or small; they are garbage from now on.
+    pub rewritten: u64,
+    /// New packs that hold what was live in them.
+    pub written: u64,
+    /// Bytes that this gives back when the old packs are deleted.
+    pub saved_bytes: u64,
+    /// Images that got a new locator.
+    pub relocated: u64,
+    /// Packs that could not be rewritten, for they are damaged.
+    pub bad_packs: u64,
+    /// Whether rewriting reached a limit: the next run goes on with it.
+    pub unfinished: bool,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::catalog::{GcReport, GcRequest, VerifyReport};
 use image::Digest;
 use placement::{Answer, Archive, Clock, ImageFacts, RefMove};
-use store::Store;
+use store::{Compaction, GcOptions, Store};
 
 /// The store, as placement uses it.
 pub struct StoreArchive {
@@ -75,7 +75,9 @@ impl Archive for StoreArchive {
     fn gc(&self, roots: Vec<Digest>, request: GcRequest, now: u64) -> Answer<'_, GcReport> {
         let grace = request.grace_secs.map_or(self.grace, Duration::from_secs);
         Box::pin(async move {
-            let report = self.store.gc(&roots, grace, request.dry_run, now).await?;
+            let compact = Some(Compaction::default());
+            let options = GcOptions { grace, dry_run: request.dry_run, now, compact };
+            let report = self.store.gc(&roots, &options).await?;
             Ok(GcReport {
                 images: report.images,
                 condemned: report.condemned,
@@ -84,6 +86,12 @@ impl Archive for StoreArchive {
                 deleted_bytes: report.deleted_bytes,
                 sessions: report.sessions,
                 wait_secs: report.wait_secs,
+                rewritten: report.rewritten,
+                written: report.written,
+                saved_bytes: report.saved_bytes(),
+                relocated: report.relocated,
+                bad_packs: report.bad_packs,
+                unfinished: report.unfinished,
             })
         })
     }
