@@ -46,6 +46,8 @@ pub struct CachePlan {
     pub in_flight: u64,
     /// Disk budget in bytes, if it has a disk.
     pub disk: Option<u64>,
+    /// Bytes of it that are scrubbed in a second.
+    pub scrub: u64,
     /// Cores, each with an endpoint of its own.
     pub cores: usize,
 }
@@ -167,12 +169,22 @@ impl Scenario {
         };
         let mut one_lives_on = false;
         for _ in 0..chance.within(0..11) {
-            let at = ms(chance.within(10..LATEST));
+            let at = scenario.draw_time(&mut chance);
             let fault = scenario.draw_fault(&mut chance, &mut one_lives_on);
             scenario.faults.push((at, fault));
         }
         scenario.faults.sort_by_key(|(at, _)| *at);
         scenario
+    }
+
+    /// Some time; mostly one at which a node is at work.
+    fn draw_time(&self, chance: &mut Chance) -> Duration {
+        let node = chance.within(0..self.nodes.len() as u64) as usize;
+        let after = ms(chance.within(10..1_500));
+        match chance.one_in(3) {
+            true => ms(chance.within(10..LATEST)),
+            false => self.nodes[node].at + after,
+        }
     }
 
     fn draw_fault(&self, chance: &mut Chance, dead: &mut bool) -> Trouble {
@@ -208,7 +220,7 @@ impl Scenario {
             }
             6 => Trouble::Isolated { cache, lasts },
             7 => Trouble::Limps { cache, speed: chance.pick(&[20, 200]), lasts },
-            8 => Trouble::Rots { cache, bits: chance.within(1..20) },
+            8 => Trouble::Rots { cache, bits: chance.pick(&[1, 20, 300]) },
             9 => Trouble::DiskFails {
                 cache,
                 operations: chance.within(1..12),
@@ -252,7 +264,8 @@ impl CachePlan {
         };
         // The least has room for some ten reads of the largest chunks.
         let in_flight = chance.pick(&[1 << 20, 16 << 20]);
-        Self { memory, roomy, in_flight, disk, cores: chance.pick(&[1, 1, 2]) }
+        let (scrub, cores) = (chance.pick(&[0, 8 << 20]), chance.pick(&[1, 1, 2]));
+        Self { memory, roomy, in_flight, disk, scrub, cores }
     }
 }
 

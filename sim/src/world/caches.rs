@@ -105,6 +105,7 @@ impl CacheHost {
             fs: self.faults.wrap_fs(&fs),
             free_space: Arc::new(|_| Ok(u64::MAX)),
             segment: self.plan.disk.map(|bytes| (bytes / 8).min(512 << 10)),
+            scrub: self.plan.scrub,
             ..Options::default()
         }
     }
