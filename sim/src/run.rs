@@ -145,7 +145,7 @@ impl Grid {
         for guest in self.guests.iter().cloned() {
             spawn_local(async move { guest.run().await.expect("memory for a decoder") });
         }
-        for (at, trouble) in self.world.scenario.faults.clone() {
+        for (at, trouble) in self.world.scenario.troubles.clone() {
             let grid = Rc::clone(&self);
             spawn_local(async move {
                 grid.world.trace.until(at).await;
@@ -182,7 +182,7 @@ impl Grid {
 
     fn counts(&self) -> Counts {
         let mut counts = Counts { net: self.world.net.counts(), ..Counts::default() };
-        counts.troubles = self.world.scenario.faults.len() as u64;
+        counts.troubles = self.world.scenario.troubles.len() as u64;
         for (begun, wrong) in self.nodes.iter().map(|node| node.counts()) {
             counts.pulls += begun;
             counts.repaired += wrong;
@@ -283,11 +283,11 @@ impl Grid {
                 0 if !seen.is_empty() => {
                     let (from, bytes) = &seen[chance.within(0..seen.len() as u64) as usize];
                     let from = if chance.one_in(4) { stranger } else { *from };
-                    net.inject(from, to, bytes);
+                    net.send(from, to, bytes);
                 }
                 _ => {
                     let len = chance.within(1..1300) as usize;
-                    net.inject(stranger, to, &chance.bytes(len));
+                    net.send(stranger, to, &chance.bytes(len));
                 }
             }
             if n % 16 == 15 {

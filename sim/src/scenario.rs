@@ -1,4 +1,4 @@
-//! What happens in a run, drawn from its seed before it begins: the grid, the pulls, the faults.
+//! What happens in a run, drawn from its seed before it begins: the grid, the pulls, the troubles.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::corpus::CORPORA;
 use crate::world::net::Quality;
 use crate::world::origin::Distance;
 
-/// Faults begin before this, and those that end have ended soon after.
+/// Troubles begin before this, and those that end have ended soon after.
 const LATEST: u64 = 9_000;
 
 /// A run.
@@ -32,7 +32,7 @@ pub struct Scenario {
     /// Guests, who read here and there.
     pub guests: Vec<GuestPlan>,
     /// What goes wrong, in order of time.
-    pub faults: Vec<(Duration, Trouble)>,
+    pub troubles: Vec<(Duration, Trouble)>,
 }
 
 /// A cache.
@@ -165,15 +165,15 @@ impl Scenario {
             caches: (0..caches).map(|_| CachePlan::draw(&mut chance)).collect(),
             nodes: (0..nodes).map(|_| NodePlan::draw(&mut chance)).collect(),
             guests: (0..guests).map(|_| GuestPlan::draw(&mut chance)).collect(),
-            faults: Vec::new(),
+            troubles: Vec::new(),
         };
         let mut one_lives_on = false;
         for _ in 0..chance.within(0..11) {
             let at = scenario.draw_time(&mut chance);
-            let fault = scenario.draw_fault(&mut chance, &mut one_lives_on);
-            scenario.faults.push((at, fault));
+            let trouble = scenario.draw_trouble(&mut chance, &mut one_lives_on);
+            scenario.troubles.push((at, trouble));
         }
-        scenario.faults.sort_by_key(|(at, _)| *at);
+        scenario.troubles.sort_by_key(|(at, _)| *at);
         scenario
     }
 
@@ -187,7 +187,7 @@ impl Scenario {
         }
     }
 
-    fn draw_fault(&self, chance: &mut Chance, dead: &mut bool) -> Trouble {
+    fn draw_trouble(&self, chance: &mut Chance, dead: &mut bool) -> Trouble {
         let cache = chance.within(0..self.caches.len() as u64) as usize;
         let node = chance.within(0..self.nodes.len() as u64) as usize;
         let lasts = ms(chance.pick(&[50, 500, 3_000, 15_000]));
@@ -295,15 +295,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_fault_is_drawn_and_one_cache_is_always_left() {
+    fn every_kind_of_trouble_is_drawn_and_one_cache_is_always_left() {
         let mut kinds = std::collections::BTreeSet::new();
         for seed in 0..400 {
             let scenario = Scenario::of(seed);
             let mut gone = 0;
-            for (_, fault) in &scenario.faults {
-                let text = format!("{fault:?}");
+            for (_, trouble) in &scenario.troubles {
+                let text = format!("{trouble:?}");
                 kinds.insert(text.split(' ').next().unwrap_or_default().to_owned());
-                gone += usize::from(matches!(fault, Trouble::CacheStops { back: None, .. }));
+                gone += usize::from(matches!(trouble, Trouble::CacheStops { back: None, .. }));
             }
             assert!(gone < scenario.caches.len(), "seed {seed}");
         }

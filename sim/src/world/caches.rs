@@ -12,22 +12,19 @@ use std::time::Duration;
 use blockio::fake::{FaultOp, FaultPlan, MemFs};
 use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
 use cache::{Budget, Cache, DiskBudget, DiskState, LogWriter, Options, Shared, Status};
-use image::{
-    ChunkSink, ChunkSource, Codec, Digest, Error, Frame, Manifest, Place, ReadContext, Result,
-    SectionTable,
-};
+use image::{Digest, Error, ReadContext, Result};
 use stream::{Auth, NoSink, ServerLimits};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::sleep;
 
 use super::World;
+use super::door::Door;
 use super::origin::Origin;
 use super::papers::{START, authority, cache_ip};
 use super::socket::endpoint;
 use crate::bugs::Bug;
 use crate::chance::Chance;
-use crate::corpus::Truth;
 use crate::invariants::Life;
 use crate::scenario::{CachePlan, Care, Scenario, Stop, What};
 
@@ -187,10 +184,10 @@ impl CacheHost {
         let trace = world.trace.clone();
         let clock = Arc::new(move || START + trace.now().as_secs());
         let auth = Auth { key: authority().verifying_key(), clock };
-        let chance = Rc::new(RefCell::new(Chance::new(seed, &format!("door of {life} {core}"))));
+        let chance = Chance::new(seed, &format!("door of {life} {core}"));
         let cache = self.cache(&core, shared)?;
-        let bare = Rc::new(self.origin(&format!("bare {core}")));
-        let door = Door { cache, bare, world, life, chance };
+        let bare = self.origin(&format!("bare {core}"));
+        let door = Door::new(cache, bare, world, life, chance);
         let limits = ServerLimits { per_peer: 512, ..ServerLimits::default() };
         let sinks = None::<fn(Digest) -> NoSink>;
         Ok(stream::serve(endpoint, door, sinks, auth, limits, std::future::pending()))
@@ -367,94 +364,4 @@ async fn care(
     // What is fetched for them ends with them.
     LocalSet::new().run_until(both).await;
     std::future::pending().await
-}
-
-/// What a server serves from: the cache, and who looks at what goes out.
-#[derive(Clone)]
-struct Door {
-    cache: Cache<Origin>,
-    /// The store itself, for bugs that have no cache.
-    bare: Rc<Origin>,
-    world: World,
-    life: Life,
-    chance: Rc<RefCell<Chance>>,
-}
-
-impl ChunkSource for Door {
-    async fn manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
-        self.cache.manifest(ctx, image).await
-    }
-
-    async fn section_table(
-        &self,
-        ctx: &ReadContext,
-        image: &Digest,
-        section: u32,
-    ) -> Result<Arc<SectionTable>> {
-        self.cache.section_table(ctx, image, section).await
-    }
-
-    async fn chunks<S: ChunkSink>(
-        &self,
-        ctx: &ReadContext,
-        place: &Place,
-        sink: &mut S,
-    ) -> Result<()> {
-        let Some(truth) = self.world.corpus.truth(&place.image) else {
-            return self.cache.chunks(ctx, place, sink).await;
-        };
-        if self.world.has(Bug::Forgets) {
-            self.cache.shared().drop_all();
-        }
-        if self.world.has(Bug::LeftBehind) {
-            let (cache, place) = (self.cache.clone(), place.clone());
-            let read = async move {
-                let _ = cache.chunks(&ReadContext::default(), &place, &mut Never).await;
-            };
-            tokio::task::spawn_local(read);
-        }
-        let mut looked = Looked { door: self, truth, section: place.section, sink };
-        match self.world.has(Bug::NoSharing) {
-            true => self.bare.chunks(ctx, place, &mut looked).await,
-            false => self.cache.chunks(ctx, place, &mut looked).await,
-        }
-    }
-}
-
-/// Looks at every frame that goes out.
-struct Looked<'a, S> {
-    door: &'a Door,
-    truth: &'a Truth,
-    section: u32,
-    sink: &'a mut S,
-}
-
-impl<S: ChunkSink> ChunkSink for Looked<'_, S> {
-    async fn chunk(&mut self, chunk: u32, frame: Frame) -> Result<()> {
-        let world = &self.door.world;
-        let frame = match world.has(Bug::AlteredFrames) && self.door.chance.borrow_mut().one_in(100)
-        {
-            true => altered(&frame),
-            false => frame,
-        };
-        world.watch.given(self.door.life, self.truth, self.section, chunk, &frame);
-        self.sink.chunk(chunk, frame).await
-    }
-}
-
-fn altered(frame: &Frame) -> Frame {
-    let header = frame.header();
-    let mut payload = frame.payload().to_vec();
-    payload[0] ^= 1;
-    let codec: Codec = header.codec;
-    Frame::new(codec, header.domain, header.digest, header.plain_len, &payload)
-}
-
-/// A reader that never takes anything.
-struct Never;
-
-impl ChunkSink for Never {
-    async fn chunk(&mut self, _: u32, _: Frame) -> Result<()> {
-        std::future::pending().await
-    }
 }

@@ -2,6 +2,7 @@
 //! those crates put together as `forebay` puts them together, but on one thread and in the run's time.
 
 pub mod caches;
+mod door;
 pub mod guests;
 pub mod net;
 pub mod nodes;

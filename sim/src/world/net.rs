@@ -191,8 +191,8 @@ impl Net {
         }
     }
 
-    /// Sends a datagram on its way.
-    pub(super) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+    /// Sends a datagram on its way, in whoever's name.
+    pub fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         let now = self.shared.trace.now();
         let mut state = self.state();
         state.counts.sent += 1;
@@ -262,19 +262,9 @@ impl Net {
         }
     }
 
-    /// All links are of this quality from now on.
-    pub fn set_quality(&self, quality: Quality) {
-        self.state().quality = quality;
-    }
-
     /// What was sent to an address lately, and from where.
     pub fn seen(&self, to: &SocketAddr) -> Vec<(SocketAddr, Bytes)> {
         self.state().seen.get(to).map_or_else(Vec::new, |seen| seen.iter().cloned().collect())
-    }
-
-    /// Sends bytes in somebody's name.
-    pub fn inject(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        self.send(from, to, bytes);
     }
 
     /// What became of all datagrams so far.
