@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use api::grid::CacheInfo;
 use blockio::fake::{FaultOp, FaultPlan, MemFs};
 use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
 use cache::{Budget, Cache, DiskBudget, DiskState, LogWriter, Options, Shared, Status};
@@ -62,6 +63,20 @@ pub struct CacheHost {
 pub fn addresses(scenario: &Scenario, number: usize) -> Vec<SocketAddr> {
     let ports = PORT..PORT + scenario.caches[number].cores as u16;
     ports.map(|port| SocketAddr::new(cache_ip(number), port)).collect()
+}
+
+/// What placement would say of a cache.
+pub fn info(scenario: &Scenario, number: usize) -> CacheInfo {
+    let name = authority().cache(number).name.clone();
+    CacheInfo {
+        name: name.clone(),
+        server_name: name,
+        endpoints: addresses(scenario, number),
+        receives: false,
+        api: None,
+        weight: 1.0,
+        draining: false,
+    }
 }
 
 impl CacheHost {

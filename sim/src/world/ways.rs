@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use api::grid::CacheInfo;
 use image::{ChunkSink, ChunkSource, Digest, Manifest, Place, ReadContext, Result, SectionTable};
 use node::pull::Connect;
-use node::spread::{Dial, Spread};
+use node::spread::{Dial, Health, Members, Spread};
 use stream::{Client, ClientLimits, ClientOptions};
 
 use super::papers::{authority, node_ip};
@@ -29,6 +30,8 @@ pub struct Way {
     /// Names the endpoints.
     whose: String,
     dials: Arc<AtomicU64>,
+    /// How the caches do, as the cores of this pull see it.
+    health: Arc<Health>,
 }
 
 impl Way {
@@ -41,27 +44,28 @@ impl Way {
         let other = if image == images[0].image { images[1].image } else { images[0].image };
         let tickets = [image, other].map(|i| authority().ticket(member, i)).to_vec();
         let (world, dials) = (world.clone(), Arc::default());
-        Self { world, node, core: 0, tickets, root, other, whose, dials }
+        let health = Arc::default();
+        Self { world, node, core: 0, tickets, root, other, whose, dials, health }
     }
 }
 
 impl Dial for Way {
     type Source = Client;
 
-    async fn dial(&self, member: usize) -> Result<Client> {
+    async fn dial(&self, cache: &CacheInfo) -> Result<Client> {
         let (world, tuning) = (&self.world, self.world.tuning());
         let dial = self.dials.fetch_add(1, Ordering::Relaxed);
         let what = format!("{} core {} dial {dial}", self.whose, self.core);
         let chance = Chance::new(world.scenario.seed, &what);
         let from = SocketAddr::new(node_ip(self.node), 0);
-        let mut servers = caches::addresses(&world.scenario, member);
+        let mut servers = cache.endpoints.clone();
         let first = self.core % servers.len();
         servers.rotate_left(first);
         Client::connect(ClientOptions {
             endpoint: endpoint(&world.net, from, &tuning, None, chance)?,
             config: tuning.client(Arc::clone(&authority().node(self.node).client))?,
             servers,
-            server_name: authority().cache(member).name.clone(),
+            server_name: cache.server_name.clone(),
             tickets: self.tickets.clone(),
             limits: ClientLimits::default(),
         })
@@ -78,10 +82,15 @@ impl Connect for Way {
 
     async fn connect(&self, core: usize) -> Result<Road> {
         let caches = 0..self.world.scenario.caches.len();
-        let names = caches.map(|n| authority().cache(n).name.clone());
+        let caches = caches.map(|n| caches::info(&self.world.scenario, n)).collect::<Vec<_>>();
+        let members = Members::fixed(caches);
         let (world, other) = (self.world.clone(), self.other);
         let way = Self { core, dials: Arc::default(), ..self.clone() };
-        Ok(Road { spread: Spread::new(way, self.root, names), world, other })
+        Ok(Road {
+            spread: Spread::new(way, self.root, members, Arc::clone(&self.health)),
+            world,
+            other,
+        })
     }
 }
 
