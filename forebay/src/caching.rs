@@ -74,12 +74,13 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         draining: false,
     };
     let lease = placement.serving(&name, &at).await?;
+    let interrupted = interrupted();
     announce(&CacheServing { name: name.clone(), chunks: at.endpoints.clone(), api: at.api }, json);
     let until = async {
         tokio::select! {
             () = keep_serving(&placement, &name, at, lease.lease_secs, &mut draining) => {}
             () = keeper.drained() => tracing::info!("drained"),
-            () = interrupted() => {}
+            () = interrupted => {}
         }
         tracing::info!("stopping");
         drop(stop);

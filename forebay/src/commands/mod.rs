@@ -31,18 +31,18 @@ pub fn block_on<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> 
     })
 }
 
-/// Returns when the process is asked to end.
-pub async fn interrupted() {
+/// Ends when the process is asked to end. From the call on, not only while it is waited for, signals do
+/// not end the process by themselves: a service calls it before it says that it serves.
+pub fn interrupted() -> impl Future<Output = ()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers the signals end the process by themselves.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        // Without handlers they end it all the same.
+        let (Ok(mut term), Ok(mut int)) = signals else { return std::future::pending().await };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }
 

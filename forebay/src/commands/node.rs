@@ -1,7 +1,6 @@
 //! `forebay node`: the pull daemon, joining a grid, tokens, transfers.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use api::grid::{NewToken, Role};
 use api::node::Transfer;
@@ -63,8 +62,12 @@ impl DaemonGrid for Located {
     type Connect = Connector;
 
     async fn find(&self, name: &str) -> Result<(Digest, u64)> {
-        let info = Grid::find(&self.data)?.placement.image(name).await?;
-        Ok((info.image, info.data()))
+        let grid = Grid::find(&self.data)?;
+        match grid.placement.image(name).await {
+            Ok(info) => Ok((info.image, info.data())),
+            // What describes it may be damaged: nothing that a pull needs. A ticket names it too.
+            Err(_) => Ok((Connector::to_pull(&grid, name).await?.0, 0)),
+        }
     }
 
     async fn locate(&self, name: &str) -> Result<(Digest, Connector)> {
@@ -86,7 +89,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {
-        let shutdown = Arc::new(tokio::sync::Notify::new());
+        let interrupted = interrupted();
         // Bound before the daemon starts, so that of two daemons the second ends at once.
         let listener = http::bind(&socket).await?;
         let located = Located { data: config.data.clone(), known: Known::new() };
@@ -94,12 +97,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let serving = NodeServing { socket: socket.clone() };
         output.line(&serving, |s| format!("forebay node serves at {}", s.socket.display()))?;
         crate::serve::tell_systemd();
-        let ended = Arc::clone(&shutdown);
-        tokio::spawn(async move {
-            interrupted().await;
-            ended.notify_one();
-        });
-        http::serve(daemon, listener, async move { shutdown.notified().await }).await
+        http::serve(daemon, listener, interrupted).await
     })?;
     // Transfers under way are gone on with at the next start.
     runtime.shutdown_background();

@@ -85,9 +85,11 @@ struct Prepared<C> {
     request: PullRequest,
     image: Digest,
     connect: C,
-    _only: OwnedMutexGuard<()>,
-    _slot: OwnedSemaphorePermit,
+    held: Held,
 }
+
+/// What a transfer holds while it runs: its image, and one of the places.
+type Held = (OwnedMutexGuard<()>, OwnedSemaphorePermit);
 
 impl<G: Grid> Daemon<G> {
     /// Starts the daemon, which goes on with what an earlier one had not finished. Must be called
@@ -177,24 +179,31 @@ impl<G: Grid> Daemon<G> {
         self.0.watches.lock().expect(UNPOISONED).insert(id, Arc::clone(&watch));
         let daemon = self.clone();
         tokio::spawn(async move {
-            let result = daemon.run(id, &watch).await;
-            if let Err(error) = &result {
-                tracing::warn!(id, %error, "transfer ended");
-            }
-            daemon.note_end(id, watch.progress(), &result);
+            daemon.run(id, &watch).await;
             daemon.0.watches.lock().expect(UNPOISONED).remove(&id);
             daemon.0.changed.notify_waiters();
         });
     }
 
-    async fn run(&self, id: u64, watch: &Arc<Watch>) -> Result<()> {
+    /// A transfer's whole run, to the note of its end.
+    async fn run(&self, id: u64, watch: &Arc<Watch>) {
         let prepared = tokio::select! {
-            prepared = self.prepare(id, watch) => prepared?,
-            () = watch.cancelled() => return Err(crate::pull::cancelled()),
+            prepared = self.prepare(id, watch) => prepared,
+            () = watch.cancelled() => Err(crate::pull::cancelled()),
         };
-        let Prepared { request, image, connect, _only, _slot } = prepared;
-        let options = self.options_for(&request, &image);
-        pull(connect, image, request.to, options, Arc::clone(watch)).await
+        let (result, _held) = match prepared {
+            Ok(Prepared { request, image, connect, held }) => {
+                let options = self.options_for(&request, &image);
+                let watch = Arc::clone(watch);
+                (pull(connect, image, request.to, options, watch).await, Some(held))
+            }
+            Err(error) => (Err(error), None),
+        };
+        if let Err(error) = &result {
+            tracing::warn!(id, %error, "transfer ended");
+        }
+        // Noted while the image is held: who has it next takes its chunks from here.
+        self.note_end(id, watch.progress(), &result);
     }
 
     /// Waits for a transfer's turn. Who waits for another to bring the image keeps no slot from a third
@@ -203,14 +212,13 @@ impl<G: Grid> Daemon<G> {
         let name = self.transfer(id)?.request.image;
         loop {
             let image = self.find(id, &name, watch).await?;
-            let _only = self.lock(image).await;
-            let slot = Arc::clone(&self.0.slots).acquire_owned().await;
-            let _slot = slot.map_err(|e| Error::caused(Kind::Cancelled, "the daemon ends", e))?;
+            let only = self.lock(image).await;
+            let slot = Arc::clone(&self.0.slots).acquire_owned().await.expect("never closed");
             let (now, connect) = self.0.grid.locate(&name).await?;
             // If the ref has moved meanwhile, another image is to be waited for.
             if now == image {
                 let request = self.change(|t| t.running(id))??;
-                return Ok(Prepared { request, image, connect, _only, _slot });
+                return Ok(Prepared { request, image, connect, held: (only, slot) });
             }
         }
     }
