@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use api::catalog::{TicketAnswer, TicketRequest};
 use api::grid::CacheInfo;
+use api::ticket::LIFETIME_SECS;
 use image::{Digest, Error, Kind, Result};
 use node::spread::{Dial, Health, Members, Spread, Updates};
 use stream::transport::Tuning;
@@ -15,8 +16,10 @@ use tokio::sync::watch;
 
 use crate::grid::{Grid, TlsClient};
 
-/// How often a pull asks placement who serves, and for a ticket that is good for longer.
+/// How often a pull asks placement who serves.
 const REFRESH: Duration = Duration::from_secs(15);
+/// A ticket is shown anew when there is one that is good for so many seconds longer.
+const RENEW_SECS: u64 = LIFETIME_SECS / 2;
 
 /// How servers are reached, and the ticket that they take.
 #[derive(Clone)]
@@ -48,16 +51,30 @@ impl Way {
             _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         };
         let tuning = Tuning::default();
-        let ticket = self.ticket.borrow().clone();
-        Client::connect(ClientOptions {
+        let mut ticket = self.ticket.clone();
+        let token = ticket.borrow_and_update().clone();
+        let client = Client::connect(ClientOptions {
             endpoint: tuning.client_endpoint(SocketAddr::new(from, 0))?,
             config: tuning.client(Arc::clone(&self.tls))?,
             servers,
             server_name: server.server_name.clone(),
-            tickets: vec![ticket],
+            tickets: vec![token],
             limits: ClientLimits::default(),
         })
-        .await
+        .await?;
+        tokio::task::spawn_local(show_renewed(client.clone(), ticket));
+        Ok(client)
+    }
+}
+
+/// Shows a session each new ticket, so that it outlives the one that it was opened with; until nobody
+/// renews any more.
+async fn show_renewed(client: Client, mut ticket: watch::Receiver<String>) {
+    while ticket.changed().await.is_ok() {
+        let token = ticket.borrow_and_update().clone();
+        if let Err(error) = client.add_ticket(&token).await {
+            tracing::warn!(%error, "a renewed ticket was not taken");
+        }
     }
 }
 
@@ -66,11 +83,15 @@ pub async fn to_push(grid: &Grid, parent: Option<&str>) -> Result<(Option<Digest
     let asked = TicketRequest::Push { domain: 0, parent: parent.map(str::to_owned) };
     let answer = grid.placement.ticket(&asked).await?;
     let parent = answer.image;
-    let (_renew, way) = Way::new(&answer, grid.tls()?)?;
+    let (renew, way) = Way::new(&answer, grid.tls()?)?;
     let mut last = Error::new(Kind::Retry, "no receiver answers");
     for server in &answer.servers {
         match way.connect(server, 0).await {
-            Ok(client) => return Ok((parent, client)),
+            Ok(client) => {
+                let renewed = renew_push(grid.placement.clone(), asked, answer.expires, renew);
+                tokio::task::spawn_local(renewed);
+                return Ok((parent, client));
+            }
             Err(e) if matches!(e.kind(), Kind::Retry | Kind::Busy(_)) => {
                 last = e.at(format!("server {}", server.name));
             }
@@ -78,6 +99,24 @@ pub async fn to_push(grid: &Grid, parent: Option<&str>) -> Result<(Option<Digest
         }
     }
     Err(last)
+}
+
+/// Keeps the ticket of a push good, until its runtime ends. While placement is away the push goes on
+/// with what it has.
+async fn renew_push(
+    placement: placement::Client,
+    asked: TicketRequest,
+    expires: u64,
+    ticket: watch::Sender<String>,
+) {
+    let mut ticket = Renewal { ticket, expires };
+    loop {
+        tokio::time::sleep(Duration::from_secs(RENEW_SECS)).await;
+        match placement.ticket(&asked).await {
+            Ok(answer) => ticket.take(&answer),
+            Err(error) => tracing::warn!(%error, "the ticket of the push was not renewed"),
+        }
+    }
 }
 
 /// What this process knows of how its caches do: every pull of it, on every core.
@@ -102,6 +141,34 @@ pub struct Connector {
     root: Digest,
     members: Members,
     known: Known,
+    trace: u128,
+}
+
+/// An id that nobody else has.
+fn trace() -> Result<u128> {
+    let mut bytes = [0; 16];
+    let failed = |e| Error::io("drawing a trace id", std::io::Error::from(e));
+    #[expect(clippy::disallowed_methods, reason = "trace ids are told apart by chance alone")]
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    let trace = u128::from_le_bytes(bytes);
+    tracing::info!(trace = %format_args!("{trace:032x}"), "a pull begins");
+    Ok(trace)
+}
+
+/// The ticket that a job shows, and until when sessions may be opened with it.
+struct Renewal {
+    ticket: watch::Sender<String>,
+    expires: u64,
+}
+
+impl Renewal {
+    /// Takes a newer ticket, if it is good for much longer.
+    fn take(&mut self, answer: &TicketAnswer) {
+        if answer.expires >= self.expires + RENEW_SECS {
+            self.expires = answer.expires;
+            self.ticket.send_replace(answer.ticket.clone());
+        }
+    }
 }
 
 impl Connector {
@@ -115,8 +182,9 @@ impl Connector {
         let root = answer.root.unwrap_or(image);
         let (renew, way) = Way::new(&answer, grid.tls()?)?;
         let (updates, members) = Members::new(answer.servers);
-        tokio::spawn(refresh(grid.placement.clone(), image, updates, renew));
-        Ok((image, Self { way, root, members, known: known.clone() }))
+        let ticket = Renewal { ticket: renew, expires: answer.expires };
+        tokio::spawn(refresh(grid.placement.clone(), image, updates, ticket));
+        Ok((image, Self { way, root, members, known: known.clone(), trace: trace()? }))
     }
 }
 
@@ -126,7 +194,7 @@ async fn refresh(
     placement: placement::Client,
     image: Digest,
     updates: Updates,
-    ticket: watch::Sender<String>,
+    mut ticket: Renewal,
 ) {
     // By digest: the ref may have moved meanwhile, and this pull has not.
     let asked = TicketRequest::Pull { image: image.to_string() };
@@ -135,7 +203,7 @@ async fn refresh(
             tokio::time::sleep(REFRESH).await;
             match placement.ticket(&asked).await {
                 Ok(answer) => {
-                    ticket.send_replace(answer.ticket);
+                    ticket.take(&answer);
                     updates.set(answer.servers);
                 }
                 Err(error) => tracing::debug!(%error, "placement did not say who serves"),
@@ -176,4 +244,12 @@ impl node::pull::Connect for Connector {
         let dial = CoreDial { way: self.way.clone(), core, since };
         Ok(Spread::new(dial, self.root, self.members.clone(), health))
     }
+
+    fn trace(&self) -> u128 {
+        self.trace
+    }
 }
+
+#[cfg(test)]
+#[path = "connect_tests.rs"]
+mod tests;

@@ -145,7 +145,8 @@ fn stream_papers(papers: &Papers) -> stream::transport::Papers<'_> {
     }
 }
 
-fn quic_client(papers: &Papers) -> Result<Arc<TlsClient>> {
+/// TLS for QUIC connections to the grid's servers.
+pub fn quic_client(papers: &Papers) -> Result<Arc<TlsClient>> {
     stream::transport::client_config(stream_papers(papers))
 }
 

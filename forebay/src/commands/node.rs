@@ -66,7 +66,7 @@ impl DaemonGrid for Located {
         match grid.placement.image(name).await {
             Ok(info) => Ok((info.image, info.data())),
             // What describes it may be damaged: nothing that a pull needs. A ticket names it too.
-            Err(_) => Ok((Connector::to_pull(&grid, name).await?.0, 0)),
+            Err(_) => Ok((Connector::to_pull(&grid, name, &self.known).await?.0, 0)),
         }
     }
 
