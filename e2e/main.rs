@@ -1,6 +1,6 @@
 //! Whole processes: the shipped binary on real files, sockets and disks.
 //!
-//! Everything here passes without root. The tests named `real_…` need root, debootstrap and QEMU, and
+//! Everything here passes without root. The tests named `real_…` need root, debootstrap, QEMU and strace, and
 //! run only with `FOREBAY_E2E=1`.
 
 mod caches;
