@@ -51,6 +51,8 @@ pub struct Counts {
     pub pulls: u64,
     /// Chunks that came wrong to a node.
     pub repaired: u64,
+    /// Requests that were asked of two caches.
+    pub hedges: u64,
     /// Troubles.
     pub troubles: u64,
     /// Starts of caches.
@@ -75,6 +77,7 @@ impl Counts {
         let Counts { net, .. } = other;
         self.pulls += other.pulls;
         self.repaired += other.repaired;
+        self.hedges += other.hedges;
         self.troubles += other.troubles;
         self.starts += other.starts;
         self.joined += other.joined;
@@ -183,6 +186,7 @@ impl Grid {
     fn counts(&self) -> Counts {
         let mut counts = Counts { net: self.world.net.counts(), ..Counts::default() };
         counts.troubles = self.world.scenario.troubles.len() as u64;
+        counts.hedges = self.nodes.iter().map(|node| node.hedges()).sum();
         for (begun, wrong) in self.nodes.iter().map(|node| node.counts()) {
             counts.pulls += begun;
             counts.repaired += wrong;

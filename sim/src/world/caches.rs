@@ -65,12 +65,12 @@ pub fn addresses(scenario: &Scenario, number: usize) -> Vec<SocketAddr> {
     ports.map(|port| SocketAddr::new(cache_ip(number), port)).collect()
 }
 
-/// What placement would say of a cache.
+/// A cache as placement tells nodes of it.
 pub fn info(scenario: &Scenario, number: usize) -> CacheInfo {
     let name = authority().cache(number).name.clone();
     CacheInfo {
-        name: name.clone(),
-        server_name: name,
+        server_name: name.clone(),
+        name,
         endpoints: addresses(scenario, number),
         receives: false,
         api: None,

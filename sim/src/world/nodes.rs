@@ -46,6 +46,8 @@ pub struct NodeHost {
     begun: Cell<bool>,
     /// Pulls that were begun, and chunks that came wrong.
     counts: Cell<(u64, u64)>,
+    /// Requests that were asked of two caches.
+    hedges: Cell<u64>,
 }
 
 impl NodeHost {
@@ -66,6 +68,7 @@ impl NodeHost {
             done: Cell::new(0),
             begun: Cell::new(false),
             counts: Cell::default(),
+            hedges: Cell::new(0),
         })
     }
 
@@ -77,6 +80,11 @@ impl NodeHost {
     /// How many pulls were begun, and how many chunks came wrong.
     pub fn counts(&self) -> (u64, u64) {
         self.counts.get()
+    }
+
+    /// How many requests were asked of two caches.
+    pub fn hedges(&self) -> u64 {
+        self.hedges.get()
     }
 
     /// Starts it, if it does not run.
@@ -171,7 +179,13 @@ impl NodeHost {
         let (start, begun) = (self.starts.get(), self.counts.get().0);
         let whose = format!("node-{} start {start} pull {begun}", self.number);
         let way = Way::new(&self.world, self.number, image, whose);
+        let health = way.health();
         let result = pull_here(way, image, PathBuf::from(PATH), options, progress.clone()).await;
+        let (requests, hedges) = (health.counts().requests, health.counts().hedges);
+        self.hedges.set(self.hedges.get() + hedges);
+        self.world
+            .trace
+            .note(format_args!("node-{} asked {requests}, {hedges} twice", self.number));
         (result, progress.progress().repaired)
     }
 }

@@ -68,9 +68,15 @@ fn failed(e: rcgen::Error) -> Error {
     Error::caused(Kind::Io, format!("making a certificate: {e}"), e)
 }
 
+#[expect(clippy::disallowed_methods, reason = "keys may differ from run to run: see above")]
+fn new_key() -> Result<KeyPair> {
+    KeyPair::generate_for(&PKCS_ED25519).map_err(failed)
+}
+
 impl Authority {
+    #[expect(clippy::disallowed_methods, reason = "keys may differ from run to run: see above")]
     fn new() -> Result<Self> {
-        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(failed)?;
+        let key = new_key()?;
         let mut params = CertificateParams::new(Vec::<String>::new()).map_err(failed)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.serial_number = Some(SerialNumber::from(1));
@@ -107,7 +113,7 @@ impl Authority {
 
 impl Member {
     fn new(name: &str, ca: &str, issuer: &Issuer<'_, KeyPair>) -> Result<Self> {
-        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(failed)?;
+        let key = new_key()?;
         let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(failed)?;
         params.serial_number = Some(SerialNumber::from(2));
         params.distinguished_name.push(DnType::CommonName, name);

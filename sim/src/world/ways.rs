@@ -30,7 +30,7 @@ pub struct Way {
     /// Names the endpoints.
     whose: String,
     dials: Arc<AtomicU64>,
-    /// How the caches do, as the cores of this pull see it.
+    members: Members,
     health: Arc<Health>,
 }
 
@@ -43,9 +43,15 @@ impl Way {
         let root = if image == images[2].image { image } else { images[0].image };
         let other = if image == images[0].image { images[1].image } else { images[0].image };
         let tickets = [image, other].map(|i| authority().ticket(member, i)).to_vec();
-        let (world, dials) = (world.clone(), Arc::default());
-        let health = Arc::default();
-        Self { world, node, core: 0, tickets, root, other, whose, dials, health }
+        let caches = (0..world.scenario.caches.len()).map(|n| caches::info(&world.scenario, n));
+        let members = Members::fixed(caches.collect::<Vec<_>>());
+        let (world, dials, health) = (world.clone(), Arc::default(), Arc::default());
+        Self { world, node, core: 0, tickets, root, other, whose, dials, members, health }
+    }
+
+    /// What the pull knows of the caches; its cores know it together.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
     }
 }
 
@@ -81,16 +87,10 @@ impl Connect for Way {
     type Source = Road;
 
     async fn connect(&self, core: usize) -> Result<Road> {
-        let caches = 0..self.world.scenario.caches.len();
-        let caches = caches.map(|n| caches::info(&self.world.scenario, n)).collect::<Vec<_>>();
-        let members = Members::fixed(caches);
         let (world, other) = (self.world.clone(), self.other);
         let way = Self { core, dials: Arc::default(), ..self.clone() };
-        Ok(Road {
-            spread: Spread::new(way, self.root, members, Arc::clone(&self.health)),
-            world,
-            other,
-        })
+        let (members, health) = (self.members.clone(), Arc::clone(&self.health));
+        Ok(Road { spread: Spread::new(way, self.root, members, health), world, other })
     }
 }
 
