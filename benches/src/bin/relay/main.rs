@@ -42,7 +42,11 @@ fn main() {
         let pipe = Arc::new(Pipe::new());
         let line = Line::new(options.shape, options.seed + from as u64);
         let (filled, device) = (Arc::clone(&pipe), Arc::clone(&ends[from]));
-        run("fill", move || filled.fill(&device, line));
+        run("fill", move || {
+            // Without its devices there is no line.
+            eprintln!("relay: {}", filled.fill(&device, line));
+            std::process::exit(1);
+        });
         let (drained, device) = (Arc::clone(&pipe), Arc::clone(&ends[to]));
         run("drain", move || drained.drain(&device));
         pipe
@@ -50,10 +54,8 @@ fn main() {
     println!("ready");
     for _ in std::io::stdin().lock().lines() {
         let [a, b] = [0, 1].map(|i| said(&pipes[i].counts));
-        println!(
-            "{}",
-            serde_json::json!({ "from_a": a, "from_b": b, "cpu_seconds": cpu_seconds() })
-        );
+        let cpu = cpu_seconds();
+        println!("{}", serde_json::json!({ "from_a": a, "from_b": b, "cpu_seconds": cpu }));
     }
 }
 
@@ -64,15 +66,8 @@ fn said(counts: &Counts) -> serde_json::Value {
     })
 }
 
-/// A thread that works until its device is gone; without it there is no line.
-fn run(name: &str, work: impl FnOnce() -> std::io::Result<()> + Send + 'static) {
-    let body = move || {
-        if let Err(e) = work() {
-            eprintln!("relay: {e}");
-            std::process::exit(1);
-        }
-    };
-    std::thread::Builder::new().name(name.into()).spawn(body).expect("a thread can be started");
+fn run(name: &str, work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().name(name.into()).spawn(work).expect("a thread can be started");
 }
 
 /// A device at one end of the line.

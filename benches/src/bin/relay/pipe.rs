@@ -54,17 +54,20 @@ impl Pipe {
         Self { queue, earlier, start: now(), counts: Counts::default() }
     }
 
-    /// Takes packets from a device, for ever.
-    pub fn fill(&self, device: &SyncDevice, mut line: Line) -> std::io::Result<()> {
-        let mut buf = vec![0; LONGEST];
-        for number in 0.. {
-            let len = device.recv(&mut buf)?;
-            match line.take(self.start.elapsed(), len) {
-                Some(due) if self.put(due, number, &buf[..len]) => {}
-                _ => drop(self.counts.lost.fetch_add(1, Ordering::Relaxed)),
+    /// Takes packets from a device until it is gone.
+    pub fn fill(&self, device: &SyncDevice, mut line: Line) -> std::io::Error {
+        let (mut buf, mut number) = (vec![0; LONGEST], 0);
+        loop {
+            let len = match device.recv(&mut buf) {
+                Ok(len) => len,
+                Err(e) => return e,
+            };
+            let due = line.take(self.start.elapsed(), len);
+            if !due.is_some_and(|due| self.put(due, number, &buf[..len])) {
+                self.counts.lost.fetch_add(1, Ordering::Relaxed);
             }
+            number += 1;
         }
-        unreachable!("the loop has no end of its own")
     }
 
     /// Whether there was room.
@@ -83,18 +86,16 @@ impl Pipe {
         true
     }
 
-    /// Gives packets to a device when they are due, for ever.
-    pub fn drain(&self, device: &SyncDevice) -> std::io::Result<()> {
+    /// Gives packets to a device when they are due, for ever. One that the device does not take is lost:
+    /// a network promises no more.
+    pub fn drain(&self, device: &SyncDevice) -> ! {
         loop {
             let packet = self.next();
-            // A device without a reader at its other side is full: lost, as on any network.
-            match device.send(&packet) {
-                Ok(_) => {
-                    self.counts.packets.fetch_add(1, Ordering::Relaxed);
-                    self.counts.bytes.fetch_add(packet.len() as u64, Ordering::Relaxed);
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => return Err(e),
-                Err(_) => drop(self.counts.lost.fetch_add(1, Ordering::Relaxed)),
+            if device.send(&packet).is_ok() {
+                self.counts.packets.fetch_add(1, Ordering::Relaxed);
+                self.counts.bytes.fetch_add(packet.len() as u64, Ordering::Relaxed);
+            } else {
+                self.counts.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
