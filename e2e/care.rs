@@ -117,3 +117,44 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
 fn base(name: &str) -> &str {
     ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name)
 }
+
+#[test]
+fn a_store_is_verified_whole_or_by_samples_that_go_on() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &crate::harness::Disk::new("abc")), "d:1");
+    grid.import(&grid.disk("e.raw", &crate::harness::Disk::new("xyz")), "e:1");
+    let whole = grid.run(&["store", "verify", "--deep"]).json();
+    let all = whole["in_all"].as_u64().unwrap();
+    assert!(all >= 3, "two images, and a pack or more: {whole}");
+    assert_eq!(whole["images"].as_u64().unwrap() + whole["packs"].as_u64().unwrap(), all);
+    assert_eq!(whole["bad_places"], 0, "{whole}");
+    assert!(whole["next"].is_null());
+
+    // Samples that go on look at everything once.
+    let mut part = grid.run(&["store", "verify", "--bytes", "1"]).json();
+    let mut looked = 0;
+    loop {
+        looked += part["images"].as_u64().unwrap() + part["packs"].as_u64().unwrap();
+        let Some(next) = part["next"].as_str() else { break };
+        let (seed, next) = (part["seed"].to_string(), next.to_owned());
+        let args = ["store", "verify", "--bytes", "1", "--seed", &seed, "--after", &next];
+        part = grid.run(&args).json();
+    }
+    assert_eq!(looked, all);
+
+    let pack = std::fs::read_dir(grid.data.join("store/packs")).unwrap().next().unwrap().unwrap();
+    let pack = a_file(&pack.path());
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    grid.run(&["store", "verify"]).fails(76, &["import the disks again"]);
+}
+
+/// A pack, wherever under this path it lies.
+fn a_file(path: &Path) -> std::path::PathBuf {
+    if path.is_file() {
+        return path.to_owned();
+    }
+    a_file(&std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path())
+}

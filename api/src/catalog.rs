@@ -12,6 +12,7 @@
 //! | `PUT /v1/refs/{ref}` | [`MoveRef`] → [`RefInfo`] | writers |
 //! | `DELETE /v1/refs/{ref}` | → [`RefInfo`] as it was | admin |
 //! | `POST /v1/tickets` | [`TicketRequest`] → [`TicketAnswer`] | any member |
+//! | `POST /v1/store/verify` | [`VerifyStoreRequest`] → [`StoreReport`] | admin |
 //! | `POST /v1/gc` | [`GcRequest`] → [`GcReport`] | admin |
 
 use std::collections::BTreeMap;
@@ -237,6 +238,56 @@ pub struct VerifyReport {
     pub repaired: Vec<String>,
     /// Bad places that nothing could repair, by name.
     pub bad: Vec<String>,
+}
+
+/// Asks the grid to verify its store, or a random sample of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct VerifyStoreRequest {
+    /// Decode every chunk and check its plain bytes; else checksums of what is stored only.
+    pub deep: bool,
+    /// Begin nothing after so many seconds.
+    pub within_secs: Option<u64>,
+    /// Begin nothing after so many bytes were read.
+    pub bytes: Option<u64>,
+    /// Bytes a second at most.
+    pub rate: Option<u64>,
+    /// Where the order comes from: the same seed, the same order.
+    pub seed: u64,
+    /// Where an earlier run with this seed ended.
+    pub after: Option<String>,
+}
+
+/// What the verification of a store found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct StoreReport {
+    /// Where the order came from.
+    pub seed: u64,
+    /// Images whose papers were checked.
+    pub images: u64,
+    /// Packs that were read.
+    pub packs: u64,
+    /// Frames in them.
+    pub frames: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Images and packs that there are.
+    pub in_all: u64,
+    /// Those that an earlier run had looked at.
+    pub before: u64,
+    /// Bad places that another copy repaired, by name; the first 1,000.
+    pub repaired: Vec<String>,
+    /// Bad places that nothing could repair, by name; the first 1,000.
+    pub bad: Vec<String>,
+    /// Number of bad places, named or not.
+    pub bad_places: u64,
+    /// What no image leans on, by name, the first 1,000; known only after a look at every image.
+    pub orphans: Option<Vec<String>>,
+    /// Bytes of the packs among them.
+    pub orphan_bytes: u64,
+    /// Where to go on, if it stopped early.
+    pub next: Option<String>,
 }
 
 /// Asks for a collection of garbage.

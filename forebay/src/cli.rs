@@ -80,6 +80,8 @@ pub enum Command {
     Rm(RmArgs),
     /// Remove what no name reaches from the store, in two steps with a pause between
     Gc(GcArgs),
+    /// Take care of the permanent store
+    Store(StoreArgs),
     /// Run the node's pull daemon, or manage nodes
     Node(NodeArgs),
     /// Show the configuration in force, and where each value came from
@@ -372,6 +374,43 @@ pub struct GcArgs {
     /// How long garbage is kept after it was condemned (gc.grace)
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub grace: Option<std::time::Duration>,
+}
+
+/// `forebay store`.
+#[derive(Args, Debug)]
+pub struct StoreArgs {
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+/// Taking care of the store.
+#[derive(Subcommand, Debug)]
+pub enum StoreCommand {
+    /// Check every object of the store, or a random sample
+    Verify(VerifyStoreArgs),
+}
+
+/// `forebay store verify`.
+#[derive(Args, Debug)]
+pub struct VerifyStoreArgs {
+    /// Decode every chunk; else checksums of what is stored
+    #[arg(long)]
+    pub deep: bool,
+    /// Stop after this time: what was looked at by then is a random sample
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub within: Option<std::time::Duration>,
+    /// Stop after so many bytes
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::parse_size)]
+    pub bytes: Option<u64>,
+    /// Bytes a second at most
+    #[arg(long, value_parser = crate::config::parse_size)]
+    pub rate: Option<u64>,
+    /// Seed of the order, to go on with an earlier run [default: the time]
+    #[arg(long, requires = "after")]
+    pub seed: Option<u64>,
+    /// Where the earlier run ended
+    #[arg(long, value_name = "PLACE", requires = "seed")]
+    pub after: Option<String>,
 }
 
 /// `forebay node`.

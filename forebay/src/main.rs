@@ -75,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Verify(args) => Ok(commands::images::verify(&config, &args, output)?),
         Command::Tag(args) => Ok(commands::images::tag(&config, &args, output)?),
         Command::Rm(args) => Ok(commands::images::remove(&config, &args, output)?),
+        Command::Store(args) => Ok(commands::store::run(&config, &args.command, output)?),
         Command::Gc(args) => Ok(commands::images::gc(&config, &args, output)?),
     }
 }

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use api::catalog::{GcReport, GcRequest, VerifyReport};
+use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::{Digest, Ref, Result};
 use serde::{Deserialize, Serialize};
 
@@ -68,4 +68,7 @@ pub trait Archive: Send + Sync + 'static {
 
     /// Verifies an image; `deep` decodes every chunk.
     fn verify(&self, image: Digest, deep: bool) -> Answer<'_, VerifyReport>;
+
+    /// Verifies the whole store, or a sample of it.
+    fn verify_store(&self, request: VerifyStoreRequest) -> Answer<'_, StoreReport>;
 }

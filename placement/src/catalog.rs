@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::catalog::{
-    Expect, GcReport, GcRequest, ImageInfo, ImageLine, ImageList, NewRecord, RefInfo, TicketAnswer,
-    TicketRequest, VerifyReport,
+    Expect, GcReport, GcRequest, ImageInfo, ImageLine, ImageList, NewRecord, RefInfo, StoreReport,
+    TicketAnswer, TicketRequest, VerifyReport, VerifyStoreRequest,
 };
 use api::grid::{CacheInfo, Lease, Serving};
 use api::ticket::{Grant, Ticket};
@@ -199,6 +199,15 @@ impl Catalog {
             Error::new(Kind::Busy(COME_BACK), what)
         })?;
         self.archive.verify(image, deep).await.at(|| format!("image {name}"))
+    }
+
+    /// Verifies the store, or a sample of it.
+    pub(crate) async fn verify_store(&self, asked: VerifyStoreRequest) -> Result<StoreReport> {
+        let _turn = self.verifying.try_acquire().map_err(|_| {
+            let what = format!("{VERIFICATIONS} verifications are running already");
+            Error::new(Kind::Busy(COME_BACK), what)
+        })?;
+        self.archive.verify_store(asked).await
     }
 
     /// Collects garbage: everything that no ref's image reaches.

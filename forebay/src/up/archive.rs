@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use api::catalog::{GcReport, GcRequest, VerifyReport};
+use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::Digest;
 use placement::{Answer, Archive, Clock, ImageFacts, RefMove};
-use store::{Compaction, GcOptions, Store};
+use store::{Compaction, GcOptions, Store, VerifyAll};
 
 /// The store, as placement uses it.
 pub struct StoreArchive {
@@ -92,6 +92,30 @@ impl Archive for StoreArchive {
                 relocated: report.relocated,
                 bad_packs: report.bad_packs,
                 unfinished: report.unfinished,
+            })
+        })
+    }
+
+    fn verify_store(&self, request: VerifyStoreRequest) -> Answer<'_, StoreReport> {
+        let VerifyStoreRequest { deep, within_secs, bytes, rate, seed, after } = request;
+        let within = within_secs.map(Duration::from_secs);
+        let options = VerifyAll { deep, seed, bytes, within, rate, after };
+        Box::pin(async move {
+            let report = self.store.verify_all(&options, |_| {}).await?;
+            Ok(StoreReport {
+                seed,
+                images: report.images,
+                packs: report.packs,
+                frames: report.frames,
+                bytes: report.bytes,
+                in_all: report.in_all,
+                before: report.before,
+                repaired: report.repaired,
+                bad: report.bad,
+                bad_places: report.bad_places,
+                orphans: report.orphans,
+                orphan_bytes: report.orphan_bytes,
+                next: report.next,
             })
         })
     }

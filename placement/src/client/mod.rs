@@ -6,8 +6,8 @@ mod wire;
 pub use care::CareClient;
 
 use api::catalog::{
-    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
-    TicketRequest, VerifyReport, VerifyRequest,
+    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, StoreReport,
+    TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
 };
 use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, NewToken, Serving,
@@ -119,6 +119,12 @@ impl Client {
     pub async fn verify(&self, name: &str, asked: &VerifyRequest) -> Result<VerifyReport> {
         let path = format!("/v1/images/{}/verify", segment(name)?);
         self.wire.call(Method::POST, &path, json(Some(asked)), Patience::Endless).await
+    }
+
+    /// Verifies the store, or a sample of it. Takes as long as it takes.
+    pub async fn verify_store(&self, asked: &VerifyStoreRequest) -> Result<StoreReport> {
+        let body = json(Some(asked));
+        self.wire.call(Method::POST, "/v1/store/verify", body, Patience::Endless).await
     }
 
     /// Moves or makes a ref. An error other than `Conflict` leaves open whether it moved.

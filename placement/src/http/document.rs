@@ -28,6 +28,7 @@ use super::{care, handlers};
         handlers::move_ref,
         handlers::delete_ref,
         handlers::ticket,
+        handlers::verify_store,
         handlers::gc,
         care::status,
         care::held,

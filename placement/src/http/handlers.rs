@@ -1,8 +1,8 @@
 //! One handler per route: out of HTTP, into the catalogue or the tokens, and back.
 
 use api::catalog::{
-    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, TicketAnswer,
-    TicketRequest, VerifyReport, VerifyRequest,
+    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, StoreReport,
+    TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
 };
 use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, NewToken, Role,
@@ -193,6 +193,18 @@ pub(super) async fn ticket(
         return Err(Error::new(Kind::Denied, what).into());
     }
     Ok(Json(app.catalog.ticket(member, asked).await?))
+}
+
+/// Verifies the store, or a random sample of it (admins)
+#[utoipa::path(
+    post, path = "/v1/store/verify", request_body = VerifyStoreRequest,
+    responses((status = 200, body = StoreReport), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn verify_store(
+    State(app): State<App>,
+    Body(asked): Body<VerifyStoreRequest>,
+) -> Answer<StoreReport> {
+    Ok(Json(app.catalog.verify_store(asked).await?))
 }
 
 /// Collects garbage (admins)

@@ -62,6 +62,7 @@ const ROUTES: &[Route] = &[
     ("DELETE", "/v1/refs/{ref}", Access::Admin),
     // A ticket to push is for writers: the handler sees to that.
     ("POST", "/v1/tickets", Access::Member),
+    ("POST", "/v1/store/verify", Access::Admin),
     ("POST", "/v1/gc", Access::Admin),
 ];
 
@@ -96,6 +97,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/refs/{ref}", put(h::move_ref))
         .route("/v1/refs/{ref}", delete(h::delete_ref))
         .route("/v1/tickets", post(h::ticket))
+        .route("/v1/store/verify", post(h::verify_store))
         .route("/v1/gc", post(h::gc))
         .route_layer(from_fn_with_state(ROUTES, guard::guard))
         .method_not_allowed_fallback(h::no_such_method)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use api::catalog::{GcReport, GcRequest, VerifyReport};
+use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::{Digest, Error, Kind, Result};
 use placement::{Answer, Archive, ImageFacts, RefMove};
 use tokio::sync::Semaphore;
@@ -173,6 +173,10 @@ impl Archive for Fake {
 
     fn ref_log(&self) -> Answer<'_, Vec<RefMove>> {
         Box::pin(async move { Ok(self.shelf().log.values().rev().cloned().collect()) })
+    }
+
+    fn verify_store(&self, request: VerifyStoreRequest) -> Answer<'_, StoreReport> {
+        Box::pin(async move { Ok(StoreReport { seed: request.seed, ..StoreReport::default() }) })
     }
 
     fn gc(&self, roots: Vec<Digest>, request: GcRequest, _now: u64) -> Answer<'_, GcReport> {
