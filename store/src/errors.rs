@@ -77,7 +77,7 @@ const KNOWN: &[Known] = &[
         next: "the bucket is in another region; set AWS_REGION",
     },
     Known {
-        signs: &["507 ", "InsufficientStorage", "QuotaExceeded", "StorageFull"],
+        signs: &["507 Insufficient", "InsufficientStorage", "QuotaExceeded", "StorageFull"],
         kind: Kind::Full,
         next: "the store is full; make room there and run it again",
     },
@@ -107,7 +107,12 @@ fn generic_kind(e: &StoreError) -> Kind {
     if let Some(io) = causes(e).find_map(|cause| cause.downcast_ref::<io::Error>()) {
         return io_kind(io);
     }
+    let text = e.to_string();
+    let status = |s: &str| text.contains(&format!("status code: {s}"));
     match e {
+        StoreError::Generic { .. } if status("4") && !status("408") && !status("429") => {
+            Kind::Invalid
+        }
         // A remote store whose own retries ran out, for a cause it does not name.
         StoreError::Generic { store, .. }
             if *store != "LocalFileSystem" && *store != "InMemory" =>

@@ -156,7 +156,7 @@ impl Objects {
     /// A read past the end fails differently in every store: an object that is too short is
     /// damaged, whatever the store calls it.
     async fn explain(&self, key: &Path, range: &Range<u64>, error: Error) -> Error {
-        if matches!(error.kind(), Kind::Io | Kind::Retry) {
+        if matches!(error.kind(), Kind::Io | Kind::Retry | Kind::Invalid) {
             match self.head(key).await {
                 Ok(meta) if meta.len < range.end => {
                     return cut_short(key, range.end, meta.len as usize);

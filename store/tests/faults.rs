@@ -93,14 +93,14 @@ async fn what_stays_spoiled_is_a_clear_error() {
     remote.stall = Duration::from_millis(500);
     remote.request = Duration::from_secs(1);
     for (fault, kinds) in [
-        (Fault::Status(503, "SlowDown"), &[Kind::Retry][..]),
-        (Fault::Silence, &[Kind::Retry]),
-        (Fault::Cut(100), &[Kind::Retry]),
-        (Fault::Length(10), &[Kind::Retry]),
-        (Fault::Length(-10), &[Kind::Corrupt, Kind::Retry]),
-        (Fault::Flip(40), &[Kind::Corrupt]),
-        (Fault::Status(403, "AccessDenied"), &[Kind::Denied]),
-        (Fault::Status(404, "NoSuchKey"), &[Kind::Gone]),
+        (Fault::Status(503, "SlowDown"), vec![Kind::Retry]),
+        (Fault::Silence, vec![Kind::Retry]),
+        (Fault::Cut(100), vec![Kind::Retry]),
+        (Fault::Length(10), vec![Kind::Retry]),
+        (Fault::Length(-10), vec![Kind::Corrupt, Kind::Retry]),
+        (Fault::Flip(40), vec![Kind::Corrupt]),
+        (Fault::Status(403, "AccessDenied"), vec![Kind::Denied]),
+        (Fault::Status(404, "NoSuchKey"), vec![Kind::Gone]),
     ] {
         let e = bench.pull(&remote, fault.clone(), usize::MAX).await.unwrap_err();
         assert!(kinds.contains(&e.kind()), "{fault:?}: {e}");

@@ -106,11 +106,13 @@ async fn serve(
         return client.write_all(answer.as_bytes()).await;
     }
     let mut answer = pass_on(server, &head, &body).await?;
-    state.lock().unwrap().answers.insert(name, answer.clone());
+    if fault.is_none() {
+        state.lock().unwrap().answers.insert(name, answer.clone());
+    }
     match fault {
         Some(Fault::Silence) => std::future::pending().await,
         Some(Fault::Late(by)) => tokio::time::sleep(by).await,
-        Some(Fault::Cut(bytes)) => answer.truncate(answer.len() - bytes),
+        Some(Fault::Cut(bytes)) => answer.truncate(answer.len().saturating_sub(bytes)),
         Some(Fault::Length(by)) => answer = with_length(&answer, by),
         Some(Fault::Flip(before_end)) => {
             let at = answer.len() - before_end;
