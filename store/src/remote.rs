@@ -113,7 +113,7 @@ impl Remote {
         let (prefix, mut settings) = match scheme {
             ObjectStoreScheme::GoogleCloudStorage => ("google_", BTreeMap::new()),
             ObjectStoreScheme::MicrosoftAzure => ("azure_", BTreeMap::new()),
-            _ => ("aws_", self.from_file()?),
+            _ => ("aws_", self.file_settings()?),
         };
         let times = [
             ("connect_timeout", self.connect),
@@ -130,7 +130,7 @@ impl Remote {
     }
 
     /// What the credentials file says, if there are no keys in the settings.
-    fn from_file(&self) -> Result<BTreeMap<String, String>> {
+    fn file_settings(&self) -> Result<BTreeMap<String, String>> {
         let setting = |name: &str| self.settings.get(name).map(String::as_str);
         let elsewhere = ["aws_access_key_id", "aws_skip_signature", "aws_web_identity_token_file"];
         let named = setting("aws_shared_credentials_file");

@@ -205,7 +205,10 @@ impl<'a> All<'a> {
             Ok(found) => found,
             // Garbage that was collected since it was listed.
             Err(e) if e.kind() == Kind::Gone => return Ok(()),
-            Err(e) if is_lost(&e) => return Ok(self.report.bad(e.to_string())),
+            Err(e) if is_lost(&e) => {
+                self.report.bad(e.to_string());
+                return Ok(());
+            }
             Err(e) => return Err(e),
         };
         self.report.images += 1;

@@ -81,7 +81,12 @@ async fn what_is_spoiled_once_is_asked_for_again() {
         Fault::Late(Duration::from_millis(300)),
     ] {
         let pulled = bench.pull(&bench.remote(), fault.clone(), 1).await;
-        assert_eq!(pulled.as_ref().ok(), Some(&bench.disk), "{fault:?}: {:?}", pulled.err());
+        assert_eq!(
+            pulled.as_ref().ok(),
+            Some(&bench.disk),
+            "{fault:?}: {:?}",
+            pulled.as_ref().err()
+        );
     }
 }
 
