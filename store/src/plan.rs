@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use image::{PackId, Spot};
 
-/// Bytes between two frames that are read along rather than asked for apart.
-const MAX_GAP: u32 = 64 << 10;
+/// Bytes between two frames that are read along rather than asked for apart. With 64 KiB one image in
+/// fifty pulls left the store 1.3 % more often than once (`compare fleet`).
+const MAX_GAP: u32 = 16 << 10;
 /// Longest read, unless one frame alone is longer.
 const MAX_READ: u32 = 4 << 20;
 

@@ -97,7 +97,7 @@ async fn take(connection: &Connection) {
     while let Some(n) = recv.read_chunks(&mut pieces).await.unwrap() {
         total += pieces[..n].iter_mut().map(|piece| std::mem::take(piece).len()).sum::<usize>();
     }
-    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let (seconds, cpu) = ((now() - start).as_secs_f64(), cpu_seconds() - cpu);
     let said = serde_json::json!({ "bytes": total, "seconds": seconds, "cpu_seconds": cpu });
     println!("{said}");
 }

@@ -12,6 +12,7 @@ fn caches(n: usize) -> Vec<CacheInfo> {
         server_name: String::new(),
         endpoints: Vec::new(),
         receives: false,
+        api: None,
         weight: 1.0,
         draining: false,
     };

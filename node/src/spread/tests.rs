@@ -63,6 +63,7 @@ impl Caches {
         self.later.set(self.later.get() + time);
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the paused clock of the runtime")]
     fn now(&self) -> Duration {
         self.since.elapsed() + self.later.get()
     }
@@ -172,6 +173,7 @@ fn info(name: &str) -> CacheInfo {
         server_name: format!("{name}.grid"),
         endpoints: vec![([127, 0, 0, 1], 7001).into()],
         receives: false,
+        api: None,
         weight: 1.0,
         draining: false,
     }

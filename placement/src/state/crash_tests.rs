@@ -229,6 +229,9 @@ fn server(name: &str) -> CacheInfo {
         server_name: format!("{name}.forebay.internal"),
         endpoints: vec![],
         receives: false,
+        api: None,
+        weight: 1.0,
+        draining: false,
     }
 }
 

@@ -153,7 +153,7 @@ impl CacheHost {
         let (world, life) = (&self.world, self.life());
         let mut budget = self.budget();
         if world.has(Bug::Greedy) {
-            budget.memory = 64 * budget.memory;
+            budget.memory *= 64;
         }
         let (shared, writer) = Shared::open(budget, self.options())?;
         *self.shared.borrow_mut() = Arc::downgrade(&shared);
@@ -225,7 +225,7 @@ impl CacheHost {
         let _ = running.await;
         if how == Stop::PowerCut {
             let mut chance = Chance::new(self.world.scenario.seed, &format!("power cut {life}"));
-            let left = self.disk.borrow().cut_power(chance.next());
+            let left = self.disk.borrow().cut_power(chance.number());
             *self.disk.borrow_mut() = left;
         }
     }

@@ -107,7 +107,7 @@ impl NodeHost {
         if how == Stop::PowerCut {
             let what = format!("power cut node-{} {}", self.number, self.starts.get());
             let left =
-                self.disk.borrow().cut_power(Chance::new(self.world.scenario.seed, &what).next());
+                self.disk.borrow().cut_power(Chance::new(self.world.scenario.seed, &what).number());
             *self.disk.borrow_mut() = left;
         }
         self.look_at_names();

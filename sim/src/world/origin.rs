@@ -87,7 +87,7 @@ impl Origin {
     fn through_the_line(&self, digest: &Digest, frame: Frame, repair: bool) -> Frame {
         let mut chance = self.chance.borrow_mut();
         let lies = chance.per_mille(self.mood.now().lies);
-        let (forge, at) = (chance.one_in(2), chance.next() as usize);
+        let (forge, at) = (chance.one_in(2), chance.number() as usize);
         if !lies || repair {
             return frame;
         }

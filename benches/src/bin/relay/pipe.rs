@@ -62,7 +62,7 @@ impl Pipe {
                 Ok(len) => len,
                 Err(e) => return e,
             };
-            let due = line.take(self.start.elapsed(), len);
+            let due = line.take(now() - self.start, len);
             if !due.is_some_and(|due| self.put(due, number, &buf[..len])) {
                 self.counts.lost.fetch_add(1, Ordering::Relaxed);
             }
@@ -104,7 +104,7 @@ impl Pipe {
     fn next(&self) -> Vec<u8> {
         let mut queue = self.queue.lock().unwrap();
         loop {
-            let now = self.start.elapsed();
+            let now = now() - self.start;
             let due = queue.packets.peek().map(|Reverse((due, ..))| *due);
             queue = match due {
                 None => self.earlier.wait(queue).unwrap(),
