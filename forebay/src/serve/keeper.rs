@@ -96,7 +96,7 @@ impl Keeper {
         CacheStatus {
             name: self.name.clone(),
             draining: self.is_draining(),
-            up_secs: self.since.elapsed().as_secs(),
+            up_secs: (now() - self.since).as_secs(),
             memory: Tier {
                 budget: self.memory_budget,
                 bytes: s.memory_bytes,
