@@ -35,6 +35,8 @@ const BATCH: u64 = 16 << 20;
 const TRIES: u32 = 5;
 /// How long to wait before the second try; doubled each time.
 const BACK_OFF: Duration = Duration::from_millis(200);
+/// So often it is looked whether the log has been read in.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Pinned images that could not be had whole are looked at again after this.
 const TEND_AGAIN: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,7 @@ impl<S: ChunkSource + 'static> Cache<S> {
         image: &Digest,
         mut progress: impl FnMut(&Warmed),
     ) -> Result<Warmed> {
+        self.shared().recovered().await;
         if self.shared().is_pinned(image) {
             return self.warm(ctx, image, progress).await;
         }
@@ -127,6 +130,10 @@ impl<S: ChunkSource + 'static> Cache<S> {
         let Some(disk) = self.shared().disk.clone() else { return };
         loop {
             disk.pins().lost.notified().await;
+            if disk.state() != DiskState::On {
+                // Told again when it is.
+                continue;
+            }
             let mut whole = true;
             for pin in disk.pins().list() {
                 if let Err(error) = self.warm(ctx, &pin.image, |_| {}).await {
@@ -149,6 +156,7 @@ impl<S: ChunkSource + 'static> Cache<S> {
         progress: &mut dyn FnMut(&Warmed),
     ) -> Result<Warmed> {
         let ctx = &background(ctx);
+        self.shared().recovered().await;
         let manifest = self.get_manifest(ctx, image).await?;
         let mut warmed =
             Warmed { of_sections: manifest.present().count() as u32, ..Warmed::default() };
@@ -228,11 +236,20 @@ impl Shared {
     /// then.
     pub async fn unpin(&self, image: &Digest) -> Result<()> {
         let at = || format!("unpin image {}", image.short());
+        self.recovered().await;
         let disk = self.disk_for_pins().at(at)?;
         if !disk.pins().is_pinned(image) {
             return Err(Error::new(Kind::Gone, "it is not pinned")).at(at);
         }
         order(disk, |reply| Command::RemovePin(*image, reply)).await.at(at)
+    }
+
+    /// Returns when the log has been read in: what is not found before that may be there all the
+    /// same, and pins are not known.
+    async fn recovered(&self) {
+        while self.disk.as_ref().is_some_and(|disk| disk.state() == DiskState::Recovering) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     fn disk_for_pins(&self) -> Result<&Arc<Disk>> {

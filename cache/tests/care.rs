@@ -240,6 +240,25 @@ fn what_a_pinned_image_lost_is_fetched_again() {
 }
 
 #[test]
+fn what_the_log_has_is_not_fetched_while_it_is_read_in() {
+    on_core(async {
+        let (image, fs) = (noise(0..40), MemFs::new());
+        let source = Fake::new([image.clone()]);
+        let mut rig = Rig::on_disk(&source, &fs);
+        pin(&mut rig, &image).await.unwrap();
+        rig.close();
+        let mut rig = Rig::new(&source, disk_budget(4 << 20), disk_options(&fs));
+        assert!(rig.status().is_recovering());
+        assert_eq!(pin(&mut rig, &image).await.unwrap().here, 40);
+        assert_eq!((source.given_in_all(), rig.shared.pins().len()), (40, 1));
+        rig.close();
+        let mut rig = Rig::new(&source, disk_budget(4 << 20), disk_options(&fs));
+        unpin(&mut rig, &image).await.unwrap();
+        assert!(rig.shared.pins().is_empty());
+    });
+}
+
+#[test]
 fn evicting_spares_what_a_pinned_image_has_too() {
     on_core(async {
         let (a, b, fs) = (noise(0..20), noise(15..35), MemFs::new());
@@ -349,7 +368,7 @@ fn a_pin_that_is_given_up_leaves_nothing() {
         drive(&mut rig, async |c| c.warm(&ctx(), &image.id, |_| {}).await).await.unwrap();
         rig.settle();
         let cache = rig.cache.clone();
-        for polls in 0..40 {
+        for polls in 0..20 {
             // Up to the moment when the writer is to make it last, and beyond.
             let ctx = ctx();
             let mut pinning = Box::pin(cache.pin(&ctx, &image.id, |_| {}));

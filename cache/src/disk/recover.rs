@@ -47,10 +47,8 @@ impl LogWriter {
         let Some(id) = left.pop() else {
             self.phase = Phase::Running;
             self.trim();
-            self.disk.set_state(DiskState::On);
+            self.go_on();
             self.warn_of_budget();
-            // Whatever of the pinned was not found.
-            self.disk.pins().lost.notify_one();
             return;
         };
         if let Err(error) = self.recover(id) {

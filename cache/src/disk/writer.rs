@@ -165,12 +165,18 @@ impl LogWriter {
         match self.disk.state() {
             DiskState::Off(_) => self.forget_all(),
             DiskState::Full(_) if !self.is_too_early() => match self.has_space() {
-                Ok(true) => self.disk.set_state(DiskState::On),
+                Ok(true) => self.go_on(),
                 Ok(false) => {}
                 Err(error) => self.write_failed(&error),
             },
             _ => {}
         }
+    }
+
+    /// Writes from now on; what is missing of the pinned can come.
+    pub(super) fn go_on(&mut self) {
+        self.disk.set_state(DiskState::On);
+        self.disk.pins().lost.notify_one();
     }
 
     /// Takes the directory, unless somebody has it.
