@@ -76,7 +76,6 @@ async fn what_is_spoiled_once_is_asked_for_again() {
         Fault::Silence,
         Fault::Cut(100),
         Fault::Cut(16_000),
-        Fault::Length(10),
         Fault::Flip(40),
         Fault::Late(Duration::from_millis(300)),
     ] {
