@@ -199,6 +199,9 @@ impl Compactor<'_> {
 
     /// Gives every image that names a rewritten pack a locator that does not, where it can do without.
     async fn relocate_all(&mut self) -> Result<()> {
+        if self.shared.rewrites.from().is_empty() {
+            return Ok(());
+        }
         for image in self.reached.image_ids() {
             self.in_time()?;
             match self.relocate(image).await {

@@ -196,7 +196,13 @@ impl<'a> Run<'a> {
             // Another mark, which is about nothing that a writer may hold.
             let until = self.shared.now().saturating_add(self.shared.life());
             let id = format!("{}-rewriting", self.id);
-            self.marked(&id, Vec::new(), self.compact(&mut swept, compact, until)).await?;
+            let work = self.compact(&mut swept, compact, until);
+            let done = self.marked(&id, Vec::new(), work).await;
+            match done {
+                // Another run began between the two marks; it rewrites, or the next one does.
+                Err(e) if e.kind() == Kind::Conflict => swept.report.unfinished = true,
+                other => other?,
+            }
         }
         self.housekeeping().await?;
         if swept.report.changed_something() {

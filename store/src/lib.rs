@@ -12,6 +12,8 @@
 //! sessions/<session>/<n>               writers at work; the highest counts
 //! gc/condemned/<list>                  what a later run of gc may delete
 //! gc/deleting/<run>                    what a run of gc is deleting now
+//! gc/rewrites/<run>-<n>                which packs were rewritten, and into which
+//! gc/log/<run>                         what a run of gc did
 //! ```
 //! [`Store`] is an [`image::ChunkSource`], [`Receiver`] an [`image::ImageSink`]. Nothing is ever
 //! overwritten; what is derived (locators, the chunk index) is made anew when it is lost; what is
@@ -22,9 +24,9 @@
 //!      → seal (section table) → commit (session, locator, manifest)
 //! out: source → locate (locator, or the index) → plan (few range reads) → fetch (check, other copies)
 //! ```
-//! Reading order: `keys`, `objects` → `store` → `locate`, `plan`, `fetch`, `source` → `index` →
-//! `packer`, `receiver`, `known` → `session` (why nothing is lost to gc) → `commit` → `gc`, `mark` →
-//! `verify`.
+//! Reading order: `keys`, `objects`, `remote` → `store`, `marker` → `locate`, `plan`, `fetch`, `source` →
+//! `index` → `packer`, `receiver`, `known` → `session` (why nothing is lost to gc) → `commit` → `gc`,
+//! `mark` → `rewrites`, `compact_plan`, `compact` → `verify`, `verify_all`.
 //!
 //! # What is asked of the object store
 //!
@@ -36,7 +38,8 @@
 //!
 //! Bounded by [`Limits`], where each owner is named; besides, 44 bytes per chunk of an image while
 //! its locator is written, one plain chunk per open section of a push, 4 MiB per pack that is being
-//! read back (8 at most), 8 MiB for the parent of a push, and names of garbage during gc.
+//! read back (8 at most), 8 MiB for the parent of a push, one pack while packs are rewritten, and
+//! names of garbage during gc.
 
 mod cache;
 mod commit;

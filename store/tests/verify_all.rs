@@ -124,6 +124,7 @@ async fn time_and_rate_are_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+#[expect(clippy::disallowed_methods, reason = "the paused clock of the runtime")]
 async fn no_more_bytes_a_second_than_allowed() {
     let (bench, _) = bench().await;
     let began = tokio::time::Instant::now();

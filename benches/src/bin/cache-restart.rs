@@ -211,20 +211,20 @@ async fn restart(dir: &Path, made: Rc<Made>) -> Restart {
     let shared = open(dir, 1 << 20);
     let engine = Engine::detect().unwrap();
     let cache = Cache::new(Empty(Rc::clone(&made)), Arc::clone(&shared), engine);
-    let opened = (now() - start);
+    let opened = now() - start;
     // The youngest chunk: it is found first.
     let youngest = place(last * SECTION + (chunks - 1) % SECTION);
     let mut first_hit = None;
     while first_hit.is_none() {
         let mut sink = Vec::new();
         let read = cache.chunks(&ReadContext::default(), &youngest, &mut sink).await;
-        first_hit = read.is_ok().then(|| (now() - start));
+        first_hit = read.is_ok().then(|| now() - start);
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
     while shared.status().is_recovering() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let whole = (now() - start);
+    let whole = now() - start;
     let status = shared.status();
     assert!(status.disk == DiskState::On && status.disk_frames == u64::from(chunks), "{status:?}");
     let mut sink = Vec::new();

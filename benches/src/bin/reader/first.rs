@@ -19,7 +19,7 @@ pub async fn measure(source: &impl ChunkSource, image: Digest) -> Value {
     let manifest = source.manifest(&ctx, &image).await.unwrap();
     let sections = ask::sections(&manifest);
     chunk(source, &manifest, image, sections[0]).await;
-    let unknown = (now() - start);
+    let unknown = now() - start;
     let mut known = Vec::new();
     let step = sections.len().div_ceil(SECTIONS).max(1);
     for section in sections[1..].iter().step_by(step) {
@@ -44,5 +44,5 @@ async fn chunk(
     let place = ask::place(image, section, &table, &[number]);
     source.chunks(&ctx, &place, &mut got).await.unwrap();
     decoder.decode(&got[0].1, &table.digests()[number as usize], &mut plain).unwrap();
-    (now() - start)
+    now() - start
 }
