@@ -70,6 +70,12 @@ pub const KEYS: &[Key] = &[
          `forebay up` is placement's",
     ),
     key(
+        "serve.memory",
+        Form::Size,
+        "256MiB",
+        "memory for what is on its way to readers, over all connections; each takes 1 MiB at least",
+    ),
+    key(
         "store.at",
         Form::Path,
         "",

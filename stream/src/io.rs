@@ -85,22 +85,32 @@ pub(crate) async fn write(
     mut buffers: &mut [Bytes],
 ) -> Result<()> {
     while !buffers.is_empty() {
-        let Ok(written) = timeout(patience, send.write_chunks(buffers)).await else {
-            let _ = send.reset(stream_code::STALLED);
-            let secs = patience.as_secs_f32();
-            return Err(Error::new(Kind::Retry, format!("nothing was taken for {secs} s")));
-        };
-        let written = written.map_err(write_error)?;
+        let written = write_some(send, patience, buffers).await?;
         buffers = &mut buffers[written.chunks..];
     }
     Ok(())
 }
 
-/// Ends a stream and waits until the other side has everything, or for `patience`. (Closing a
-/// connection drops what was written and not delivered.)
+/// Writes as much as there is room for, at least a byte. If it is dropped before it returns, nothing was
+/// written.
+pub(crate) async fn write_some(
+    send: &mut SendStream,
+    patience: Duration,
+    buffers: &mut [Bytes],
+) -> Result<quinn::Written> {
+    let Ok(written) = timeout(patience, send.write_chunks(buffers)).await else {
+        let _ = send.reset(stream_code::STALLED);
+        let secs = patience.as_secs_f32();
+        return Err(Error::new(Kind::Retry, format!("nothing was taken for {secs} s")));
+    };
+    written.map_err(write_error)
+}
+
+/// Ends a stream and waits until the other side has everything, or for `patience`: then what it has not is
+/// dropped. (Closing a connection drops what was written and not delivered.)
 pub(crate) async fn finish(send: &mut SendStream, patience: Duration) {
-    if send.finish().is_ok() {
-        let _ = timeout(patience, send.stopped()).await;
+    if send.finish().is_ok() && timeout(patience, send.stopped()).await.is_err() {
+        let _ = send.reset(stream_code::STALLED);
     }
 }
 

@@ -149,8 +149,9 @@ fn a_slow_reader_holds_a_bounded_amount_and_slows_nobody() {
         }
         let source = &grid.world.source.0;
         let frame = 64 + (64 << 10);
-        // Three quarters of what may be held are for requests that nobody waits for.
-        let at_once = (768 << 10) / (frame + 960);
+        // Of what is lent at first three quarters are for frames in work, and of these three quarters for
+        // requests that nobody waits for.
+        let at_once = (576 << 10) / (frame + 960);
         grid.world.source.until(|s| s.started.get() >= at_once).await;
         let reader = grid.reader().await;
         pull_and_check(&reader, grid.image()).await;

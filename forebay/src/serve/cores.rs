@@ -12,7 +12,7 @@ use image::{Digest, Error, Kind, Result};
 use placement::{Clock, Papers};
 use store::{Receiver, Store};
 use stream::transport::Tuning;
-use stream::{Auth, ServerLimits};
+use stream::{Auth, Memory, ServerLimits};
 use tokio::sync::{oneshot, watch};
 
 use super::errands::CoreCache;
@@ -39,6 +39,7 @@ struct Core {
     store: Store,
     cache: Arc<cache::Shared>,
     receives: bool,
+    memory: Memory,
     key: VerifyingKey,
     clock: Clock,
     stop: watch::Receiver<bool>,
@@ -67,6 +68,7 @@ impl Cores {
         let mut cores = Self { addresses: Vec::new(), threads: Vec::new(), stop };
         let engine = super::engine(config)?;
         let first_port = config.number("serve.port");
+        let memory = Memory::new(config.size("serve.memory") as usize);
         for number in 0..config.threads("serve.cores") {
             let port = match first_port {
                 0 => 0,
@@ -79,6 +81,7 @@ impl Cores {
                 store: chunks.store.clone(),
                 cache: Arc::clone(chunks.cache),
                 receives: chunks.receives,
+                memory: memory.clone(),
                 key: chunks.key.clone(),
                 clock: chunks.clock.clone(),
                 stop: stopped.clone(),
@@ -150,7 +153,8 @@ fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
             // The sender outlives the cores; if it should not, that is a stop too.
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        let limits = ServerLimits { per_peer: PER_PEER, ..ServerLimits::default() };
+        let memory = core.memory.clone();
+        let limits = ServerLimits { per_peer: PER_PEER, memory, ..ServerLimits::default() };
         stream::serve(endpoint, cache, sinks, auth, limits, shutdown).await;
     });
 }

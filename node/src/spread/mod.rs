@@ -156,6 +156,10 @@ impl<T: 'static, S: 'static, A: AsyncFn(Rc<S>) -> Result<T> + Clone + 'static> J
         ChunkSet::empty(0)
     }
 
+    fn wants(&self, _: u32) -> bool {
+        false
+    }
+
     fn done(&self) -> bool {
         self.answer.borrow().is_some()
     }
@@ -187,6 +191,10 @@ struct Chunks<'a, K> {
 impl<S: ChunkSource + 'static, K: ChunkSink> Job<S> for Chunks<'_, K> {
     fn left(&self) -> ChunkSet {
         self.place.chunks.clone()
+    }
+
+    fn wants(&self, chunk: u32) -> bool {
+        self.place.chunks.contains(chunk)
     }
 
     fn done(&self) -> bool {

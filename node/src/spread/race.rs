@@ -31,6 +31,9 @@ pub(super) trait Job<S> {
     /// Chunks that are still to come.
     fn left(&self) -> ChunkSet;
 
+    /// Whether this chunk is one of them.
+    fn wants(&self, chunk: u32) -> bool;
+
     /// Whether everything is there.
     fn done(&self) -> bool;
 
@@ -243,7 +246,7 @@ impl<'a, D: Dial> Race<'a, D> {
             self.failed(&leg, Error::new(Kind::Corrupt, why));
             return Ok(());
         }
-        match job.left().contains(chunk) {
+        match job.wants(chunk) {
             true => job.deliver(chunk, frame).await,
             false => Ok(()),
         }

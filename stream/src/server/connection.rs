@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::budget::Budget;
+use super::account::Account;
 use super::push::PushState;
 use super::{Shared, pull, push};
 use crate::io;
@@ -47,7 +47,7 @@ pub(super) struct Conn<S, F, P> {
     pub(super) shared: Rc<Shared<S, F>>,
     pub(super) peer: PeerName,
     pub(super) holder: Digest,
-    pub(super) budget: Budget,
+    pub(super) account: Account,
     pub(super) pushes: RefCell<HashMap<u64, Rc<PushState<P>>>>,
     /// Push sessions that are being opened or are open.
     pub(super) push_count: Cell<u32>,
@@ -101,6 +101,22 @@ impl<S: ChunkSource, F, P> Conn<S, F, P> {
     }
 }
 
+/// Counts a connection as one that has not said HELLO.
+struct Opening<'a>(&'a Cell<usize>);
+
+impl<'a> Opening<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// Counts a peer's connections.
 struct PeerSlot<'a> {
     peers: &'a RefCell<HashMap<Digest, usize>>,
@@ -143,6 +159,7 @@ where
     K: ImageSink + 'static,
 {
     let addr = incoming.remote_address();
+    let opening = Opening::new(&shared.opening);
     let opened = timeout(shared.limits.handshake, open(incoming)).await;
     let (quic, certificate, send, recv) = match opened {
         Ok(Ok(opened)) => opened,
@@ -155,12 +172,16 @@ where
         tracing::warn!(%peer, "connection refused: too many of this peer");
         return quic.close(close_code::BUSY, b"too many connections of this certificate");
     };
+    let Some(loan) = shared.limits.memory.open(holder) else {
+        tracing::warn!(%peer, "connection refused: no memory for it");
+        return quic.close(close_code::BUSY, b"no memory for one more connection");
+    };
     let key = shared.auth.key.clone();
     let control = ServerControl::new(Peer { key, holder }, shared.limits.announced());
     let conn: Conn<S, F, K::Session> = Conn {
         peer,
         holder,
-        budget: Budget::new(shared.limits.held),
+        account: Account::new(quic.clone(), loan, &shared.limits),
         pushes: RefCell::new(HashMap::new()),
         push_count: Cell::new(0),
         next_push: Cell::new(1),
@@ -169,7 +190,7 @@ where
         geometries: RefCell::new(HashMap::new()),
         shared: shared.clone(),
     };
-    drive(Rc::new(conn), quic, send, recv).await;
+    drive(Rc::new(conn), opening, quic, send, recv).await;
 }
 
 /// The TLS handshake, and the control stream, which the client opens first.
@@ -196,6 +217,7 @@ fn subject(certificate: &[u8]) -> String {
 /// Moves bytes of the control stream and starts a task per request, until the connection ends.
 async fn drive<S, F, K>(
     conn: Rc<Conn<S, F, K::Session>>,
+    opening: Opening<'_>,
     quic: Connection,
     mut send: SendStream,
     mut recv: RecvStream,
@@ -211,6 +233,7 @@ async fn drive<S, F, K>(
         Ok(Err(e)) => return refuse(&conn, &quic, send, &e).await,
         Err(_) => return quic.close(close_code::TIMEOUT, b"no HELLO in time"),
     }
+    drop(opening);
     // Control stream and session streams come on top of the requests.
     quic.set_max_concurrent_bi_streams((limits.requests + limits.pushes + 1).into());
     let mut stop = conn.shared.stop.clone();
@@ -222,7 +245,12 @@ async fn drive<S, F, K>(
         }
         let outcome = tokio::select! {
             biased;
-            Some(_) = requests.join_next(), if !requests.is_empty() => Ok(()),
+            Some(_) = requests.join_next(), if !requests.is_empty() => {
+                if requests.is_empty() {
+                    conn.account.rest();
+                }
+                Ok(())
+            }
             _ = stop.wait_for(|stop| *stop), if !stopping => {
                 stopping = true;
                 conn.control.borrow_mut().go_away();

@@ -9,16 +9,19 @@
 //! One endpoint, one thread: everything runs on the caller's current-thread runtime, so the source
 //! and the sink need not be `Send`. A server has one per core.
 //!
-//! Memory of a connection: at most [`crate::transport::Tuning::connection_window`] of what it sends,
-//! [`crate::transport::Tuning::send_window`] of what it does not take, [`ServerLimits::held`] of
-//! frames in work. A slow reader holds its own connection's memory and nobody else's.
+//! Memory: what is sent and not taken, and the frames in work, are lent to a connection out of
+//! [`ServerLimits::memory`], which all cores of a process share; a little at first, more to who reads. A slow
+//! reader holds what it was lent and slows nobody. What a client sends is bounded by
+//! [`crate::transport::Tuning::request_window`], until it sends an image.
 
+mod account;
 mod budget;
 mod connection;
+mod memory;
 mod pull;
 mod push;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
@@ -39,6 +42,7 @@ use tokio::time::timeout;
 
 use crate::messages::Limits;
 use crate::transport::close_code;
+pub use memory::Memory;
 
 /// How the server knows who may do what.
 #[derive(Clone)]
@@ -66,8 +70,15 @@ pub struct ServerLimits {
     pub requests: u32,
     /// Push sessions on a connection.
     pub pushes: u32,
-    /// Bytes of frames in work on a connection; a quarter of them is for guests alone.
+    /// Bytes of frames in work on a connection at most; a quarter of it is for guests alone.
     pub held: usize,
+    /// Bytes that a node has on its way at most, sent and not acknowledged, over all its connections: on a
+    /// link that is shared, a node with many gets no more than one with one.
+    pub window: usize,
+    /// Bytes that are taken of an image on its way in before they are looked at, on a connection.
+    pub push_window: u32,
+    /// What all connections may hold together. Every core of a process has a clone of the same.
+    pub memory: Memory,
     /// From the first packet to HELLO, and from a stream's start to its whole request.
     pub handshake: Duration,
     /// A stream on which the peer neither gives nor takes a byte for so long is ended.
@@ -84,6 +95,9 @@ impl Default for ServerLimits {
             requests: 64,
             pushes: 4,
             held: 32 << 20,
+            window: 8 << 20,
+            push_window: 8 << 20,
+            memory: Memory::new(256 << 20),
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(60),
             drain: Duration::from_secs(20),
@@ -105,6 +119,8 @@ struct Shared<S, F> {
     limits: ServerLimits,
     /// Connections per holder.
     peers: RefCell<HashMap<Digest, usize>>,
+    /// Connections that have not said HELLO.
+    opening: Cell<usize>,
     /// True once the server is shutting down.
     stop: watch::Receiver<bool>,
 }
@@ -128,7 +144,8 @@ pub async fn serve<S, F, K>(
 {
     let (stopper, stop) = watch::channel(false);
     let peers = RefCell::new(HashMap::new());
-    let shared = Rc::new(Shared { source, sinks, auth, limits, peers, stop });
+    let opening = Cell::new(0);
+    let shared = Rc::new(Shared { source, sinks, auth, limits, peers, opening, stop });
     let tasks = LocalSet::new();
     tasks
         .run_until(async {
@@ -179,7 +196,8 @@ where
     K: ImageSink + 'static,
 {
     let (open, max) = (connections.len(), shared.limits.connections);
-    if open >= max {
+    // Who has not said HELLO takes no more than half the places: those who come properly find one.
+    if open >= max || shared.opening.get() >= max.div_ceil(2) {
         tracing::warn!(peer = %incoming.remote_address(), open, "connection refused: too many");
         incoming.refuse();
     } else if open >= max / 2 && incoming.may_retry() && !incoming.remote_address_validated() {

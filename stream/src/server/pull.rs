@@ -6,11 +6,13 @@ use bytes::Bytes;
 use image::error::At;
 use image::frame::HEADER_LEN;
 use image::{
-    ChunkSink, ChunkSource, Digest, Error, Frame, Geometry, Kind, Place, ReadContext, Result,
+    ChunkSink, ChunkSource, Digest, Error, Frame, Geometry, Kind, Place, Priority, ReadContext,
+    Result,
 };
 use quinn::SendStream;
 use tokio::time::timeout;
 
+use super::account::Account;
 use super::connection::Conn;
 use crate::io;
 use crate::messages::{Message, frame_head};
@@ -57,9 +59,9 @@ async fn manifest<S: ChunkSource, F, P>(
 ) -> Result<()> {
     let manifest = conn.shared.source.manifest(ctx, image).await?;
     let len = 32 * manifest.sections().len();
-    let _held = conn.budget.take(len, ctx.priority).await?;
+    let _held = conn.account.take(len, ctx.priority).await?;
     let answer = Message::Manifest(manifest.to_bytes()).encode();
-    io::write(send, conn.shared.limits.stall, &mut [answer]).await
+    conn.account.write(send, ctx.priority, &mut [answer]).await
 }
 
 async fn table<S: ChunkSource, F, P>(
@@ -72,10 +74,10 @@ async fn table<S: ChunkSource, F, P>(
     let geometry = conn.geometry(ctx, image).await?;
     check_section(&geometry, section)?;
     let len = 32 * geometry.chunks_in(section) as usize;
-    let _held = conn.budget.take(len, ctx.priority).await?;
+    let _held = conn.account.take(len, ctx.priority).await?;
     let table = conn.shared.source.section_table(ctx, image, section).await?;
     let answer = Message::Table(table.to_bytes()).encode();
-    io::write(send, conn.shared.limits.stall, &mut [answer]).await
+    conn.account.write(send, ctx.priority, &mut [answer]).await
 }
 
 async fn chunks<S: ChunkSource, F, P>(
@@ -89,11 +91,11 @@ async fn chunks<S: ChunkSource, F, P>(
     // The source gives a chunk at a time and waits until it has been taken, so this is what the
     // request holds at most; the rest of what was written is the send window's.
     let frame = HEADER_LEN + geometry.chunk_len();
-    let _held = conn.budget.take(frame, ctx.priority).await?;
-    let (patience, max_frame) = (conn.shared.limits.stall, conn.max_frame());
-    let mut sink = FrameSink { send, patience, max_frame };
+    let _held = conn.account.take(frame, ctx.priority).await?;
+    let (account, priority) = (&conn.account, ctx.priority);
+    let mut sink = FrameSink { send, account, priority, max_frame: conn.max_frame() };
     conn.shared.source.chunks(ctx, place, &mut sink).await?;
-    io::write(send, patience, &mut [Message::End.encode()]).await
+    account.write(send, priority, &mut [Message::End.encode()]).await
 }
 
 fn check_section(geometry: &Geometry, section: u32) -> Result<()> {
@@ -118,7 +120,8 @@ fn check_place(geometry: &Geometry, place: &Place) -> Result<()> {
 /// Writes each frame as it comes. The frame's bytes are handed to QUIC as they are, without a copy.
 struct FrameSink<'a> {
     send: &'a mut SendStream,
-    patience: Duration,
+    account: &'a Account,
+    priority: Priority,
     max_frame: usize,
 }
 
@@ -131,6 +134,6 @@ impl ChunkSink for FrameSink<'_> {
         }
         let mut parts: [Bytes; 2] = [frame_head(chunk, &frame), frame.bytes().clone()];
         drop(frame);
-        io::write(self.send, self.patience, &mut parts).await
+        self.account.write(self.send, self.priority, &mut parts).await
     }
 }

@@ -83,6 +83,7 @@ where
     conn.may_push(&plan, false)?;
     let sinks = conn.shared.sinks.as_ref().ok_or_else(no_pushes)?;
     let _slot = Slot::take(&conn.push_count, limits.pushes)?;
+    conn.account.receive(limits.push_window)?;
     let session = sinks(conn.holder).open(ctx, &plan).await?;
     let id = conn.next_push.replace(conn.next_push.get() + 1);
     let state = Rc::new(PushState { plan, session });
@@ -142,7 +143,7 @@ pub(super) async fn section<S: ChunkSource, F, P: ImageSession>(
     let offered = OfferedSection::check(&state.plan, offer.section, &offer.table)?;
     // One frame is being assembled while the receiver works on the one before.
     let frames = 2 * (HEADER_LEN + state.plan.geometry.chunk_len());
-    let _held = conn.budget.take(frames, Priority::Background).await?;
+    let _held = conn.account.take(frames, Priority::Background).await?;
     let place = || format!("section {}", offer.section);
     let (want, mut sink) = state.session.offer(offer.section, &offered.table).await?;
     OfferedSection::check_want(&offered.table, &want).at(place)?;

@@ -44,8 +44,11 @@ pub struct Tuning {
     /// memory that a peer can fill. It is more than [`crate::ClientLimits::bulk`] stream windows: what
     /// slow readers leave lying does not keep a guest's answer out.
     pub connection_window: u32,
-    /// Bytes of a connection that were written and are not acknowledged. It bounds the memory that a
-    /// slow reader holds; a guest's read waits behind at most so many bytes of others.
+    /// Bytes of a connection that are taken by a server before they are looked at, until an image is sent
+    /// on it: requests are short.
+    pub request_window: u32,
+    /// Bytes of a connection that were written and are not acknowledged, at first: servers adjust it
+    /// ([`crate::ServerLimits::window`]).
     pub send_window: u64,
     /// A connection on which nothing is heard for so long is dead.
     pub idle_timeout: Duration,
@@ -64,6 +67,7 @@ impl Default for Tuning {
             initial_window: 1 << 20,
             stream_window: 2 << 20,
             connection_window: 32 << 20,
+            request_window: 2 << 20,
             send_window: 8 << 20,
             idle_timeout: Duration::from_secs(12),
             keep_alive: Duration::from_secs(4),
@@ -73,7 +77,7 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    fn transport(&self, incoming_streams: u32) -> Result<TransportConfig> {
+    fn transport(&self, incoming_streams: u32, window: u32) -> Result<TransportConfig> {
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.max_payload);
         let mut cubic = quinn::congestion::CubicConfig::default();
@@ -88,7 +92,7 @@ impl Tuning {
             .max_concurrent_bidi_streams(incoming_streams.into())
             .max_concurrent_uni_streams(0u32.into())
             .stream_receive_window(self.stream_window.into())
-            .receive_window(self.connection_window.into())
+            .receive_window(window.into())
             .send_window(self.send_window)
             .max_idle_timeout(Some(idle))
             .datagram_receive_buffer_size(None);
@@ -99,7 +103,7 @@ impl Tuning {
     pub fn client(&self, tls: Arc<rustls::ClientConfig>) -> Result<quinn::ClientConfig> {
         let crypto = QuicClientConfig::try_from(tls)
             .map_err(|e| Error::new(Kind::Invalid, format!("TLS for QUIC: {e}")))?;
-        let mut transport = self.transport(0)?;
+        let mut transport = self.transport(0, self.connection_window)?;
         transport.keep_alive_interval(Some(self.keep_alive));
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport));
@@ -113,7 +117,7 @@ impl Tuning {
             .map_err(|e| Error::new(Kind::Invalid, format!("TLS for QUIC: {e}")))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(Arc::new(self.transport(1)?))
+            .transport_config(Arc::new(self.transport(1, self.request_window)?))
             .migration(false)
             .max_incoming(1024)
             .incoming_buffer_size(64 << 10)

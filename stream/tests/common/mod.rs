@@ -166,6 +166,8 @@ pub struct MemSourceInner {
     pub fail: RefCell<Option<(u32, Error)>>,
     /// Instead of ending, reads wait while this is set.
     pub hang: Cell<bool>,
+    /// Gives a copy of each frame, as a cache does that reads its disk.
+    pub copies: Cell<bool>,
     /// Says that something has changed.
     pub changed: Notify,
 }
@@ -208,6 +210,7 @@ impl MemSource {
             dropped: Cell::new(0),
             fail: RefCell::new(None),
             hang: Cell::new(false),
+            copies: Cell::new(false),
             changed: Notify::new(),
         }))
     }
@@ -260,7 +263,10 @@ impl ChunkSource for MemSource {
             if fail.as_ref().is_some_and(|(bad, _)| *bad == chunk) {
                 continue;
             }
-            let frame = image.frames[&(place.section, chunk)].clone();
+            let mut frame = image.frames[&(place.section, chunk)].clone();
+            if self.0.copies.get() {
+                frame = Frame::parse(frame.bytes().to_vec().into()).unwrap();
+            }
             let held = Held::new(&self.0, frame.bytes().len());
             sink.chunk(chunk, frame).await?;
             drop(held);
