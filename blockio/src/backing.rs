@@ -189,6 +189,15 @@ pub trait Backing: Send + Sync + fmt::Debug {
     /// What the system says.
     fn try_lock_exclusive(&self) -> io::Result<bool>;
 
+    /// Who else uses the file without that lock, in words; nobody can be told on most backings.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn other_user(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Makes this file share all of `source`'s blocks.
     ///
     /// # Errors

@@ -287,6 +287,19 @@ impl BlockFile {
         self.backing().try_lock_exclusive().map_err(|error| self.at("lock", None, error))
     }
 
+    /// Who else uses this file, which must be open for writing, without having taken the lock of
+    /// [`try_lock_exclusive`](BlockFile::try_lock_exclusive): a program with byte-range locks, as
+    /// QEMU's, or a loop device. In words, with what to do about it.
+    ///
+    /// If nobody does, no such program can begin to until the last clone is dropped.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn other_user(&self) -> io::Result<Option<String>> {
+        self.backing().other_user().map_err(|error| self.at("lock", None, error))
+    }
+
     /// Makes this file a copy of `source` that shares its blocks until either is written.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ pub mod error;
 pub mod fake;
 pub mod file;
 pub mod fs;
+mod in_use;
 mod os_file;
 
 pub use arena::{Arena, Buf};

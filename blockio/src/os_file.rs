@@ -10,6 +10,7 @@ use rustix::fs::{self as sys, FallocateFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+use crate::in_use;
 
 /// An open descriptor and what was learned about it when it was opened.
 #[derive(Debug)]
@@ -201,6 +202,16 @@ impl Backing for OsFile {
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    fn other_user(&self) -> io::Result<Option<String>> {
+        if !in_use::lock_bytes(self.fd.as_fd())? {
+            let who = "a program, perhaps a virtual machine, has locked it: end that first";
+            return Ok(Some(who.to_owned()));
+        }
+        let is_this = |path: &Path| self.same_file(path).unwrap_or(false);
+        let device = in_use::loop_device(Path::new("/sys/block"), is_this);
+        Ok(device.map(|d| format!("/dev/{d} is attached to it: `losetup -d /dev/{d}` first")))
     }
 
     fn reflink_from(&self, source: &dyn Backing) -> io::Result<()> {

@@ -109,6 +109,17 @@ fn busy(path: &Path) -> Error {
     Error::new(Kind::Conflict, what)
 }
 
+/// Refuses what a virtual machine or a loop device uses, and keeps the first of these from starting.
+fn refuse_used(file: &BlockFile, path: &Path) -> Result<()> {
+    match file.other_user().map_err(io)? {
+        None => Ok(()),
+        Some(who) => {
+            let what = format!("{}: in use: {who}, or pull to another path", path.display());
+            Err(Error::new(Kind::Conflict, what))
+        }
+    }
+}
+
 /// Opens or makes, and locks, what an image at `path` will be worked on in. Nothing that was there is
 /// changed.
 pub(crate) fn open(fs: &Fs, path: &Path) -> Result<Opened> {
@@ -126,7 +137,9 @@ fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
     let there = match fs.open(path, OpenMode::write()) {
         Ok(file) if file.kind() == FileKind::Block => {
             let place = Place::Device { path: path.to_owned() };
-            return lock(&file, path).map(|()| Some(Opened { place, file, fresh: false }));
+            lock(&file, path)?;
+            refuse_used(&file, path)?;
+            return Ok(Some(Opened { place, file, fresh: false }));
         }
         Ok(file) => Some(file),
         Err(e) if e.kind() == ErrorKind::NotFound => None,
@@ -134,6 +147,11 @@ fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
         Err(e) if e.kind() == ErrorKind::ResourceBusy => return Err(busy(path)),
         Err(e) => return Err(io(e)),
     };
+    // Whatever becomes of the name, whoever uses the old file would lose it.
+    if let Some(old) = &there {
+        lock(old, path)?;
+        refuse_used(old, path)?;
+    }
     // An interrupted pull is gone on with, whatever is at the path. Else an earlier image is changed
     // in place, so that only what differs has to travel; but not if it has other names: whoever made
     // those wants the old bytes there.

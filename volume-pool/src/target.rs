@@ -45,8 +45,9 @@ impl Target {
     /// a second pull to the same path is a [`Kind::Conflict`]. Symbolic links are followed.
     ///
     /// What is at `path` is not changed yet. Once its first byte is to change, an earlier image
-    /// there loses its name until the new one is complete. A program that has it open without
-    /// having locked it is not noticed: do not pull over an image that is in use.
+    /// there loses its name until the new one is complete. An image that a virtual machine of QEMU's
+    /// or a loop device uses is a [`Kind::Conflict`]; a program that has it open without having
+    /// locked it is not noticed.
     pub fn open(path: &Path, geometry: Geometry) -> Result<Self> {
         Self::open_in(&Fs::os(), &place::resolve(path)?, geometry)
     }

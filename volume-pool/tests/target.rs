@@ -211,6 +211,33 @@ fn the_second_pull_to_a_path_is_a_conflict() {
 }
 
 #[test]
+fn an_image_that_a_virtual_machine_uses_is_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let (old, new) = (Disk::new("abc", 0), Disk::new("xyz", 0));
+    std::fs::write(&path, &old.bytes).unwrap();
+    // Its locks are on bytes, and have nothing to do with the lock of pulls.
+    let machine = Fs::os().open(&path, OpenMode::write()).unwrap();
+    assert_eq!(machine.other_user().unwrap(), None);
+    let partial = dir.path().join(".disk.forebay-partial");
+    for interrupted in [false, true] {
+        if interrupted {
+            std::fs::write(&partial, &new.bytes).unwrap();
+        }
+        let e = Target::open(&path, new.geometry()).unwrap_err();
+        assert_eq!(e.kind(), Kind::Conflict, "{e}");
+        assert!(e.message().contains("virtual machine"), "{e}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), old.bytes);
+    drop(machine);
+    std::fs::remove_file(&partial).unwrap();
+    let ours = Target::open(&path, new.geometry()).unwrap();
+    let machine = Fs::os().open(&path, OpenMode::write()).unwrap();
+    assert!(machine.other_user().unwrap().is_some(), "none can start meanwhile");
+    drop(ours);
+}
+
+#[test]
 fn zeros_replace_old_data_on_files_and_devices() {
     let (memory, fs) = memory();
     let (old, new) = (Disk::new("aaaa", 0), Disk::new("a..b", 0));

@@ -208,6 +208,10 @@ impl Backing for FailingFile {
         self.backing().try_lock_exclusive()
     }
 
+    fn other_user(&self) -> io::Result<Option<String>> {
+        self.backing().other_user()
+    }
+
     fn same_file(&self, path: &Path) -> io::Result<bool> {
         self.backing().same_file(path)
     }

@@ -1,0 +1,103 @@
+//! Who else uses a file without having taken our lock: virtual machines and loop devices.
+//!
+//! QEMU and its tools hold open-file-description locks on single bytes of a disk image: one for each
+//! right that they have or deny (from byte 100 and 200 on: `RAW_LOCK_PERM_BASE` and
+//! `RAW_LOCK_SHARED_BASE` in its block/file-posix.c). Whole-file locks (`flock`) and these do not see
+//! each other. Who holds a write lock of all bytes knows that no such program has the file open, and
+//! keeps it from starting.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+/// Takes the write lock of every byte, for the open file description of `fd`, which must be open for
+/// writing. False if a program has locked any of them. A file system without such locks has no
+/// program that holds one.
+pub(crate) fn lock_bytes(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    set_lock(fd, libc::F_WRLCK, 0, 0)
+}
+
+#[expect(unsafe_code, reason = "rustix has no open-file-description locks")]
+fn set_lock(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<bool> {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel only reads `lock`,
+    // which outlives the call.
+    let failed = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } != 0;
+    if !failed {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(true),
+        _ => Err(error),
+    }
+}
+
+/// The loop device whose bytes lie in a file, by what `sys` (`/sys/block`) tells: `loop3`.
+/// `is_this` says whether a path leads to the file.
+pub(crate) fn loop_device(sys: &Path, is_this: impl Fn(&Path) -> bool) -> Option<String> {
+    for entry in std::fs::read_dir(sys).ok()?.flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        if !name.starts_with("loop") {
+            continue;
+        }
+        // There is none while nothing is attached.
+        let Ok(file) = std::fs::read(entry.path().join("loop/backing_file")) else { continue };
+        let file = file.strip_suffix(b"\n").unwrap_or(&file);
+        if is_this(Path::new(OsStr::from_bytes(file))) {
+            return Some(name);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_byte_that_a_virtual_machine_locked_is_seen_and_ours_keep_it_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        File::create(&path).unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let (ours, machine) = (open(), open());
+        // Shared, on one byte: what QEMU holds.
+        assert!(set_lock(machine.as_fd(), libc::F_RDLCK, 201, 1).unwrap());
+        assert!(!lock_bytes(ours.as_fd()).unwrap());
+        drop(machine);
+        assert!(lock_bytes(ours.as_fd()).unwrap());
+        assert!(lock_bytes(ours.as_fd()).unwrap(), "twice is once");
+        assert!(!set_lock(open().as_fd(), libc::F_RDLCK, 100, 1).unwrap());
+    }
+
+    #[test]
+    fn a_loop_device_is_found_by_its_file() {
+        let sys = tempfile::tempdir().unwrap();
+        for (device, file) in [("loop0", None), ("loop7", Some("/d/disk\n")), ("sda", None)] {
+            let dir = sys.path().join(device).join("loop");
+            std::fs::create_dir_all(&dir).unwrap();
+            if let Some(file) = file {
+                std::fs::write(dir.join("backing_file"), file).unwrap();
+            }
+        }
+        let of = |path: &str| loop_device(sys.path(), |p| p == Path::new(path));
+        assert_eq!(of("/d/disk").as_deref(), Some("loop7"));
+        assert_eq!(of("/d/other"), None);
+        assert_eq!(loop_device(Path::new("/no/such/place"), |_| true), None);
+    }
+}
