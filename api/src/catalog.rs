@@ -108,16 +108,17 @@ pub struct ImageLine {
     pub problem: Option<String>,
 }
 
-/// What a writer says of a new image. Placement fills in the rest and signs it.
+/// What a writer says of an image. What it leaves out stays as it was said before; placement fills in
+/// the rest and signs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct NewRecord {
     /// The image it was made from.
     #[schema(value_type = Option<String>)]
     pub parent: Option<Digest>,
-    /// What kind of image it is.
-    #[schema(value_type = String)]
-    pub kind: ImageKind,
+    /// What kind of image it is; `os` if nobody says.
+    #[schema(value_type = Option<String>)]
+    pub kind: Option<ImageKind>,
     /// Operating system.
     pub os: Option<String>,
     /// CPU architecture.

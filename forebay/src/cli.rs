@@ -261,9 +261,9 @@ pub enum CompressionArg {
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "What is said of the image")]
 pub struct RecordArgs {
-    /// Kind of image
-    #[arg(long, value_enum, default_value = "os")]
-    pub kind: KindArg,
+    /// Kind of image [default: os]
+    #[arg(long, value_enum)]
+    pub kind: Option<KindArg>,
     /// Operating system, e.g. `debian 12`
     #[arg(long)]
     pub os: Option<String>,
@@ -291,10 +291,9 @@ pub struct RecordArgs {
 }
 
 /// Kind of image.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KindArg {
     /// An operating system to install from.
-    #[default]
     Os,
     /// An operating system with an application.
     Application,

@@ -36,6 +36,10 @@ pub struct ImageRecord {
     pub parent: Option<Digest>,
     /// When it was made, in seconds since 1970.
     pub created: u64,
+    /// When this was said of it, in seconds since 1970, if that was later. Of several records the
+    /// last one said counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revised: Option<u64>,
     /// What kind of image it is.
     #[serde(default)]
     pub kind: ImageKind,
@@ -76,6 +80,7 @@ impl ImageRecord {
             image,
             parent: None,
             created,
+            revised: None,
             kind: ImageKind::default(),
             os: None,
             architecture: None,
@@ -86,6 +91,11 @@ impl ImageRecord {
             hypervisor: None,
             labels: BTreeMap::new(),
         }
+    }
+
+    /// When this was said, in seconds since 1970.
+    pub fn said(&self) -> u64 {
+        self.revised.unwrap_or(self.created)
     }
 
     /// The signed text: what is stored.

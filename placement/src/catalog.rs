@@ -149,15 +149,16 @@ impl Catalog {
         }
     }
 
-    /// Signs and keeps what a writer says of an image.
+    /// Signs and keeps what a writer says of an image, with what was said before.
     pub(crate) async fn record(&self, image: &str, said: NewRecord) -> Result<ImageInfo> {
         let image = names::parse_digest(image)?;
         let _one = self.recording.lock().await;
         // Of the store itself: what is remembered may be gone.
         self.archive.facts(image).await.at(|| format!("image {image}"))?;
-        let before = self.images.newest_record(image).await?.map_or(0, |r| r.created + 1);
-        // The newest record wins, so this one must be newer, even if the clock went back.
-        let record = signed_part(image, said, self.clock.now().max(before));
+        let before = self.images.newest_record(image).await?;
+        let Some(record) = revise(image, before, said, self.clock.now()) else {
+            return self.describe(image).await;
+        };
         let token = record.sign(&self.key);
         if token.len() > MAX_TOKEN {
             let what = format!("image record: longer than {MAX_TOKEN} bytes when signed");
@@ -329,30 +330,35 @@ impl Catalog {
     }
 }
 
-fn signed_part(image: Digest, said: NewRecord, created: u64) -> ImageRecord {
-    let NewRecord {
-        parent,
-        kind,
-        os,
-        architecture,
-        firmware,
-        cpus,
-        memory_mib,
-        nics,
-        hypervisor,
-        labels,
-    } = said;
-    ImageRecord {
-        parent,
-        kind,
-        os,
-        architecture,
-        firmware,
-        cpus,
-        memory_mib,
-        nics,
-        hypervisor,
-        labels,
-        ..ImageRecord::new(image, created)
+/// The record of `image` after somebody said something of it at `now`: what is given overrides what
+/// was known before, the rest stays, and so does when the image was made. `None` if nothing is new.
+fn revise(
+    image: Digest,
+    before: Option<ImageRecord>,
+    said: NewRecord,
+    now: u64,
+) -> Option<ImageRecord> {
+    fn set<T>(field: &mut Option<T>, given: Option<T>) {
+        *field = given.or(field.take());
     }
+    let mut record = before.clone().unwrap_or_else(|| ImageRecord::new(image, now));
+    // No image was made from itself.
+    set(&mut record.parent, said.parent.filter(|parent| *parent != image));
+    record.kind = said.kind.unwrap_or(record.kind);
+    set(&mut record.os, said.os);
+    set(&mut record.architecture, said.architecture);
+    set(&mut record.firmware, said.firmware);
+    set(&mut record.cpus, said.cpus);
+    set(&mut record.memory_mib, said.memory_mib);
+    set(&mut record.nics, said.nics);
+    set(&mut record.hypervisor, said.hypervisor);
+    record.labels.extend(said.labels);
+    if let Some(before) = before {
+        if before == record {
+            return None;
+        }
+        // The last one said counts, so this one must be later, even if the clock went back.
+        record.revised = Some(now.max(before.said() + 1));
+    }
+    Some(record)
 }

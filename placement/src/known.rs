@@ -66,7 +66,7 @@ impl Images {
         let mut newest: Option<ImageRecord> = None;
         for token in self.archive.records(image).await? {
             match ImageRecord::open(&token, &self.key, &image) {
-                Ok(record) if newest.as_ref().is_none_or(|n| n.created < record.created) => {
+                Ok(record) if newest.as_ref().is_none_or(|n| n.said() < record.said()) => {
                     newest = Some(record);
                 }
                 Ok(_) => {}

@@ -210,6 +210,45 @@ async fn the_newest_record_of_this_grid_counts() {
 }
 
 #[tokio::test]
+async fn what_is_said_of_an_image_adds_to_what_was_said_before() {
+    let grid = Grid::start().await;
+    let admin = grid.admin();
+    let (image, parent) = (grid.archive.add_image("a"), grid.archive.add_image("p"));
+    let label = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+    let first = NewRecord {
+        parent: Some(parent),
+        kind: Some(ImageKind::Snapshot),
+        os: Some("debian 12".into()),
+        labels: [label("team", "red"), label("site", "one")].into(),
+        ..Default::default()
+    };
+    let first = admin.record(&image, &first).await.unwrap().record.unwrap();
+    // An import of the same bytes under another name says nothing.
+    grid.ahead.store(1000, Ordering::Relaxed);
+    let nothing = NewRecord { parent: Some(image), ..Default::default() };
+    let same = admin.record(&image, &nothing).await.unwrap().record.unwrap();
+    assert_eq!(same, first);
+    assert_eq!(grid.archive.shelf().records[&image].len(), 1, "and nothing new is kept");
+
+    let more = NewRecord {
+        os: Some("debian 13".into()),
+        cpus: Some(2),
+        labels: [label("team", "blue")].into(),
+        ..Default::default()
+    };
+    let now = admin.record(&image, &more).await.unwrap().record.unwrap();
+    assert!(now.revised.is_some_and(|revised| revised >= first.created + 1000));
+    let expected = ImageRecord {
+        os: Some("debian 13".into()),
+        cpus: Some(2),
+        labels: [label("team", "blue"), label("site", "one")].into(),
+        revised: now.revised,
+        ..first
+    };
+    assert_eq!(now, expected);
+}
+
+#[tokio::test]
 async fn a_list_asks_the_store_once_per_image() {
     let grid = Grid::start().await;
     let admin = grid.admin();

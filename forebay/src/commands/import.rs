@@ -8,7 +8,7 @@ use std::time::Instant;
 use api::catalog::{Expect, MoveRef, NewRecord};
 use capture::{Compression, DiskSource, Format, ImportOptions, Progress, SourceOptions, import};
 use image::record::ImageKind;
-use image::{Error, Kind, Result};
+use image::{Digest, Error, Kind, Result};
 
 use super::block_on;
 use crate::cli::{CompressionArg, FormatArg, ImportArgs, KindArg, RecordArgs};
@@ -66,7 +66,7 @@ async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<
     let imported = imported.await;
     shown.finish();
     let imported = imported?;
-    let said = record(&args.record, parent);
+    let said = record(&args.record, lineage(&grid, args, &imported.image, parent).await?);
     grid.placement.record(&imported.image, &said).await?;
     let expect = if args.new { Expect::Absent } else { Expect::Anything };
     let to = MoveRef { image: imported.image, expect };
@@ -108,6 +108,18 @@ async fn parent_of(grid: &Grid, args: &ImportArgs) -> Result<Option<String>> {
     }
 }
 
+/// The parent that the image's record will name. What the ref pointed at before says nothing of an
+/// image that was there already, perhaps under another name, and was described.
+async fn lineage(
+    grid: &Grid,
+    args: &ImportArgs,
+    image: &Digest,
+    parent: Option<Digest>,
+) -> Result<Option<Digest>> {
+    let described = grid.placement.image(&image.to_string()).await?.record.is_some();
+    Ok(parent.filter(|_| args.parent.is_some() || !described))
+}
+
 fn engine(config: &Config) -> Result<blockio::EngineChoice> {
     let engine = config.text("io.engine").parse();
     engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))
@@ -134,15 +146,15 @@ fn open(args: &ImportArgs) -> Result<DiskSource> {
     Ok(source)
 }
 
-fn record(said: &RecordArgs, parent: Option<image::Digest>) -> NewRecord {
+fn record(said: &RecordArgs, parent: Option<Digest>) -> NewRecord {
     NewRecord {
         parent,
-        kind: match said.kind {
+        kind: said.kind.map(|kind| match kind {
             KindArg::Os => ImageKind::Os,
             KindArg::Application => ImageKind::Application,
             KindArg::AsDeployed => ImageKind::AsDeployed,
             KindArg::Snapshot => ImageKind::Snapshot,
-        },
+        }),
         os: said.os.clone(),
         architecture: said.arch.clone(),
         firmware: said.firmware.clone(),

@@ -124,7 +124,7 @@ pub(super) async fn image(State(app): State<App>, Name(name): Name) -> Answer<Im
     Ok(Json(app.catalog.info(&name).await?))
 }
 
-/// Says something of an image; the newest record is the one that counts (admins and nodes)
+/// Says something of an image; what is left out stays as it was said before (admins and nodes)
 #[utoipa::path(
     post, path = "/v1/images/{name}/record", request_body = NewRecord,
     params(("name" = String, Path, description = "A digest")),
