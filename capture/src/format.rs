@@ -34,6 +34,25 @@ pub enum Compression {
     Xz,
 }
 
+/// Extensions of formats that are known by name only.
+const FOREIGN: &[&str] = &["vhdx", "vhd", "vpc", "vdi", "qed", "parallels"];
+
+/// What the first bytes of other formats are, and what to do with such a file.
+const MAGICS: &[(&[u8], &str, &str)] = &[
+    (b"QFI\xfb", "qcow2", "say --format qcow2 if it is (of a file, not a stream)"),
+    (b"KDMV", "vmdk", "say --format vmdk if it is (of a file, not a stream)"),
+    (b"vhdxfile", "vhdx", "`qemu-img convert -O raw` it first if it is"),
+    (b"conectix", "vhd", "`qemu-img convert -O raw` it first if it is"),
+    (b"<<< ", "vdi", "`qemu-img convert -O raw` it first if it is"),
+];
+
+/// What to tell of a disk that is taken as raw and begins so; nothing for most. Only told, never acted
+/// on: a raw disk may begin with whatever its guest wrote.
+pub(crate) fn doubt(first: &[u8]) -> Option<String> {
+    let (_, name, next) = MAGICS.iter().find(|(magic, ..)| first.starts_with(magic))?;
+    Some(format!("this looks like {name}, and is taken as the raw bytes of a disk: {next}"))
+}
+
 impl Format {
     const ALL: [Format; 3] = [Format::Raw, Format::Qcow2, Format::Vmdk];
 
@@ -119,7 +138,7 @@ impl FromStr for Compression {
 /// # Errors
 ///
 /// [`Kind::Invalid`] if the name does not tell and nothing was said; [`Kind::Unsupported`] for a
-/// format that needs random access inside a compressed stream.
+/// format that is not read here, or needs random access inside a compressed stream.
 pub fn decide(
     path: &Path,
     format: Option<Format>,
@@ -132,6 +151,11 @@ pub fn decide(
     let inner = if named == Some(chosen) { split_extension(&stem).1 } else { outer };
     let format = format.or_else(|| Format::of_extension(&inner)).ok_or_else(|| {
         let name = path.display();
+        if FOREIGN.contains(&inner.as_str()) {
+            let what =
+                format!("{name}: .{inner} is not read here: `qemu-img convert -O raw` it first");
+            return Error::new(Kind::Unsupported, what);
+        }
         let why = if inner.is_empty() { "no extension".into() } else { format!("`.{inner}`") };
         let what = "does not tell the disk's format; say it with --format raw, qcow2 or vmdk";
         Error::new(Kind::Invalid, format!("{name}: {why} {what}"))
@@ -210,6 +234,29 @@ mod tests {
             assert_eq!(e.kind(), Kind::Invalid);
             assert!(e.message().contains("--format"), "{e}");
             assert!(e.message().starts_with(name), "{e}");
+        }
+    }
+
+    #[test]
+    fn formats_that_are_not_read_are_to_be_converted() {
+        for name in ["a.vhdx", "a.VHD", "a.vdi", "a.vdi.gz"] {
+            let e = by_name(name).unwrap_err();
+            assert_eq!(e.kind(), Kind::Unsupported, "{e}");
+            assert!(e.message().contains("qemu-img convert"), "{e}");
+        }
+        decide(Path::new("a.vhd"), Some(Format::Raw), None).unwrap();
+    }
+
+    #[test]
+    fn raw_bytes_that_look_like_another_format_are_in_doubt() {
+        let says = |first: &[u8]| doubt(first).unwrap_or_default();
+        assert!(says(b"QFI\xfb\0\0\0\x03").contains("--format qcow2"));
+        assert!(says(b"KDMV\x01\0\0\0").contains("--format vmdk"));
+        for first in [&b"vhdxfile"[..], b"conectix", b"<<< Oracle VM VirtualBox Disk Image >>>"] {
+            assert!(says(first).contains("qemu-img convert"));
+        }
+        for first in [&b""[..], b"QFI", &[0; 512], b"\xeb\x63\x90"] {
+            assert_eq!(doubt(first), None);
         }
     }
 

@@ -20,7 +20,7 @@ use blockio::{BlockFile, FileKind, OpenMode};
 use image::error::At;
 use image::{Error, Kind, Result};
 
-use crate::format::{Compression, Format, decide, decide_stream};
+use crate::format::{Compression, Format, decide, decide_stream, doubt};
 pub use raw::RawDisk;
 pub use stream::Stream;
 
@@ -106,7 +106,10 @@ impl DiskSource {
         let sector = options.sector.unwrap_or_else(|| own_sector(&file));
         let content = if compression == Compression::None {
             let disk: Arc<dyn Disk> = match format {
-                Format::Raw => Arc::new(RawDisk::new(file).at(|| &name)?),
+                Format::Raw => {
+                    warn_of_doubt(&name, &file);
+                    Arc::new(RawDisk::new(file).at(|| &name)?)
+                }
                 Format::Qcow2 => Arc::new(qcow2::Qcow2Disk::open(file).at(|| &name)?),
                 Format::Vmdk => Arc::new(vmdk::VmdkDisk::open(file).at(|| &name)?),
             };
@@ -190,6 +193,15 @@ impl DiskSource {
             }
         }
         Ok(self)
+    }
+}
+
+/// Warns of a raw file that looks like another format. One that cannot be read says so later.
+fn warn_of_doubt(name: &str, file: &BlockFile) {
+    let mut first = [0; 8];
+    let read = file.read_at(&mut first, 0).unwrap_or(0);
+    if let Some(doubt) = doubt(&first[..read]) {
+        tracing::warn!("{name}: {doubt}");
     }
 }
 

@@ -10,7 +10,7 @@ use flate2::read::MultiGzDecoder;
 use image::{Error, Kind, Result};
 
 use super::fingerprint::Fingerprint;
-use crate::format::Compression;
+use crate::format::{Compression, doubt};
 
 /// Memory that an xz decoder may take, in bytes: `xz -9` needs 65 MiB.
 const XZ_MEMORY: u64 = 256 << 20;
@@ -61,7 +61,7 @@ impl Stream {
 
     /// Fills `buf`; less than that comes back only at the end.
     pub(crate) fn fill(&mut self, buf: &mut [u8]) -> Result<usize> {
-        let mut done = 0;
+        let (mut done, first) = (0, self.at == 0);
         while done < buf.len() {
             match self.reader.read(&mut buf[done..]) {
                 Ok(0) => break,
@@ -72,6 +72,9 @@ impl Stream {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(self.failed(e)),
             }
+        }
+        if let Some(doubt) = doubt(&buf[..done]).filter(|_| first) {
+            tracing::warn!("{doubt}");
         }
         Ok(done)
     }
