@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::harness::{Background, CHUNK, Disk, Grid, forebay, path, run};
+use crate::harness::{Background, CHUNK, Disk, Grid, forebay, path, run, until};
 
 fn wanted() -> bool {
     let wanted = std::env::var_os("FOREBAY_E2E").is_some();
@@ -174,7 +175,20 @@ fn real_a_full_target_is_named_and_gone_on_with_when_there_is_room() {
     grid.import(&grid.disk("d.raw", &disk), "d:1");
     fs.fill_but(8 << 20);
     let copy = fs.at.join("disk.raw");
-    grid.pull("d:1", &copy).fails(74, &["disk.raw", "make room", "again"]);
+    grid.pull("d:1", &copy).fails(74, &["disk.raw", "make room", "free"]);
+    assert_eq!(std::fs::read_dir(&fs.at).unwrap().count(), 2, "lost+found and the ballast");
+    fs.make_room();
+    // It fills up while the pull is under way: what came before is not fetched again.
+    let args = ["pull", "d:1", "--to", path(&copy), "--no-daemon", "--rate", "4MiB"];
+    let slow = grid.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let partial = fs.at.join(".disk.raw.forebay-partial");
+    let begun = || partial.metadata().is_ok_and(|meta| meta.blocks() > 0);
+    until("the first chunk", begun);
+    fs.fill_but(0);
+    let said = slow.wait_with_output().unwrap();
+    assert_eq!(said.status.code(), Some(74));
+    let said = String::from_utf8_lossy(&said.stderr);
+    assert!(said.contains("disk.raw") && said.contains("make room"), "{said}");
     assert!(!copy.exists());
     // Nor does a second try do any harm.
     grid.pull("d:1", &copy).fails(74, &["disk.raw"]);

@@ -86,6 +86,15 @@ pub enum SyncWhat {
     All,
 }
 
+/// What a file takes of its file system, and what that has left. Both in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Allocated to the file: holes take none.
+    pub allocated: u64,
+    /// Free for who is not root.
+    pub free: u64,
+}
+
 /// What stands behind a [`BlockFile`](crate::BlockFile).
 ///
 /// Calls may block. Errors are the plain system ones; `BlockFile` adds path and offset, loops on
@@ -195,6 +204,15 @@ pub trait Backing: Send + Sync + fmt::Debug {
     ///
     /// What the system says.
     fn other_user(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// What the file takes and could take; `None` where writing so many bytes may take fewer.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn space(&self) -> io::Result<Option<Space>> {
         Ok(None)
     }
 

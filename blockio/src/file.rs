@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::io::Errno;
 
-use crate::backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 use crate::error::{errno, locate};
 use crate::os_file::OsFile;
 
@@ -298,6 +298,16 @@ impl BlockFile {
     /// What the system says.
     pub fn other_user(&self) -> io::Result<Option<String>> {
         self.backing().other_user().map_err(|error| self.at("lock", None, error))
+    }
+
+    /// What a regular file takes of its file system, and what that has left; `None` for devices and
+    /// fakes, and where writing so many bytes may take fewer, because they are compressed.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn space(&self) -> io::Result<Option<Space>> {
+        self.backing().space().map_err(|error| self.at("stat", None, error))
     }
 
     /// Makes this file a copy of `source` that shares its blocks until either is written.

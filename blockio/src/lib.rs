@@ -30,7 +30,7 @@ mod in_use;
 mod os_file;
 
 pub use arena::{Arena, Buf};
-pub use backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+pub use backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 pub use engine::{Engine, EngineChoice, EngineKind, EngineOptions};
 pub use error::{Cause, Located, cause, errno};
 pub use file::{BlockFile, Extents};

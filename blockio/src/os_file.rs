@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{self as sys, FallocateFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use crate::backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 use crate::in_use;
 
 /// An open descriptor and what was learned about it when it was opened.
@@ -212,6 +212,21 @@ impl Backing for OsFile {
         let is_this = |path: &Path| self.same_file(path).unwrap_or(false);
         let device = in_use::loop_device(Path::new("/sys/block"), is_this);
         Ok(device.map(|d| format!("/dev/{d} is attached to it: `losetup -d /dev/{d}` first")))
+    }
+
+    fn space(&self) -> io::Result<Option<Space>> {
+        let system = sys::fstatfs(&self.fd)?;
+        // These may compress what is written.
+        const BTRFS: u32 = 0x9123_683e;
+        const BCACHEFS: u32 = 0xca45_1a4e;
+        const ZFS: u32 = 0x2fc1_2fc1;
+        let compresses = [BTRFS, BCACHEFS, ZFS].contains(&(system.f_type as u32));
+        if self.kind == FileKind::Block || compresses {
+            return Ok(None);
+        }
+        let allocated = sys::fstat(&self.fd)?.st_blocks as u64 * 512;
+        let free = system.f_bavail.saturating_mul(system.f_frsize as u64);
+        Ok(Some(Space { allocated, free }))
     }
 
     fn reflink_from(&self, source: &dyn Backing) -> io::Result<()> {

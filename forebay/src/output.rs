@@ -133,11 +133,6 @@ impl Lines {
 }
 
 impl Progress {
-    /// Whether anybody sees it.
-    pub fn is_shown(&self) -> bool {
-        !matches!(self.bar, Bar::None)
-    }
-
     /// Shows that `done` of `total` bytes are done; 0 means that nobody knows the total yet. The first
     /// total that is known counts.
     pub fn at(&mut self, done: u64, total: u64) {

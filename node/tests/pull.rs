@@ -158,3 +158,22 @@ async fn a_stream_that_nobody_reads_any_more_is_an_error() {
     let error = LocalSet::new().run_until(streamed).await.unwrap_err();
     assert!(error.to_string().contains("standard output"), "{error}");
 }
+
+#[tokio::test]
+async fn a_target_without_room_for_what_is_known_to_come_is_refused_before_anything_does() {
+    let (dir, path) = place();
+    let (old, new) = (Disk::new("abc"), Disk::new("xyz"));
+    std::fs::write(&path, &old.bytes).unwrap();
+    let file = blockio::BlockFile::open(&path, blockio::OpenMode::read()).unwrap();
+    if file.space().unwrap().is_none() {
+        return; // A file system that compresses cannot tell.
+    }
+    let (source, watch) = (Source::honest(&new), Arc::new(Watch::default()));
+    watch.expect(1 << 60);
+    let options = options(EngineChoice::Auto);
+    let e = pull(source.clone(), new.image(), path.clone(), options, watch).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Full, "{e}");
+    assert_eq!(source.said.chunks(), 0);
+    old.is_at(&path);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}

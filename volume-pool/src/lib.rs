@@ -10,5 +10,6 @@ mod scan;
 mod target;
 mod verified;
 
+pub use place::check_path;
 pub use target::Target;
 pub use verified::Verified;

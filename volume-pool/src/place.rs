@@ -19,6 +19,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -90,10 +91,40 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
                 at = at.parent().unwrap_or(Path::new("")).join(link);
             }
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
-            _ => return Ok(at),
+            Ok(meta) if meta.is_dir() => return Err(not_a_file(path)),
+            Err(_) => return in_a_directory(path, &at).map(|()| at),
+            Ok(_) => return Ok(at),
         }
     }
     Err(Error::new(Kind::Invalid, format!("{}: too many symbolic links", path.display())))
+}
+
+fn not_a_file(path: &Path) -> Error {
+    let what = format!("{}: a directory: name the file in it", path.display());
+    Error::new(Kind::Invalid, what)
+}
+
+/// Whether a file can be made at `at`, to which `path` leads: it must not end like the name of a
+/// directory, and lie in one that exists.
+fn in_a_directory(path: &Path, at: &Path) -> Result<()> {
+    if at.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(not_a_file(path));
+    }
+    let dir = match at.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let (path, dir) = (path.display(), dir.display());
+    let what = format!("{path}: there is no directory {dir}: make it first (`mkdir -p`)");
+    Err(Error::new(Kind::Gone, what))
+}
+
+/// Refuses what no target can be opened at, before anything is asked of the network.
+pub fn check_path(path: &Path) -> Result<()> {
+    resolve(path).map(drop)
 }
 
 /// The error names the path already.

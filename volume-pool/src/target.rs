@@ -44,6 +44,8 @@ impl Target {
     /// Opens or makes what an image of this geometry at `path` will be worked on in, and locks it:
     /// a second pull to the same path is a [`Kind::Conflict`]. Symbolic links are followed.
     ///
+    /// A directory, and what would lie in one that does not exist, are refused.
+    ///
     /// What is at `path` is not changed yet. Once its first byte is to change, an earlier image
     /// there loses its name until the new one is complete. An image that a virtual machine of QEMU's
     /// or a loop device uses is a [`Kind::Conflict`]; a program that has it open without having
@@ -80,6 +82,19 @@ impl Target {
             );
         }
         Ok(())
+    }
+
+    /// Refuses a target whose file system has certainly no room for an image that holds `data` bytes
+    /// which are not zeros. Nothing has been changed then.
+    pub fn check_room(&self, data: u64) -> Result<()> {
+        let Some(space) = self.file.space().map_err(|e| self.io(e))? else { return Ok(()) };
+        let needed = data.saturating_sub(space.allocated);
+        if needed <= space.free {
+            return Ok(());
+        }
+        let free = space.free;
+        let what = format!("the image needs {needed} bytes more, and {free} are free: make room");
+        Err(self.error(Kind::Full, &what))
     }
 
     /// Makes the file ready to be changed. The first call blocks for a rename and a sync of the

@@ -238,6 +238,44 @@ fn an_image_that_a_virtual_machine_uses_is_refused_untouched() {
 }
 
 #[test]
+fn a_file_system_without_room_is_refused_and_the_earlier_image_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let (old, new) = (Disk::new("abc", 0), Disk::new("xyz", 0));
+    std::fs::write(&path, &old.bytes).unwrap();
+    if Fs::os().open(&path, OpenMode::read()).unwrap().space().unwrap().is_none() {
+        return; // A file system that compresses cannot tell.
+    }
+    let target = Target::open(&path, new.geometry()).unwrap();
+    let e = target.check_room(1 << 60).unwrap_err();
+    assert_eq!(e.kind(), Kind::Full, "{e}");
+    assert!(e.message().contains("disk: ") && e.message().contains("bytes more"), "{e}");
+    // What is there needs no more room, however little is free.
+    target.check_room(3 * CHUNK as u64).unwrap();
+    drop(target);
+    assert_eq!(std::fs::read(&path).unwrap(), old.bytes);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_path_where_no_file_can_be_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let geometry = Disk::new("abc", 0).geometry();
+    for (name, kind, says) in [
+        ("no/disk", Kind::Gone, "there is no directory"),
+        ("new/", Kind::Invalid, "a directory"),
+        ("", Kind::Invalid, "a directory"),
+    ] {
+        let path = dir.path().join(name);
+        let e = Target::open(&path, geometry).unwrap_err();
+        assert_eq!(e.kind(), kind, "{name}: {e}");
+        assert!(e.message().contains(says), "{e}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+    forebay_volume_pool::check_path(Path::new("disk")).unwrap();
+}
+
+#[test]
 fn zeros_replace_old_data_on_files_and_devices() {
     let (memory, fs) = memory();
     let (old, new) = (Disk::new("aaaa", 0), Disk::new("a..b", 0));

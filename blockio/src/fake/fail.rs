@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::backing::{Backing, FileKind, OpenMode, Sectors, SyncWhat, Zeroing};
+use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 use crate::file::BlockFile;
 use crate::fs::{Fs, Namespace};
 
@@ -210,6 +210,10 @@ impl Backing for FailingFile {
 
     fn other_user(&self) -> io::Result<Option<String>> {
         self.backing().other_user()
+    }
+
+    fn space(&self) -> io::Result<Option<Space>> {
+        self.backing().space()
     }
 
     fn same_file(&self, path: &Path) -> io::Result<bool> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::node::{Progress, PullRequest, TransferState};
-use image::{Digest, Error, Kind, Result};
+use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 use node::pull::{PullOptions, Watch, ordered::pull_stream, pull};
 use node::rate::{Rate, RealTime};
@@ -79,13 +79,20 @@ pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
 async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullReport> {
     let started = now();
     let grid = Grid::find(&config.data)?;
-    let (image, connect) = Connector::to_pull(&grid, &args.name, &Known::new()).await?;
+    volume_pool::check_path(&args.to)?;
+    let known = Known::new();
+    let (found, info) = tokio::join!(
+        Connector::to_pull(&grid, &args.name, &known),
+        grid.placement.image(&args.name)
+    );
+    let (image, connect) = found?;
     let watch = Arc::new(Watch::default());
+    // If the ref moved between the two, how much data there is shows later.
+    if let Some(info) = info.ok().filter(|info| info.image == image) {
+        watch.expect(info.data());
+    }
     let options = options(config, !args.no_sync)?;
     let mut shown = output.progress(&args.name, 0);
-    if shown.is_shown() {
-        tokio::spawn(learn_total(grid, image, Arc::clone(&watch)));
-    }
     let path = args.to.clone();
     // Its own task, so that an interrupt lets it put things in order before the process ends.
     let job = tokio::spawn(pull(connect, image, path.clone(), options, Arc::clone(&watch)));
@@ -100,13 +107,6 @@ async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullRe
     result?;
     let progress = watch.progress();
     Ok(PullReport { image, path, progress, seconds: (now() - started).as_secs_f64() })
-}
-
-/// Asks placement how much data an image holds, beside the pull: only who watches wants to know.
-async fn learn_total(grid: Grid, image: Digest, watch: Arc<Watch>) {
-    if let Ok(info) = grid.placement.image(&image.to_string()).await {
-        watch.expect(info.data());
-    }
 }
 
 /// Ends the pull's threads when the command is interrupted.

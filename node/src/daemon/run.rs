@@ -123,6 +123,7 @@ impl<G: Grid> Daemon<G> {
             let message = format!("{}: the path is not UTF-8", request.to.display());
             return Err(Error::new(Kind::Invalid, message));
         }
+        volume_pool::check_path(&request.to)?;
         let (id, new) = self.change(|table| table.ask(request))??;
         if new {
             self.spawn(id);

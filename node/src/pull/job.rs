@@ -30,6 +30,7 @@ impl Job {
             None => Target::open(path, geometry)?,
             Some(fs) => Target::open_in(fs, path, geometry)?,
         };
+        target.check_room(watch.progress().total)?;
         let arena =
             Arena::new("pull", geometry.chunk_len(), options.memory.max(geometry.chunk_len()))
                 .map_err(|e| Error::io("memory for the pull", e))?;

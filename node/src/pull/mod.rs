@@ -118,7 +118,7 @@ impl Watch {
     }
 
     /// Says how many bytes of data the disk will hold, where that is known before all of it has been
-    /// looked at.
+    /// looked at. Said before the pull, a file system without room for them is refused at once.
     pub fn expect(&self, total: u64) {
         self.total.store(total, Ordering::Relaxed);
     }
