@@ -186,7 +186,7 @@ fn configuration_and_completions_are_printed() {
     let all = grid.run(&["config", "--set", "cache.memory=3MiB"]).json();
     let memory = all.as_array().unwrap().iter().find(|e| e["key"] == "cache.memory").unwrap();
     assert_eq!((&memory["value"], &memory["origin"]["from"]), (&"3MiB".into(), &"flag".into()));
-    grid.run(&["config", "--set", "cache.memry=3MiB"]).fails(65, &["cache.memry"]);
+    grid.run(&["config", "--set", "cache.memry=3MiB"]).fails(64, &["cache.memry"]);
     let human = run(forebay(&grid.data).arg("config"));
     assert!(toml::from_str::<toml::Table>(&human.out).is_ok(), "{}", human.out);
     for shell in ["bash", "zsh", "fish"] {

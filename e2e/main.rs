@@ -12,6 +12,7 @@ mod harness;
 mod house;
 mod journeys;
 mod kills;
+mod operator;
 mod real;
 mod refusals;
 mod services;

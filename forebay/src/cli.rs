@@ -29,7 +29,7 @@ pub struct Common {
     #[arg(long, global = true, env = "FOREBAY_CONFIG", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Sets a key of the configuration; `forebay config` lists them
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
     /// Print JSON, for programs
     #[arg(long, global = true)]
@@ -42,6 +42,17 @@ pub struct Common {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = pair(text)?;
+    crate::config::check_setting(&key, &value).map_err(|why| format!("{key}: {why}"))?;
+    Ok((key, value))
+}
+
+/// The value of a flag that stands for a key of the configuration.
+fn value_of(key: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone {
+    move |text| crate::config::check_setting(key, text).map(|()| text.to_owned())
 }
 
 /// When to draw progress bars.
@@ -108,7 +119,7 @@ pub struct TryArgs {
 #[derive(Args, Debug)]
 pub struct UpArgs {
     /// Where placement's API listens (up.listen)
-    #[arg(long)]
+    #[arg(long, value_parser = value_of("up.listen"))]
     pub listen: Option<String>,
 }
 
@@ -319,7 +330,7 @@ pub struct PullArgs {
     #[arg(long)]
     pub no_daemon: bool,
     /// Bytes a second at most (node.rate); the job is done here even where a node daemon runs
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = value_of("node.rate"))]
     pub rate: Option<String>,
 }
 

@@ -204,6 +204,15 @@ fn check(key: &Key, text: &str) -> std::result::Result<(), String> {
     }
 }
 
+/// Checks a key and its value, given on the command line.
+pub fn check_setting(name: &str, text: &str) -> std::result::Result<(), String> {
+    find(name).ok_or_else(|| no_such_key(name)).and_then(|key| check(key, text))
+}
+
+fn no_such_key(name: &str) -> String {
+    format!("there is no key `{name}`; `forebay config` lists them all")
+}
+
 fn size(text: &str) -> std::result::Result<u64, String> {
     text.parse::<bytesize::ByteSize>().map(|b| b.as_u64())
 }
@@ -264,9 +273,7 @@ impl Config {
 
     fn set(&mut self, name: &str, text: String, origin: Origin) -> Result<()> {
         let Some(key) = find(name) else {
-            return Err(invalid(format!(
-                "{origin}: there is no key `{name}`; `forebay config` lists them all"
-            )));
+            return Err(invalid(format!("{origin}: {}", no_such_key(name))));
         };
         check(key, &text).map_err(|why| invalid(format!("{origin}: {name} = `{text}`: {why}")))?;
         self.values.insert(key.name, (text, origin));

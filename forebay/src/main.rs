@@ -16,7 +16,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser;
-use image::{Error, Result};
+use image::{Error, Kind, Result};
 
 use cli::{Cli, Command};
 use config::Config;
@@ -36,10 +36,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("forebay: {}", told(&e));
-            let kind = e.downcast_ref::<Error>().map(Error::kind);
-            ExitCode::from(kind.map_or(70, api::exit_code))
+            ExitCode::from(e.chain().find_map(kind).map_or(70, api::exit_code))
         }
     }
+}
+
+/// What can be done about an error, if it is one that tells.
+fn kind(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
+    if let Some(ours) = error.downcast_ref::<Error>() {
+        return Some(ours.kind());
+    }
+    let system = error.downcast_ref::<std::io::Error>()?;
+    Some(Error::io("", system.kind().into()).kind())
 }
 
 /// An error and its causes. Most of ours name their cause themselves.

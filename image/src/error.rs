@@ -83,7 +83,7 @@ impl Error {
         let kind = match error.kind() {
             E::StorageFull | E::QuotaExceeded | E::FileTooLarge => Kind::Full,
             E::NotFound => Kind::Gone,
-            E::PermissionDenied | E::ReadOnlyFilesystem => Kind::Denied,
+            E::PermissionDenied => Kind::Denied,
             E::AlreadyExists | E::ResourceBusy => Kind::Conflict,
             E::Unsupported => Kind::Unsupported,
             E::Interrupted | E::TimedOut | E::ConnectionReset | E::BrokenPipe => Kind::Retry,
@@ -228,5 +228,23 @@ impl FormatError {
 impl From<FormatError> for Error {
     fn from(e: FormatError) -> Self {
         Error::caused(e.kind(), e.to_string(), e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_is_denied_only_where_a_right_would_help() {
+        use std::io::ErrorKind as E;
+        for (error, kind) in [
+            (E::PermissionDenied, Kind::Denied),
+            (E::ReadOnlyFilesystem, Kind::Io),
+            (E::StorageFull, Kind::Full),
+            (E::NotFound, Kind::Gone),
+        ] {
+            assert_eq!(Error::io("x", error.into()).kind(), kind, "{error}");
+        }
     }
 }

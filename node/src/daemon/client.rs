@@ -65,7 +65,7 @@ impl DaemonClient {
         let place = || format!("the node daemon at {}", self.socket.display());
         let lost = |e: hyper::Error| Error::caused(Kind::Retry, format!("{}: {e}", place()), e);
         let socket = UnixStream::connect(&self.socket).await.map_err(|e| {
-            Error::caused(Kind::Gone, format!("{}: {e}; is `forebay node` running?", place()), e)
+            Error::caused(Kind::Retry, format!("{}: {e}; is `forebay node` running?", place()), e)
         })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(lost)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use blockio::Arena;
 use futures::{StreamExt, TryStreamExt};
-use image::{ChunkSet, ChunkSource, Decoder, Digest, Error, Geometry, ReadContext, Result};
+use image::{ChunkSet, ChunkSource, Decoder, Digest, Error, Geometry, Kind, ReadContext, Result};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use volume_pool::Verified;
 
@@ -80,7 +80,17 @@ async fn transfer<C: Connect>(
         }
     }
     write_zeros(out, geometry.size() - at).await?;
-    out.flush().await.map_err(|e| Error::io("standard output", e))
+    out.flush().await.map_err(unwritten)
+}
+
+/// A reader that has gone is no reason to try again.
+fn unwritten(e: std::io::Error) -> Error {
+    match e.kind() {
+        std::io::ErrorKind::BrokenPipe => {
+            Error::caused(Kind::Io, "standard output: its reader went before the end", e)
+        }
+        _ => Error::io("standard output", e),
+    }
 }
 
 /// Holds a batch's chunks in order.
@@ -115,7 +125,7 @@ async fn write_at(
 ) -> Result<u64> {
     let start = geometry.chunk_start(section, chunk);
     write_zeros(out, start - at).await?;
-    out.write_all(plain).await.map_err(|e| Error::io("standard output", e))?;
+    out.write_all(plain).await.map_err(unwritten)?;
     Ok(start + plain.len() as u64)
 }
 
@@ -123,7 +133,7 @@ async fn write_zeros(out: &mut (impl AsyncWrite + Unpin), mut n: u64) -> Result<
     while n > 0 {
         let some = n.min(ZEROS.len() as u64);
         let written = out.write_all(&ZEROS[..some as usize]).await;
-        written.map_err(|e| Error::io("standard output", e))?;
+        written.map_err(unwritten)?;
         n -= some;
     }
     Ok(())

@@ -1,0 +1,109 @@
+//! What an operator meets at the command line: exit codes, warnings, output that nobody reads.
+
+use std::fs::File;
+use std::process::{Command, Stdio};
+
+use crate::harness::{Background, Disk, Ended, Grid, forebay, path, run, until};
+
+/// Runs a command whose standard output goes to `out`; its code, and what it said of errors.
+fn run_into(command: &mut Command, out: Stdio) -> (i32, String) {
+    let ended = command.stdin(Stdio::null()).stdout(out).output().unwrap();
+    (ended.status.code().unwrap_or(-1), String::from_utf8_lossy(&ended.stderr).into_owned())
+}
+
+/// A pipe that nobody reads.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn the_same_bytes_under_another_name_keep_what_was_said_of_them() {
+    let grid = Grid::start();
+    let disk = grid.disk("d.raw", &Disk::new("ab"));
+    let said = ["--os", "debian 12", "--kind", "snapshot", "--label", "team=red"];
+    let import = |name: &str, options: &[&str]| {
+        grid.run(&[&["import", path(&disk), name], options].concat()).json();
+        grid.run(&["inspect", name]).json()["record"].clone()
+    };
+    let first = import("d:1", &said);
+    // Over its own name as well, which then points at the image already.
+    for name in ["d:2", "d:1"] {
+        assert_eq!(import(name, &[]), first, "{name}");
+    }
+    let mut more = import("d:3", &["--cpus", "2", "--label", "site=one"]);
+    assert!(more["revised"].as_u64() > first["created"].as_u64(), "{more}");
+    more.as_object_mut().unwrap().remove("revised");
+    let mut expected = first.clone();
+    expected["cpus"] = 2.into();
+    expected["labels"]["site"] = "one".into();
+    assert_eq!(more, expected);
+    // A new version of a name is a child of the old one, as before.
+    let newer = grid.disk("e.raw", &Disk::new("ac"));
+    grid.import(&newer, "d:1");
+    let child = grid.run(&["inspect", "d:1"]).json();
+    assert_eq!(child["record"]["parent"], first["image"]);
+}
+
+#[test]
+fn a_disk_of_another_format_that_is_taken_as_raw_is_told_of() {
+    let grid = Grid::start();
+    let mut bytes = vec![0; 1 << 20];
+    bytes[..4].copy_from_slice(b"QFI\xfb");
+    let disk = grid.file("d.img", &bytes);
+    let warned = grid.run(&["import", path(&disk), "d:1"]);
+    let piped = grid.command(&["import", "-", "d:2"]).stdin(File::open(&disk).unwrap()).output();
+    let piped = String::from_utf8_lossy(&piped.unwrap().stderr).into_owned();
+    for said in [&warned.err, &piped] {
+        assert!(said.contains("looks like qcow2") && said.contains("--format qcow2"), "{said}");
+    }
+    // The bytes decide nothing.
+    assert_eq!(warned.json()["size"], 1 << 20);
+    let quiet = grid.run(&["import", path(&grid.disk("e.raw", &Disk::new("ab"))), "e:1"]);
+    assert_eq!(quiet.err, "");
+    let other = grid.file("d.vhdx", &bytes);
+    grid.run(&["import", path(&other), "x:1"]).fails(69, &["d.vhdx", "qemu-img convert"]);
+}
+
+#[test]
+fn exit_codes_tell_what_a_script_can_do() {
+    let grid = Grid::start();
+    // More than a pipe holds.
+    grid.import(&grid.disk("d.raw", &Disk::new("abcdefgh")), "d:1");
+    let (code, said) = run_into(&mut grid.command(&["pull", "d:1", "--to", "-"]), closed_pipe());
+    assert_eq!(code, 74, "{said}");
+    assert!(said.contains("reader"), "{said}");
+    let nowhere = grid.dir.join("nowhere");
+    grid.run(&["try", "--from", path(&nowhere)]).fails(66, &[path(&nowhere)]);
+    for flags in [
+        &["pull", "d:1", "--to", "x", "--rate", "fast"][..],
+        &["up", "--listen", "here"],
+        &["images", "--set", "cache.memory=lots"],
+        &["images", "--set", "cache.memry=3MiB"],
+    ] {
+        grid.run(flags).fails(64, &[flags[flags.len() - 1].split('=').next_back().unwrap()]);
+    }
+    let copy = nowhere.join("copy");
+    grid.pull("d:1", &copy).fails(66, &["there is no directory", path(&nowhere)]);
+    let dir = format!("{}/", path(&nowhere));
+    grid.run(&["pull", "d:1", "--to", &dir]).fails(65, &["a directory"]);
+    assert!(!nowhere.exists());
+}
+
+#[test]
+fn who_waits_for_a_node_daemon_that_dies_is_told_to_try_again() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &Disk::new("abcdefgh")), "d:1");
+    let mut daemon = Background::start(forebay(&grid.data).args(["node", "--set", "node.rate=1"]));
+    assert!(daemon.line().contains("serves"));
+    let copy = grid.dir.join("copy");
+    let mut pull = grid.command(&["pull", "d:1", "--to", path(&copy)]);
+    let waiting = pull.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("a transfer", || grid.run(&["node", "transfers"]).json() != serde_json::json!([]));
+    daemon.kill();
+    let ended = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(75), "{said}");
+    assert!(said.contains("is `forebay node` running?"), "{said}");
+}
