@@ -107,3 +107,16 @@ fn who_waits_for_a_node_daemon_that_dies_is_told_to_try_again() {
     assert_eq!(ended.status.code(), Some(75), "{said}");
     assert!(said.contains("is `forebay node` running?"), "{said}");
 }
+
+#[test]
+fn results_that_cannot_be_written_are_errors_and_readers_that_went_are_none() {
+    let grid = Grid::start();
+    for args in [&["images"][..], &["config"], &["completions", "bash"]] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (code, said) = run_into(&mut grid.command(args), full.into());
+        assert_eq!(code, 74, "{args:?}: {said}");
+        assert!(said.contains("standard output"), "{args:?}: {said}");
+        let (code, said) = run_into(&mut grid.command(args), closed_pipe());
+        assert_eq!((code, said.as_str()), (0, ""), "{args:?}");
+    }
+}

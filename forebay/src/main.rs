@@ -71,10 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Some(command) => Ok(commands::cache::run(&config, &command, output)?),
         },
         Command::Config => Ok(commands::config::run(&config, output)?),
-        Command::Completions(args) => {
-            commands::completions::run(&args);
-            Ok(())
-        }
+        Command::Completions(args) => Ok(commands::completions::run(&args)?),
         Command::Import(args) => Ok(commands::import::run(&config, &args, output)?),
         Command::Pull(args) => Ok(commands::pull::run(&config, &args, output)?),
         Command::Node(args) => Ok(commands::node::run(&config, args, output)?),

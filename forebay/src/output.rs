@@ -1,6 +1,6 @@
 //! What a command prints: JSON for programs, tables and progress for people.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,9 +45,7 @@ impl Output {
             })?,
             false => human(value),
         };
-        // A reader that has gone (`| head`) is no error of ours.
-        let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
-        Ok(())
+        print(format!("{}\n", text.trim_end()).as_bytes())
     }
 
     /// Fails if a result could not name `path`: JSON knows no text but UTF-8.
@@ -75,6 +73,16 @@ impl Output {
         let mut progress = Progress { bar, total: 0 };
         progress.learn(total);
         progress
+    }
+}
+
+/// Writes to standard output, at once. A reader that has gone (`| head`) is no error of ours; a result
+/// that could not be written is one.
+pub fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
+        _ => Ok(()),
     }
 }
 
