@@ -120,3 +120,19 @@ fn results_that_cannot_be_written_are_errors_and_readers_that_went_are_none() {
         assert_eq!((code, said.as_str()), (0, ""), "{args:?}");
     }
 }
+
+#[test]
+fn an_error_tells_each_cause_once() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &Disk::new("ab")), "d:1");
+    let once = |ended: Ended, what: &str| {
+        assert_ne!(ended.code, 0);
+        assert_eq!(ended.err.matches(what).count(), 1, "{}", ended.err);
+    };
+    let nope = grid.dir.join("nope.raw");
+    once(grid.run(&["import", path(&nope), "x:1"]), "No such file");
+    once(grid.run(&["images", "--config", path(&nope)]), "No such file");
+    let file = grid.file("file", b"x");
+    once(grid.pull("d:1", &file.join("copy")), "Not a directory");
+    once(grid.run(&["import", path(&grid.dir), "x:1", "--format", "raw"]), "neither a regular");
+}
