@@ -200,6 +200,44 @@ fn real_a_full_target_is_named_and_gone_on_with_when_there_is_room() {
 }
 
 #[test]
+fn real_a_mounted_device_is_imported_only_if_nothing_writes_to_it() {
+    if !wanted() {
+        return;
+    }
+    let grid = Grid::start();
+    let fs = SmallFs::new(&grid.dir, "mounted", 16);
+    let device = must("findmnt", &["-n", "-o", "SOURCE", path(&fs.at)]);
+    let import = ["import", &device, "d:1", "--format", "raw"];
+    grid.run(&import).fails(73, &[&device, "mounted", "read-only"]);
+    must("mount", &["-o", "remount,ro", path(&fs.at)]);
+    grid.run(&import).json();
+}
+
+#[test]
+fn real_a_disk_that_a_loop_device_or_a_virtual_machine_uses_is_not_pulled_over() {
+    if !wanted() {
+        return;
+    }
+    let grid = Grid::start();
+    let disk = Disk::new("abcd");
+    let file = grid.disk("d.raw", &disk);
+    grid.import(&file, "d:1");
+    let device = Device::over(&file, 512);
+    grid.pull("d:1", &file).fails(73, &["d.raw", path(&device.at), "losetup -d"]);
+    drop(device);
+    grid.pull("d:1", &file).json();
+    let socket = grid.dir.join("nbd");
+    let mut machine = Command::new("qemu-nbd");
+    let machine = machine.args(["--persistent", "-f", "raw", "-k"]).arg(&socket).arg(&file);
+    let mut machine = Background::start(machine);
+    until("qemu-nbd", || socket.exists());
+    grid.pull("d:1", &file).fails(73, &["d.raw", "virtual machine"]);
+    machine.kill();
+    grid.pull("d:1", &file).json();
+    holds(&file, &disk);
+}
+
+#[test]
 fn real_devices_of_both_sector_sizes_are_written_exactly_and_only_where_they_differ() {
     if !wanted() {
         return;

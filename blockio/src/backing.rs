@@ -32,6 +32,8 @@ pub struct OpenMode {
     /// Allow writing. A block device is then claimed exclusively: one that is mounted, or claimed
     /// by somebody else, is refused as busy.
     pub write: bool,
+    /// Claim a block device as for writing, though it is only read: nobody mounts it meanwhile.
+    pub claim: bool,
     /// Create a regular file if there is none; needs `write`.
     pub create: bool,
     /// Create a regular file and refuse one that is there; needs `write`.
@@ -44,7 +46,14 @@ pub struct OpenMode {
 impl OpenMode {
     /// Read only.
     pub const fn read() -> OpenMode {
-        OpenMode { read: true, write: false, create: false, create_new: false, direct: false }
+        OpenMode {
+            read: true,
+            write: false,
+            claim: false,
+            create: false,
+            create_new: false,
+            direct: false,
+        }
     }
 
     /// Read and write what is there.
@@ -60,6 +69,11 @@ impl OpenMode {
     /// Read and write a file that did not exist.
     pub const fn create_new() -> OpenMode {
         OpenMode { create_new: true, ..OpenMode::write() }
+    }
+
+    /// The same, and a block device claimed.
+    pub const fn claimed(self) -> OpenMode {
+        OpenMode { claim: true, ..self }
     }
 
     /// The same, past the page cache.

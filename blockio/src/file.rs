@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 use crate::error::{errno, locate};
-use crate::os_file::OsFile;
+use crate::os_file::{self, OsFile};
 
 /// An open regular file, block device or fake.
 ///
@@ -56,6 +56,17 @@ impl BlockFile {
         let path = path.as_ref();
         let file = OsFile::open(path, mode).map_err(|error| locate("open", path, None, error))?;
         Ok(BlockFile::from_backing(path, Box::new(file)))
+    }
+
+    /// Whether a device that is busy when it is [claimed](OpenMode::claimed) is mounted, it or a part
+    /// of it, and for reading only: then nothing changes it.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn is_mounted_to_read(path: impl AsRef<Path>) -> io::Result<bool> {
+        let path = path.as_ref();
+        os_file::is_mounted_to_read(path).map_err(|error| locate("stat", path, None, error))
     }
 
     /// A file with something else behind it. `path` is what errors will name.

@@ -62,6 +62,22 @@ pub(crate) fn loop_device(sys: &Path, is_this: impl Fn(&Path) -> bool) -> Option
     None
 }
 
+/// Whether a device that cannot be claimed is mounted, and only for reading: nothing changes it. `mounts`
+/// is what `/proc/self/mountinfo` tells (proc_pid_mountinfo(5)); `is_this` says whether a device's
+/// number (`8:1`), or else the path that was mounted, is the device's.
+pub(crate) fn mounted_to_read(mounts: &str, is_this: impl Fn(&str, &str) -> bool) -> bool {
+    let mut ours = mounts.lines().filter_map(|line| {
+        // Optional fields stand before the dash.
+        let (mount, system) = line.split_once(" - ")?;
+        let mut system = system.split(' ').skip(1);
+        let (source, options) = (system.next()?, system.next()?);
+        // The file system's own options: a mount of it may be read-only while another is not.
+        is_this(mount.split(' ').nth(2)?, source).then(|| options.split(',').any(|o| o == "ro"))
+    });
+    // None at all: something else has claimed it.
+    ours.next().is_some_and(|first| first && ours.all(|ro| ro))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -83,6 +99,25 @@ mod tests {
         assert!(lock_bytes(ours.as_fd()).unwrap());
         assert!(lock_bytes(ours.as_fd()).unwrap(), "twice is once");
         assert!(!set_lock(open().as_fd(), libc::F_RDLCK, 100, 1).unwrap());
+    }
+
+    #[test]
+    fn only_a_device_that_no_mount_writes_to_is_left_alone() {
+        let mounts = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+                      30 22 8:17 / /a ro shared:2 master:1 - ext4 /dev/sdb1 rw,errors=remount-ro\n\
+                      31 22 8:33 / /b ro,nosuid - ext4 /dev/sdc1 ro,data=ordered\n\
+                      32 22 8:33 /x /b\\040c rw - ext4 /dev/sdc1 ro\n\
+                      33 22 0:40 / /c rw - btrfs /dev/sdd rw\n\
+                      34 22 8:64 / /e ro - xfs /dev/sde ro\n\
+                      35 22 8:65 / /f rw - xfs /dev/sde1 rw\n\
+                      short line\n";
+        let number = |n: &'static str| mounted_to_read(mounts, |found, _| found == n);
+        assert!(!number("8:1"));
+        assert!(!number("8:17"), "written to through another mount");
+        assert!(number("8:33"));
+        assert!(!number("9:9"), "claimed, and not by a mount");
+        assert!(!mounted_to_read(mounts, |_, source| source == "/dev/sdd"));
+        assert!(!mounted_to_read(mounts, |_, source| source.starts_with("/dev/sde")));
     }
 
     #[test]

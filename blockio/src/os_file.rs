@@ -76,7 +76,7 @@ fn flags(mode: OpenMode) -> io::Result<OFlags> {
     Ok(flags)
 }
 
-/// `O_EXCL` for a block device that is to be written: the kernel then refuses one that is mounted
+/// `O_EXCL` for a block device that is to be written or kept as it is: the kernel then refuses one that is mounted
 /// or part of something else.
 fn claim(path: &Path, mode: OpenMode) -> OFlags {
     let is_device = || {
@@ -84,11 +84,38 @@ fn claim(path: &Path, mode: OpenMode) -> OFlags {
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
     };
     // With O_CREAT the flag means something else, and a device would not be created anyway.
-    if mode.write && !mode.create && !mode.create_new && is_device() {
+    if (mode.write || mode.claim) && !mode.create && !mode.create_new && is_device() {
         OFlags::EXCL
     } else {
         OFlags::empty()
     }
+}
+
+/// See [`BlockFile::is_mounted_to_read`](crate::BlockFile::is_mounted_to_read).
+pub(crate) fn is_mounted_to_read(path: &Path) -> io::Result<bool> {
+    let device = sys::stat(path)?.st_rdev;
+    let number = |device| format!("{}:{}", sys::major(device), sys::minor(device));
+    // The device, and its partitions.
+    let mut numbers = vec![number(device)];
+    let parts = std::fs::read_dir(format!("/sys/dev/block/{}", numbers[0]));
+    for part in parts.into_iter().flatten().flatten() {
+        if part.path().join("partition").exists()
+            && let Ok(number) = std::fs::read_to_string(part.path().join("dev"))
+        {
+            numbers.push(number.trim_end().to_owned());
+        }
+    }
+    let is_this = |found: &str, source: &str| {
+        numbers.iter().any(|n| n == found)
+            // Some file systems have a number of their own.
+            || (source.starts_with('/')
+                && sys::stat(source).is_ok_and(|s| {
+                    FileType::from_raw_mode(s.st_mode) == FileType::BlockDevice
+                        && numbers.contains(&number(s.st_rdev))
+                }))
+    };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(in_use::mounted_to_read(&mounts, is_this))
 }
 
 fn sectors(fd: &OwnedFd, kind: FileKind, block: u32) -> Sectors {

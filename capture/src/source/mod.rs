@@ -101,7 +101,7 @@ impl DiskSource {
     /// it), by name; [`Kind::Corrupt`] for a damaged file; otherwise what the system says.
     pub fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
         let (format, compression) = decide(path, options.format, options.compression)?;
-        let file = BlockFile::open(path, OpenMode::read()).map_err(read_error)?;
+        let file = open_unchanging(path)?;
         let name = path.display().to_string();
         let sector = options.sector.unwrap_or_else(|| own_sector(&file));
         let content = if compression == Compression::None {
@@ -193,6 +193,26 @@ impl DiskSource {
             }
         }
         Ok(self)
+    }
+}
+
+/// Opens a file, or a block device that nothing writes to meanwhile: mounted for reading only, or not at
+/// all, which stays so while it is open. Of files it is found out at the end whether they changed.
+fn open_unchanging(path: &Path) -> Result<BlockFile> {
+    let busy = |e: &std::io::Error| e.kind() == std::io::ErrorKind::ResourceBusy;
+    match BlockFile::open(path, OpenMode::read().claimed()) {
+        Err(e) if busy(&e) && BlockFile::is_mounted_to_read(path).unwrap_or(false) => {
+            BlockFile::open(path, OpenMode::read()).map_err(read_error)
+        }
+        Err(e) if busy(&e) => {
+            let what = format!(
+                "{}: in use: mounted, or claimed by something: what is read while it changes is no \
+                 disk; unmount it, mount it read-only, or import a snapshot",
+                path.display()
+            );
+            Err(Error::caused(Kind::Conflict, what, e))
+        }
+        opened => opened.map_err(read_error),
     }
 }
 
