@@ -44,7 +44,8 @@ fn a_corrupted_store_is_named_and_nothing_wrong_gets_a_name() {
         let copy = grid.dir.join("copy");
         grid.pull("d:1", &copy).fails(76, &[damaged]);
         assert!(!copy.exists(), "{folder}");
-        grid.run(&["verify", "d:1", "--deep"]).fails(76, &["d:1", damaged]);
+        grid.run(&["verify", "d:1", "--deep"])
+            .fails(76, &["d:1", damaged, "import the same disk again"]);
         // The copy that was pulled before mends nothing by itself, but importing it again does.
         grid.import(&whole, "d:2");
         grid.run(&["verify", "d:1", "--deep"]).json();

@@ -85,7 +85,11 @@ pub fn verify(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> 
         None => Ok(()),
         Some(first) => {
             let more = report.bad.len() - 1;
-            let message = format!("{}: {first} is bad, and {more} other places", args.name);
+            let message = format!(
+                "{}: {first} is bad, and {more} other places: import the same disk again, which \
+                 stores anew what is bad",
+                args.name
+            );
             Err(Error::new(Kind::Corrupt, message))
         }
     }
