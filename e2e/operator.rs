@@ -136,3 +136,25 @@ fn an_error_tells_each_cause_once() {
     once(grid.pull("d:1", &file.join("copy")), "Not a directory");
     once(grid.run(&["import", path(&grid.dir), "x:1", "--format", "raw"]), "neither a regular");
 }
+
+#[test]
+fn images_are_listed_by_name_and_names_removed_together() {
+    let grid = Grid::start();
+    let disk = grid.disk("d.raw", &Disk::new("ab"));
+    for name in ["debian:12", "debian:13", "acme/web:lab"] {
+        grid.import(&disk, name);
+    }
+    let names = |filter: &[&str]| {
+        let list = grid.run(&[&["images"], filter].concat()).json();
+        let lines = list["images"].as_array().unwrap().clone();
+        lines.iter().map(|l| l["ref"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["deb"]), ["debian:12", "debian:13"]);
+    assert_eq!(names(&["*:1*3"]), ["debian:13"]);
+    assert_eq!(names(&[]).len(), 3);
+    let table = run(forebay(&grid.data).args(["images", "acme"])).out;
+    assert!(table.contains("CREATED") && table.contains("T") && table.lines().count() == 2);
+    let ended = grid.run(&["rm", "debian:12", "no:1", "debian:13"]);
+    ended.fails(66, &["no:1"]);
+    assert_eq!(names(&[]), ["acme/web:lab"]);
+}

@@ -80,14 +80,14 @@ pub enum Command {
     /// Bring an image to a file, a block device, or standard output
     Pull(PullArgs),
     /// List the images that have a name
-    Images,
+    Images(ImagesArgs),
     /// Show what is known of an image
     Inspect(NameArgs),
     /// Check an image in the store
     Verify(VerifyArgs),
     /// Give an image one more name
     Tag(TagArgs),
-    /// Remove a name
+    /// Remove names
     Rm(RmArgs),
     /// Remove what no name reaches from the store, in two steps with a pause between
     Gc(GcArgs),
@@ -334,6 +334,14 @@ pub struct PullArgs {
     pub rate: Option<String>,
 }
 
+/// `forebay images`.
+#[derive(Args, Debug)]
+pub struct ImagesArgs {
+    /// Only names that begin so, or, with a `*` in it for any text, that are so
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+}
+
 /// A ref or a digest.
 #[derive(Args, Debug)]
 pub struct NameArgs {
@@ -370,9 +378,9 @@ pub struct TagArgs {
 /// `forebay rm`.
 #[derive(Args, Debug)]
 pub struct RmArgs {
-    /// The name
-    #[arg(value_name = "REF")]
-    pub name: image::Ref,
+    /// The names; one that cannot be removed does not keep the others
+    #[arg(value_name = "REF", required = true)]
+    pub names: Vec<image::Ref>,
 }
 
 /// `forebay gc`.

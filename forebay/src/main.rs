@@ -75,7 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Import(args) => Ok(commands::import::run(&config, &args, output)?),
         Command::Pull(args) => Ok(commands::pull::run(&config, &args, output)?),
         Command::Node(args) => Ok(commands::node::run(&config, args, output)?),
-        Command::Images => Ok(commands::images::list(&config, output)?),
+        Command::Images(args) => Ok(commands::images::list(&config, &args, output)?),
         Command::Inspect(args) => Ok(commands::images::inspect(&config, &args, output)?),
         Command::Verify(args) => Ok(commands::images::verify(&config, &args, output)?),
         Command::Tag(args) => Ok(commands::images::tag(&config, &args, output)?),

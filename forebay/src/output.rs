@@ -179,6 +179,12 @@ pub fn bytes(n: u64) -> String {
     bytesize::ByteSize(n).display().iec().to_string()
 }
 
+/// A point in time, in seconds since 1970, for people and programs.
+pub fn time(at: u64) -> String {
+    let time = std::time::UNIX_EPOCH + Duration::from_secs(at);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
 /// A time for people: `3.2 s`.
 pub fn seconds(t: Duration) -> String {
     format!("{:.2} s", t.as_secs_f64())

@@ -7,21 +7,38 @@ use api::catalog::{
 use image::{Error, Kind, Result};
 
 use super::with_grid;
-use crate::cli::{GcArgs, NameArgs, RmArgs, TagArgs, VerifyArgs};
+use crate::cli::{GcArgs, ImagesArgs, NameArgs, RmArgs, TagArgs, VerifyArgs};
 use crate::config::Config;
-use crate::output::{Output, bytes, table};
+use crate::output::{Output, bytes, table, time};
 
 /// `forebay images`.
-pub fn list(config: &Config, output: Output) -> Result<()> {
-    let list = with_grid(config, |grid| async move { grid.placement.images().await })?;
+pub fn list(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
+    let mut list = with_grid(config, |grid| async move { grid.placement.images().await })?;
+    if let Some(filter) = &args.filter {
+        list.images.retain(|line| matches(filter, &line.name.to_string()));
+    }
     output.result(&list, human_list)
 }
 
+/// Whether a name begins like `filter`; or is like it as a whole, where it has a `*` for any text.
+fn matches(filter: &str, name: &str) -> bool {
+    let Some((first, rest)) = filter.split_once('*') else { return name.starts_with(filter) };
+    let Some(mut name) = name.strip_prefix(first) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*') {
+        // The earliest place leaves the most for what follows.
+        let Some(at) = name.find(part) else { return false };
+        name = &name[at + part.len()..];
+    }
+    name.ends_with(last)
+}
+
 fn human_list(list: &ImageList) -> String {
-    let head = ["REF", "IMAGE", "SIZE", "STORED", "OS"].map(str::to_owned).to_vec();
+    let head = ["REF", "IMAGE", "SIZE", "STORED", "CREATED", "OS"].map(str::to_owned).to_vec();
     let rows = list.images.iter().map(|i| {
         let os = i.os.clone().unwrap_or_default();
-        vec![i.name.to_string(), i.image.short(), bytes(i.size), bytes(i.stored), os]
+        let at = i.created.map(time).unwrap_or_default();
+        vec![i.name.to_string(), i.image.short(), bytes(i.size), bytes(i.stored), at, os]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
@@ -49,7 +66,7 @@ fn human_info(info: &ImageInfo) -> String {
         let number = |v: Option<u64>| v.map(|n| n.to_string());
         let said = [
             ("parent", record.parent.map(|p| p.to_string())),
-            ("created", Some(created(record.created))),
+            ("created", Some(time(record.created))),
             (
                 "kind",
                 serde_json::to_value(record.kind).ok().and_then(|k| Some(k.as_str()?.to_owned())),
@@ -68,11 +85,6 @@ fn human_info(info: &ImageInfo) -> String {
     let labels = labels.map(|(k, v)| vec!["label".to_owned(), format!("{k}={v}")]);
     let rows = rows.into_iter().map(|(k, v)| vec![k.to_owned(), v]);
     table(&rows.chain(labels).collect::<Vec<_>>())
-}
-
-fn created(at: u64) -> String {
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(at);
-    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// `forebay verify`.
@@ -123,8 +135,17 @@ fn human_ref(info: &RefInfo) -> String {
 
 /// `forebay rm`.
 pub fn remove(config: &Config, args: &RmArgs, output: Output) -> Result<()> {
-    let was = with_grid(config, |grid| async move { grid.placement.delete_ref(&args.name).await })?;
-    output.result(&was, |was| format!("removed {}", human_ref(was)))
+    with_grid(config, |grid| async move {
+        let mut failed = Ok(());
+        for name in &args.names {
+            match grid.placement.delete_ref(name).await {
+                Ok(was) => output.result(&was, |was| format!("removed {}", human_ref(was)))?,
+                Err(e) if failed.is_ok() => failed = Err(e),
+                Err(e) => eprintln!("forebay: {e}"),
+            }
+        }
+        failed
+    })
 }
 
 /// `forebay gc`.
@@ -150,4 +171,29 @@ fn human_gc(report: &GcReport) -> String {
         text += &format!("\nwhat is condemned may be deleted in {wait}: run it again then");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_filter_is_a_beginning_or_has_stars() {
+        for (filter, name, expected) in [
+            ("", "debian:12", true),
+            ("deb", "debian:12", true),
+            ("ian", "debian:12", false),
+            ("*:12", "debian:12", true),
+            ("*:12", "debian:123", false),
+            ("d*n:1*", "debian:12", true),
+            ("acme/*:*b", "acme/web:lab", true),
+            ("acme/*:*bb", "acme/web:lab", false),
+            ("a*a", "a", false),
+            ("**", "a", true),
+            ("*a*a*", "banana", true),
+            ("*x*", "banana", false),
+        ] {
+            assert_eq!(matches(filter, name), expected, "{filter} {name}");
+        }
+    }
 }
