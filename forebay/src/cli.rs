@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-/// Starts a virtual machine on any node before its disk image has arrived, and saves it back at the
-/// cost of what it changed.
+/// Brings disk images to machines, verified chunk by chunk, and makes images of disks, of which only
+/// what is new is sent and stored.
 #[derive(Parser, Debug)]
 #[command(name = "forebay", version, propagate_version = true, max_term_width = 100)]
 #[command(
