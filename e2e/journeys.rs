@@ -208,6 +208,7 @@ fn another_machine_joins_with_a_token_once_and_may_do_what_a_node_may() {
     same(&copy, &disk);
     on_other(&["rm", "d:1"]).fails(77, &[]);
     on_other(&["gc"]).fails(77, &[]);
+    on_other(&["node", "list"]).fails(77, &[]);
     let third = grid.dir.join("third");
     let again = run(forebay(&third).args(["node", "join", &token, "--name", "n2"]));
     assert_ne!(again.code, 0, "a token works once");

@@ -158,3 +158,25 @@ fn images_are_listed_by_name_and_names_removed_together() {
     ended.fails(66, &["no:1"]);
     assert_eq!(names(&[]), ["acme/web:lab"]);
 }
+
+#[test]
+fn a_machine_that_was_removed_gets_nothing_more() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &Disk::new("ab")), "d:1");
+    let token = grid.run(&["node", "token"]).json()["token"].as_str().unwrap().to_owned();
+    let other = grid.dir.join("other");
+    let on_other = |args: &[&str]| run(forebay(&other).args(args));
+    assert_eq!(on_other(&["node", "join", &token, "--name", "n1"]).code, 0);
+    let listed = || {
+        let list = grid.run(&["node", "list"]).json();
+        list["members"].as_array().unwrap().iter().any(|m| m["name"] == "n1" && m["role"] == "node")
+    };
+    assert!(listed());
+    assert_eq!(grid.run(&["node", "remove", "n1"]).json()["role"], "node");
+    assert!(!listed());
+    let copy = grid.dir.join("copy");
+    on_other(&["pull", "d:1", "--to", path(&copy)]).fails(77, &["node n1 was removed"]);
+    assert!(!copy.exists());
+    let table = run(forebay(&grid.data).args(["node", "list"])).out;
+    assert!(table.starts_with("NAME") && table.contains("admin"), "{table}");
+}

@@ -7,6 +7,8 @@
 //! | `PUT /v1/caches/{name}` | [`Serving`] → [`Lease`] | the server of that name |
 //! | `DELETE /v1/caches/{name}` | → [`CacheInfo`] | the server of that name; admin |
 //! | `POST /v1/tokens` | [`NewToken`] → [`JoinToken`] | admin |
+//! | `GET /v1/members` | → [`MemberList`] | admin |
+//! | `DELETE /v1/members/{name}` | → [`MemberInfo`] as it was | admin |
 //! | `POST /v1/join` | [`JoinRequest`] → [`JoinAnswer`] | who has a token (no certificate) |
 
 use std::net::SocketAddr;
@@ -142,6 +144,24 @@ pub struct JoinToken {
     pub token: String,
     /// Until when, in seconds since 1970.
     pub expires: u64,
+}
+
+/// A member of the grid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberInfo {
+    /// Its name.
+    pub name: String,
+    /// What it may do; unset if placement knows nobody of that name.
+    pub role: Option<Role>,
+    /// Until when its certificate is good, in seconds since 1970.
+    pub expires: Option<u64>,
+}
+
+/// The members of the grid.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberList {
+    /// In the order of their names.
+    pub members: Vec<MemberInfo>,
 }
 
 /// Joins the grid.

@@ -445,6 +445,10 @@ pub enum NodeCommand {
     Token(TokenArgs),
     /// Join the grid with a one-time token
     Join(JoinArgs),
+    /// List the members of the grid
+    List,
+    /// Take a member's name and rights away; tickets that it holds are good for some minutes more
+    Remove(RemoveArgs),
     /// List the daemon's transfers
     Transfers,
     /// End a transfer of the daemon
@@ -484,6 +488,14 @@ pub struct JoinArgs {
     /// This machine's name in the grid [default: its host name]
     #[arg(long)]
     pub name: Option<String>,
+}
+
+/// `forebay node remove`.
+#[derive(Args, Debug)]
+pub struct RemoveArgs {
+    /// The member
+    #[arg(value_name = "NAME")]
+    pub name: String,
 }
 
 /// `forebay node cancel`.

@@ -29,6 +29,7 @@ mod files;
 mod http;
 mod known;
 pub mod member;
+mod members;
 mod names;
 pub mod papers;
 mod refs;
@@ -107,9 +108,10 @@ impl Placement {
     fn server(self) -> http::Server {
         let limits = self.app.limits.clone();
         let grid = self.app.tokens.authority.grid().into();
+        let members = self.app.members.clone();
         let mut router = http::router(self.app);
         if let Some(care) = self.care {
-            router = router.merge(http::care::router(care, limits.clone()));
+            router = router.merge(http::care::router(care, limits.clone(), Some(members)));
         }
         http::Server { grid, router, tls: self.tls, limits }
     }
@@ -126,8 +128,10 @@ impl Placement {
         state.set_servers(&servers).await?;
         let key = authority.signing_key().clone();
         let catalog = catalog::Catalog::open(state.clone(), archive, key, clock.clone()).await?;
+        let members = members::Members { state: state.clone(), clock: clock.clone() };
         let tokens = tokens::Tokens { state, authority, clock, address };
-        let app = http::App { catalog: Arc::new(catalog), tokens: Arc::new(tokens), limits };
+        let app =
+            http::App { catalog: Arc::new(catalog), tokens: Arc::new(tokens), members, limits };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }
 }

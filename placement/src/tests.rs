@@ -30,8 +30,9 @@ pub(crate) async fn app(limits: Limits) -> App {
     let key = authority.signing_key().clone();
     let catalog = crate::catalog::Catalog::open(state.clone(), archive, key, clock.clone());
     let catalog = Arc::new(catalog.await.unwrap());
+    let members = crate::members::Members { state: state.clone(), clock: clock.clone() };
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
-    App { catalog, tokens: Arc::new(tokens), limits }
+    App { catalog, tokens: Arc::new(tokens), members, limits }
 }
 
 /// All that the first start makes, interrupted after `steps` operations on the disk.

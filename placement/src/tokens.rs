@@ -9,7 +9,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use api::grid::{JoinAnswer, JoinRequest, JoinToken, NewToken};
+use api::ticket::holder_of;
 use image::{Digest, Error, Kind, Result};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::ca::{Authority, CERTIFICATE_SECS};
 use crate::clock::Clock;
@@ -108,7 +111,10 @@ impl Tokens {
         let seen = self.may_take(&token, &request.name, now).await?;
         let (role, name) = (token.role, request.name.as_str());
         let certificate = self.authority.sign_request(&request.request, role, name, now)?;
-        let holder = Holder { role, expires: now + CERTIFICATE_SECS };
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|e| Error::caused(Kind::Io, "the certificate that was signed", e))?;
+        let expires = now + CERTIFICATE_SECS;
+        let holder = Holder { role, expires, certificate: Some(holder_of(&der)), own: false };
         match self.state.redeem(&hash, name, seen.as_ref(), &holder).await {
             Err(e) if e.kind() == Kind::Conflict => {
                 let what = "join token: it, or the name, was taken by somebody else just now";

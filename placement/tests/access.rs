@@ -42,6 +42,8 @@ async fn roles_may_do_what_the_tables_say() {
         assert_eq!(kind(client.openapi().await), None, "{role:?}");
         assert_eq!(kind(client.new_token(&token).await), rules, "{role:?}");
         assert_eq!(kind(client.verify_store(&Default::default()).await), rules, "{role:?}");
+        assert_eq!(kind(client.members().await), rules, "{role:?}");
+        assert_eq!(kind(client.remove_member("nobody").await), rules, "{role:?}");
         assert_eq!(kind(client.gc(&GcRequest::default()).await), rules, "{role:?}");
         assert_eq!(kind(client.delete_ref(&name).await), rules, "{role:?}");
     }
@@ -64,6 +66,8 @@ async fn without_a_certificate_only_health_and_join_answer() {
         ("POST", "/v1/tickets"),
         ("POST", "/v1/tokens"),
         ("POST", "/v1/store/verify"),
+        ("GET", "/v1/members"),
+        ("DELETE", "/v1/members/n1"),
         ("POST", "/v1/gc"),
         ("GET", "/v1/caches"),
         ("GET", "/v1/openapi.json"),

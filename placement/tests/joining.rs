@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use api::catalog::TicketRequest;
 use api::grid::{JoinRequest, NewToken, Role};
 use common::Grid;
 use image::{Digest, Kind};
@@ -296,4 +297,59 @@ async fn papers_are_stored_whole_and_never_overwritten() {
     let e = Papers::load(&grid.dir.path().join("nowhere")).unwrap_err();
     assert_eq!(e.kind(), Kind::Gone, "{e}");
     assert!(e.message().contains("join the grid"), "{e}");
+}
+
+#[tokio::test]
+async fn a_removed_member_is_refused_until_the_name_is_taken_anew() {
+    let mut grid = Grid::start().await;
+    let names = |list: api::grid::MemberList| -> Vec<String> {
+        list.members.into_iter().map(|m| m.name).collect()
+    };
+    grid.archive.add_image("a");
+    let image = grid.archive.add_image("a").to_string();
+    let asked = TicketRequest::Pull { image };
+    let join = async |grid: &Grid| {
+        let token = grid.token(Role::Node, Some("n1")).await;
+        Client::join(&token, "n1").await.unwrap()
+    };
+    // Two certificates of one name: the machine was installed anew.
+    let earlier = [join(&grid).await, join(&grid).await];
+    let other = Client::join(&grid.token(Role::Node, None).await, "n2").await.unwrap();
+    let own = names(grid.admin().members().await.unwrap());
+    assert!(own.contains(&"n1".to_owned()) && own.contains(&"n2".to_owned()), "{own:?}");
+    for papers in &earlier {
+        grid.client(papers).ticket(&asked).await.unwrap();
+    }
+    let was = grid.admin().remove_member("n1").await.unwrap();
+    assert_eq!((was.name.as_str(), was.role), ("n1", Some(Role::Node)));
+    assert!(!names(grid.admin().members().await.unwrap()).contains(&"n1".to_owned()));
+    // Also after a restart.
+    for restarted in [false, true] {
+        if restarted {
+            grid.restart().await;
+        }
+        for papers in &earlier {
+            denied(grid.client(papers).ticket(&asked).await, "was removed");
+            denied(grid.client(papers).images().await, "was removed");
+        }
+        grid.client(&other).ticket(&asked).await.unwrap();
+    }
+    // The name is free, and who takes it is heard; who had it is not.
+    let token = grid.token(Role::Node, None).await;
+    let anew = Client::join(&token, "n1").await.unwrap();
+    grid.client(&anew).ticket(&asked).await.unwrap();
+    denied(grid.client(&earlier[1]).ticket(&asked).await, "was removed");
+    grid.admin().remove_member("n1").await.unwrap();
+    denied(grid.client(&anew).ticket(&asked).await, "was removed");
+
+    // One that the list does not know, because it was lost, is refused as well.
+    let lost = grid.member(Role::Server, "c1");
+    grid.client(&lost).caches().await.unwrap();
+    assert_eq!(grid.admin().remove_member("c1").await.unwrap().role, None);
+    denied(grid.client(&lost).caches().await, "was removed");
+    // Placement keeps its own names.
+    for own in own.iter().filter(|name| !name.starts_with('n')) {
+        denied(grid.admin().remove_member(own).await, "own");
+    }
+    assert_eq!(own.len(), 4, "{own:?}");
 }

@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use api::grid::{NewToken, Role};
+use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use image::{Digest, Error, Kind, Result};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
 use placement::Papers;
 
 use super::{block_on, interrupted, with_grid};
-use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RoleArg, TokenArgs};
+use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RemoveArgs, RoleArg, TokenArgs};
 use crate::config::Config;
 use crate::connect::{Connector, Known};
 use crate::grid::{self, Grid, Joined, MEMBER};
-use crate::output::{Output, bytes, table};
+use crate::output::{Output, bytes, table, time};
 use crate::report::NodeServing;
 use crate::serve::lock;
 
@@ -23,6 +23,14 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
         None => serve(config, output),
         Some(NodeCommand::Token(args)) => token(config, &args, output),
         Some(NodeCommand::Join(args)) => join(config, &args, output),
+        Some(NodeCommand::List) => {
+            let list = with_grid(config, |grid| async move { grid.placement.members().await })?;
+            output.result(&list, human_members)
+        }
+        Some(NodeCommand::Remove(RemoveArgs { name })) => {
+            let removed = async |grid: Grid| grid.placement.remove_member(&name).await;
+            output.result(&with_grid(config, removed)?, human_removed)
+        }
         Some(NodeCommand::Transfers) => {
             let all = block_on(async { daemon_client(config).transfers().await })?;
             output.result(&all, |all| human(all))
@@ -36,6 +44,25 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
 
 fn daemon_client(config: &Config) -> DaemonClient {
     DaemonClient::new(config.path("node.socket", "node/node.sock"))
+}
+
+fn human_members(list: &MemberList) -> String {
+    let head = ["NAME", "ROLE", "CERTIFICATE UNTIL"].map(str::to_owned).to_vec();
+    let rows = list.members.iter().map(|m| {
+        let role = m.role.map(|r| r.name().to_owned()).unwrap_or_default();
+        vec![m.name.clone(), role, m.expires.map(time).unwrap_or_default()]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn human_removed(was: &MemberInfo) -> String {
+    match was.role {
+        Some(role) => format!("removed {} {}", role.name(), was.name),
+        None => format!(
+            "nobody of the name {} was known; whoever has a certificate of that name is refused now",
+            was.name
+        ),
+    }
 }
 
 fn human(transfers: &[Transfer]) -> String {

@@ -10,7 +10,8 @@ use api::catalog::{
     TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
 };
 use api::grid::{
-    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, NewToken, Serving,
+    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
+    MemberList, NewToken, Serving,
 };
 use hyper::Method;
 use image::error::At;
@@ -98,6 +99,17 @@ impl Client {
     /// Makes a one-time token to join.
     pub async fn new_token(&self, asked: &NewToken) -> Result<JoinToken> {
         self.send(Method::POST, "/v1/tokens", Some(asked)).await
+    }
+
+    /// Who may use the grid.
+    pub async fn members(&self) -> Result<MemberList> {
+        self.get("/v1/members").await
+    }
+
+    /// Frees a name and refuses whoever held it; returns the member as it was.
+    pub async fn remove_member(&self, name: &str) -> Result<MemberInfo> {
+        let path = format!("/v1/members/{}", segment(name)?);
+        self.send(Method::DELETE, &path, None::<&()>).await
     }
 
     /// One line per ref.

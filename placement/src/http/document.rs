@@ -21,6 +21,8 @@ use super::{care, handlers};
         handlers::serving,
         handlers::leave,
         handlers::new_token,
+        handlers::members,
+        handlers::remove_member,
         handlers::images,
         handlers::image,
         handlers::record,

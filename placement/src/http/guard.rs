@@ -1,5 +1,7 @@
 //! Before a handler: may this peer use this route? After it: what went wrong is logged, here alone.
 
+use std::sync::Arc;
+
 use api::grid::Role;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
@@ -9,18 +11,37 @@ use image::{Error, Kind, Result};
 use super::body::{Failure, Logged};
 use super::peer::Peer;
 use super::{Access, Route};
+use crate::member::Member;
+use crate::members::Members;
 
-pub(super) async fn guard(
-    State(routes): State<&'static [Route]>,
-    request: Request,
-    next: Next,
-) -> Response {
+/// Who may use which routes.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub routes: &'static [Route],
+    /// Who was removed; a cache on another machine is not told.
+    pub members: Option<Members>,
+}
+
+impl Door {
+    async fn refuse_removed(&self, member: Option<Arc<Member>>) -> Result<()> {
+        match (&self.members, member) {
+            (Some(members), Some(member)) => members.check(&member).await,
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let peer = request.extensions().get::<Peer>().cloned();
     let allowed = match &peer {
-        Some(peer) => allowed(routes, &request, peer),
+        Some(peer) => allowed(door.routes, &request, peer),
         None => Err(Error::new(Kind::Denied, "nobody knows who asks")),
+    };
+    let allowed = match allowed {
+        Ok(member) => door.refuse_removed(member).await,
+        Err(e) => Err(e),
     };
     let response = match allowed {
         Ok(()) => next.run(request).await,
@@ -40,8 +61,8 @@ pub(super) async fn guard(
     response
 }
 
-/// What is not in the list of routes is nobody's.
-fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<()> {
+/// What is not in the list of routes is nobody's. The member that asks, where it takes one.
+fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<Option<Arc<Member>>> {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let method = match request.method().as_str() {
         "HEAD" => "GET",
@@ -51,10 +72,11 @@ fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<()> {
     let Some((_, _, access)) = route else {
         return Err(Error::new(Kind::Denied, "not one of the routes that may be used"));
     };
-    let role = match access {
-        Access::Anybody => return Ok(()),
-        _ => peer.member()?.role,
+    let member = match access {
+        Access::Anybody => return Ok(None),
+        _ => peer.member()?,
     };
+    let role = member.role;
     let good = match access {
         Access::Anybody | Access::Member => true,
         Access::Writer => is_writer(role),
@@ -62,7 +84,7 @@ fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<()> {
         Access::Admin => role == Role::Admin,
     };
     if good {
-        return Ok(());
+        return Ok(Some(Arc::clone(member)));
     }
     let needed = match access {
         Access::Admin => "an admin",

@@ -5,8 +5,8 @@ use api::catalog::{
     TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
 };
 use api::grid::{
-    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, NewToken, Role,
-    Serving,
+    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
+    MemberList, NewToken, Role, Serving,
 };
 use axum::extract::State;
 use axum::{Extension, Json};
@@ -103,6 +103,25 @@ pub(super) async fn new_token(
     Body(asked): Body<NewToken>,
 ) -> Answer<JoinToken> {
     Ok(Json(app.tokens.make(&asked).await?))
+}
+
+/// Who may use the grid (admins)
+#[utoipa::path(
+    get, path = "/v1/members",
+    responses((status = 200, body = MemberList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn members(State(app): State<App>) -> Answer<MemberList> {
+    Ok(Json(app.members.list().await?))
+}
+
+/// Frees a name and refuses whoever held it; the answer is the member as it was (admins)
+#[utoipa::path(
+    delete, path = "/v1/members/{name}",
+    params(("name" = String, Path, description = "The member's name in the grid")),
+    responses((status = 200, body = MemberInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn remove_member(State(app): State<App>, Name(name): Name) -> Answer<MemberInfo> {
+    Ok(Json(app.members.remove(&name).await?))
 }
 
 /// One line per ref

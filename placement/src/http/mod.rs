@@ -21,6 +21,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post, put};
 
 use crate::catalog::Catalog;
+use crate::members::Members;
 use crate::tokens::Tokens;
 
 pub use serve::Limits;
@@ -54,6 +55,8 @@ const ROUTES: &[Route] = &[
     ("PUT", "/v1/caches/{name}", Access::Server),
     ("DELETE", "/v1/caches/{name}", Access::Server),
     ("POST", "/v1/tokens", Access::Admin),
+    ("GET", "/v1/members", Access::Admin),
+    ("DELETE", "/v1/members/{name}", Access::Admin),
     ("GET", "/v1/images", Access::Member),
     ("GET", "/v1/images/{name}", Access::Member),
     ("POST", "/v1/images/{name}/record", Access::Writer),
@@ -71,6 +74,7 @@ const ROUTES: &[Route] = &[
 pub(crate) struct App {
     pub catalog: Arc<Catalog>,
     pub tokens: Arc<Tokens>,
+    pub members: Members,
     pub limits: Limits,
 }
 
@@ -83,6 +87,7 @@ impl AsRef<Limits> for App {
 /// Placement's routes.
 pub(crate) fn router(app: App) -> Router {
     use handlers as h;
+    let door = guard::Door { routes: ROUTES, members: Some(app.members.clone()) };
     Router::new()
         .route("/v1/health", get(h::health))
         .route("/v1/join", post(h::join))
@@ -90,6 +95,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/caches", get(h::caches))
         .route("/v1/caches/{name}", put(h::serving).delete(h::leave))
         .route("/v1/tokens", post(h::new_token))
+        .route("/v1/members", get(h::members))
+        .route("/v1/members/{name}", delete(h::remove_member))
         .route("/v1/images", get(h::images))
         .route("/v1/images/{name}", get(h::image))
         .route("/v1/images/{name}/record", post(h::record))
@@ -99,7 +106,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/tickets", post(h::ticket))
         .route("/v1/store/verify", post(h::verify_store))
         .route("/v1/gc", post(h::gc))
-        .route_layer(from_fn_with_state(ROUTES, guard::guard))
+        .route_layer(from_fn_with_state(door, guard::guard))
         .method_not_allowed_fallback(h::no_such_method)
         .fallback(h::no_such_route)
         .with_state(app)

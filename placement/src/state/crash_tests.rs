@@ -261,7 +261,7 @@ async fn run() -> Run {
         state.add_token(hash, &token).await.unwrap();
         run.note(&disk).await;
     }
-    let holder = Holder { role: Role::Node, expires: 99 };
+    let holder = Holder { role: Role::Node, expires: 99, certificate: Some(used), own: false };
     state.redeem(&used, "n1", None, &holder).await.unwrap();
     run.note(&disk).await;
     state.lease_server(&server("c1"), 50).await.unwrap();
@@ -273,6 +273,9 @@ async fn run() -> Run {
     state.apply(&moves(3..60)).await.unwrap();
     run.note(&disk).await;
     state.drop_server("c1").await.unwrap();
+    run.note(&disk).await;
+    let (_, seen) = state.holder("n1").await.unwrap().unwrap();
+    state.remove_member("n1", Some(&seen), 9).await.unwrap();
     run.note(&disk).await;
     state.drop_expired_tokens(10).await.unwrap();
     run.note(&disk).await;

@@ -7,6 +7,7 @@
 //! refs/<ref>       where a ref points
 //! tokens/<hash>    a join token that has not been used
 //! members/<name>   who holds a name
+//! removed/<name>   when a name was taken from its member, in seconds since 1970
 //! servers/<name>   a server of chunks, where it listens, and until when it counts
 //! ```
 //!
@@ -63,6 +64,12 @@ pub(crate) struct Holder {
     pub role: Role,
     /// Until when its certificate is good, in seconds since 1970.
     pub expires: u64,
+    /// The certificate with which it took the name; not known of those who did long ago.
+    #[serde(default)]
+    pub certificate: Option<Digest>,
+    /// Placement itself goes by this name.
+    #[serde(default)]
+    pub own: bool,
 }
 
 /// A server of chunks, as it is kept.
@@ -244,9 +251,38 @@ impl State {
         self.get(&member_key(name)).await
     }
 
+    /// Those who hold a name, in the order of the names.
+    pub(crate) async fn holders(&self) -> Result<Vec<(String, Holder)>> {
+        let mut holders = self.list::<Holder>("members/").await?;
+        holders.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(holders)
+    }
+
+    /// Frees a name, notes that it was removed, and counts no server of that name, in one step. `seen`
+    /// is what was read of the name.
+    pub(crate) async fn remove_member(
+        &self,
+        name: &str,
+        seen: Option<&Versioned>,
+        now: u64,
+    ) -> Result<()> {
+        let member = member_key(name);
+        let remove = Transaction::default()
+            .unchanged(&member, seen)
+            .delete(&member)
+            .delete(&server_key(name))
+            .put(&removed_key(name), encode(&now));
+        self.0.commit(remove).await
+    }
+
+    /// Whether a name was ever taken from a member.
+    pub(crate) async fn was_removed(&self, name: &str) -> Result<bool> {
+        Ok(self.get::<u64>(&removed_key(name)).await?.is_some())
+    }
+
     /// Gives a name to placement itself, whoever had it.
     pub(crate) async fn reserve(&self, name: &str, role: Role, expires: u64) -> Result<()> {
-        let holder = encode(&Holder { role, expires });
+        let holder = encode(&Holder { role, expires, certificate: None, own: true });
         self.0.commit(Transaction::default().put(&member_key(name), holder)).await
     }
 
@@ -301,6 +337,10 @@ fn ref_key(name: &Ref) -> String {
 
 fn token_key(hash: &Digest) -> String {
     format!("tokens/{hash}")
+}
+
+fn removed_key(name: &str) -> String {
+    format!("removed/{name}")
 }
 
 fn member_key(name: &str) -> String {
