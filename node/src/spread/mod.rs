@@ -8,7 +8,7 @@
 //!                                                    └── failed, or too late: the next is asked
 //!                                                        for what is left
 //! ```
-//! [`policy`] decides, [`race`] does what it says for one request, [`health`] is what all cores of a
+//! [`policy`] decides, `race` does what it says for one request, [`health`] is what all cores of a
 //! process know together.
 
 pub mod budget;
