@@ -11,7 +11,7 @@ use api::ticket::LIFETIME_SECS;
 use image::{Digest, Error, Kind, Result};
 use node::spread::{Dial, Health, Members, Spread, Updates};
 use stream::transport::Tuning;
-use stream::{Client, ClientLimits, ClientOptions};
+use stream::{Client, ClientLimits, ClientOptions, WeakClient};
 use tokio::sync::watch;
 
 use crate::grid::{Grid, TlsClient};
@@ -62,16 +62,17 @@ impl Way {
             limits: ClientLimits::default(),
         })
         .await?;
-        tokio::task::spawn_local(show_renewed(client.clone(), ticket));
+        tokio::task::spawn_local(show_renewed(client.downgrade(), ticket));
         Ok(client)
     }
 }
 
 /// Shows a session each new ticket, so that it outlives the one that it was opened with; until nobody
-/// renews any more.
-async fn show_renewed(client: Client, mut ticket: watch::Receiver<String>) {
+/// renews any more, or has the client.
+async fn show_renewed(client: WeakClient, mut ticket: watch::Receiver<String>) {
     while ticket.changed().await.is_ok() {
         let token = ticket.borrow_and_update().clone();
+        let Some(client) = client.upgrade() else { return };
         if let Err(error) = client.add_ticket(&token).await {
             tracing::warn!(%error, "a renewed ticket was not taken");
         }

@@ -137,4 +137,8 @@ async fn a_session_outlives_the_ticket_that_it_was_opened_with() {
     last.unwrap().unwrap();
     served.ahead.store(2 * LIFETIME_SECS + GRACE_SECS + 60, Ordering::Relaxed);
     assert_eq!(ask().await.unwrap_err().kind(), Kind::Denied, "rights do end");
+    // Who renews does not keep the connection open.
+    let weak = client.downgrade();
+    drop(client);
+    assert!(weak.upgrade().is_none());
 }

@@ -48,6 +48,6 @@ pub mod server;
 pub mod transport;
 
 #[cfg(feature = "quic")]
-pub use client::{Client, ClientLimits, ClientOptions};
+pub use client::{Client, ClientLimits, ClientOptions, WeakClient};
 #[cfg(feature = "quic")]
 pub use server::{Auth, Memory, NoSink, ServerLimits, serve};

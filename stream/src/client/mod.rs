@@ -11,7 +11,7 @@ mod session;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -145,6 +145,17 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Inner>);
 
+/// A [`Client`] that others may drop: its connections are closed with the last of these.
+#[derive(Clone, Debug)]
+pub struct WeakClient(Weak<Inner>);
+
+impl WeakClient {
+    /// The client, if it is still there.
+    pub fn upgrade(&self) -> Option<Client> {
+        self.0.upgrade().map(Client)
+    }
+}
+
 impl Client {
     /// Connects to the server's endpoints, and is ready with the first that answers. Call it inside the
     /// runtime that drives the endpoint.
@@ -157,6 +168,11 @@ impl Client {
         let client = Self(Arc::new(Inner { dial, links, manifests: Mutex::default() }));
         client.session().await?;
         Ok(client)
+    }
+
+    /// The same client, as it is known to who does not keep its connections open.
+    pub fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.0))
     }
 
     /// Shows one more ticket: a renewal, or for another image. It is shown again whenever a

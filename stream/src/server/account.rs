@@ -145,20 +145,19 @@ impl Account {
         self.budget.shrink(loan.bytes() / PARTS * (PARTS - 1) + images);
     }
 
-    /// Takes more at once from a peer that sends an image. What was promised to it cannot be taken back, so
-    /// the connection keeps that until its end.
-    pub(super) fn receive(&self, window: u32) -> Result<()> {
+    /// Takes more at once from a peer that sends an image, if there is memory for that; else it goes on
+    /// with what it has. What was promised to it cannot be taken back, so the connection keeps that until its
+    /// end; that of a peer which died lasts until it is given up.
+    pub(super) fn receive(&self, window: u32) {
         let mut receiving = self.receiving.borrow_mut();
-        if receiving.is_none() {
-            let extra =
-                self.loan.borrow().extra(window as usize + IMAGE_WORK).ok_or_else(|| {
-                    Error::new(Kind::Busy(BUSY), "no memory for one more image on its way in")
-                })?;
+        if receiving.is_some() {
+            return;
+        }
+        if let Some(extra) = self.loan.borrow().extra(window as usize + IMAGE_WORK) {
             self.quic.set_receive_window(window.into());
             self.budget.grow(IMAGE_WORK, self.most.1);
             *receiving = Some(extra);
         }
-        Ok(())
     }
 
     fn set_window(&self, bytes: usize) {

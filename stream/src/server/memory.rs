@@ -117,7 +117,8 @@ impl Loan {
     /// More, for something that ends by itself; nothing if there is none.
     pub(super) fn extra(&self, bytes: usize) -> Option<Extra> {
         let mut ledger = self.memory.ledger();
-        let (all, node) = (ledger.total - ledger.total / 4, ledger.total / 2);
+        // The node's other half is for new connections of its own.
+        let (all, node) = (ledger.total - ledger.total / 4, ledger.total / 4);
         let lent = ledger.lend(&self.holder, bytes, all, node);
         drop(ledger);
         lent.then(|| Extra { memory: self.memory.clone(), holder: self.holder, bytes })

@@ -83,7 +83,7 @@ where
     conn.may_push(&plan, false)?;
     let sinks = conn.shared.sinks.as_ref().ok_or_else(no_pushes)?;
     let _slot = Slot::take(&conn.push_count, limits.pushes)?;
-    conn.account.receive(limits.push_window)?;
+    conn.account.receive(limits.push_window);
     let session = sinks(conn.holder).open(ctx, &plan).await?;
     let id = conn.next_push.replace(conn.next_push.get() + 1);
     let state = Rc::new(PushState { plan, session });
