@@ -91,6 +91,23 @@ fn orders_are_for_admins_and_a_cache_that_is_away_is_named() {
     grid.run(&["cache", "warm", &missing, "--on", "up"]).fails(75, &["image 000000000000"]);
 }
 
+/// What a server lends to a client, it has back as soon as that has ended.
+#[test]
+fn commands_take_leave_of_the_servers() {
+    let grid = Grid::start();
+    for round in 0..10 {
+        grid.import(&grid.disk("d.raw", &crate::harness::Disk::new("abc")), &format!("d:{round}"));
+        grid.pull(&format!("d:{round}"), &grid.dir.join(format!("copy-{round}"))).json();
+    }
+    let metrics = grid.run(&["cache", "metrics"]).out;
+    let value = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect("the metric is there").parse::<f64>().unwrap()
+    };
+    assert!(value("forebay_serve_connections") < 10.0, "{metrics}");
+    assert_eq!(value("forebay_serve_refused_total"), 0.0);
+}
+
 /// Every metric that the dashboard and the alerts ask for is there.
 #[test]
 fn dashboard_and_alerts_ask_for_metrics_that_exist() {

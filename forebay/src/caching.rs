@@ -55,7 +55,8 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     };
     let cores = Cores::start(config, chunks).await?;
     let (drain, mut draining) = watch::channel(false);
-    let keeper = Keeper::start(&name, config, &store, &cache, metrics, Some(drain))?;
+    let keeper =
+        Keeper::start(&name, config, &store, &cache, cores.memory(), metrics, Some(drain))?;
     let listener = listen(config).await?;
     let port = listener.local_addr().map_err(|e| Error::io("the API's address", e))?.port();
     let advertised = advertised_ip(config)?;

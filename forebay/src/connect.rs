@@ -2,13 +2,16 @@
 //! receiver.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::catalog::{TicketAnswer, TicketRequest};
 use api::grid::CacheInfo;
 use api::ticket::LIFETIME_SECS;
+use image::error::At;
 use image::{Digest, Error, Kind, Result};
+use node::patience::Patience;
 use node::spread::{Dial, Health, Members, Spread, Updates};
 use stream::transport::Tuning;
 use stream::{Client, ClientLimits, ClientOptions, WeakClient};
@@ -85,18 +88,20 @@ pub async fn to_push(grid: &Grid, parent: Option<&str>) -> Result<(Option<Digest
     let answer = grid.placement.ticket(&asked).await?;
     let parent = answer.image;
     let (renew, way) = Way::new(&answer, grid.tls()?)?;
+    let client = Patience::with_busy().ask(async || first_of(&answer.servers, &way).await).await?;
+    let renewed = renew_push(grid.placement.clone(), asked, answer.expires, renew);
+    tokio::task::spawn_local(renewed);
+    Ok((parent, client))
+}
+
+/// The first of the servers that can be reached.
+async fn first_of(servers: &[CacheInfo], way: &Way) -> Result<Client> {
     let mut last = Error::new(Kind::Retry, "no receiver answers");
-    for server in &answer.servers {
-        match way.connect(server, 0).await {
-            Ok(client) => {
-                let renewed = renew_push(grid.placement.clone(), asked, answer.expires, renew);
-                tokio::task::spawn_local(renewed);
-                return Ok((parent, client));
-            }
-            Err(e) if matches!(e.kind(), Kind::Retry | Kind::Busy(_)) => {
-                last = e.at(format!("server {}", server.name));
-            }
-            Err(e) => return Err(e.at(format!("server {}", server.name))),
+    for server in servers {
+        let name = || format!("server {}", server.name);
+        match way.connect(server, 0).await.at(name) {
+            Err(e) if matches!(e.kind(), Kind::Retry | Kind::Busy(_)) => last = e,
+            other => return other,
         }
     }
     Err(last)
@@ -231,6 +236,10 @@ impl Dial for CoreDial {
         self.way.connect(cache, self.core).await
     }
 
+    async fn close(&self, source: Rc<Client>) {
+        source.close().await;
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the clock of the spreading over caches")]
     fn now(&self) -> Duration {
         self.since.elapsed()
@@ -244,6 +253,10 @@ impl node::pull::Connect for Connector {
         let Known { health, since } = self.known.clone();
         let dial = CoreDial { way: self.way.clone(), core, since };
         Ok(Spread::new(dial, self.root, self.members.clone(), health))
+    }
+
+    async fn close(&self, spread: Spread<CoreDial>) {
+        spread.close().await;
     }
 
     fn trace(&self) -> u128 {

@@ -2,6 +2,7 @@
 //! transfer per image however many ask.
 
 pub mod daemon;
+pub mod patience;
 pub mod pull;
 pub mod rate;
 pub mod spread;

@@ -50,4 +50,4 @@ pub mod transport;
 #[cfg(feature = "quic")]
 pub use client::{Client, ClientLimits, ClientOptions, WeakClient};
 #[cfg(feature = "quic")]
-pub use server::{Auth, Memory, NoSink, ServerLimits, serve};
+pub use server::{Auth, Lent, Memory, NoSink, ServerLimits, serve};

@@ -181,11 +181,11 @@ fn who_never_reads_is_lent_no_more_than_at_first_and_gives_all_back() {
         for _ in 0..3 {
             pull_and_check(&reader, grid.image()).await;
         }
-        until(|| memory.lent() == 7 * FIRST).await;
+        until(|| memory.lent().bytes == 7 * FIRST).await;
         let held = source.0.held.get();
         assert!(held <= 6 * FIRST, "{held} bytes in work for those who never read");
         drop((kept, reader));
-        until(|| memory.lent() == 0).await;
+        until(|| memory.lent().bytes == 0).await;
     });
 }
 
@@ -207,7 +207,7 @@ fn when_all_memory_is_lent_newcomers_are_told_to_come_later() {
         let e = connect("node-9").await.map(|_| ()).unwrap_err();
         assert!(matches!(e.kind(), Kind::Busy(_)), "{e:?}");
         all.truncate(4);
-        until(|| grid.world.limits.memory.lent() <= 4 << 20).await;
+        until(|| grid.world.limits.memory.lent().bytes <= 4 << 20).await;
         let client = connect("node-9").await.unwrap();
         pull_and_check(&client, grid.image()).await;
     });

@@ -72,7 +72,7 @@ fn real_slow_readers_hold_no_more_than_the_budget() {
         while source.taken.get() < 20_000 && clients.try_wait().unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             peak = peak.max(anonymous());
-            lent = lent.max(grid.world.limits.memory.lent());
+            lent = lent.max(grid.world.limits.memory.lent().bytes);
         }
         let ended = clients.try_wait().unwrap();
         let _ = clients.kill();

@@ -58,7 +58,11 @@ async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<
         ..ImportOptions::default()
     };
     let mut shown = output.progress(&args.name.to_string(), source.size().unwrap_or(0));
-    let job = tokio::task::spawn_local(async move { import(source, &client, options).await });
+    let job = tokio::task::spawn_local(async move {
+        let imported = import(source, &client, options).await;
+        client.close().await;
+        imported
+    });
     let imported = super::pull::watched(job, || {
         let stats = progress.stats();
         shown.at(stats.position, stats.size);

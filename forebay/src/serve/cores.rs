@@ -28,6 +28,7 @@ const PER_PEER: usize = 512;
 pub struct Cores {
     addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
+    memory: Memory,
     stop: watch::Sender<bool>,
 }
 
@@ -65,10 +66,11 @@ impl Cores {
     /// Starts them; returns when all of them listen.
     pub async fn start(config: &Config, chunks: Chunks<'_>) -> Result<Self> {
         let (stop, stopped) = watch::channel(false);
-        let mut cores = Self { addresses: Vec::new(), threads: Vec::new(), stop };
         let engine = super::engine(config)?;
         let first_port = config.number("serve.port");
         let memory = Memory::new(config.size("serve.memory") as usize);
+        let (addresses, threads) = (Vec::new(), Vec::new());
+        let mut cores = Self { addresses, threads, memory, stop };
         for number in 0..config.threads("serve.cores") {
             let port = match first_port {
                 0 => 0,
@@ -81,7 +83,7 @@ impl Cores {
                 store: chunks.store.clone(),
                 cache: Arc::clone(chunks.cache),
                 receives: chunks.receives,
-                memory: memory.clone(),
+                memory: cores.memory.clone(),
                 key: chunks.key.clone(),
                 clock: chunks.clock.clone(),
                 stop: stopped.clone(),
@@ -101,6 +103,11 @@ impl Cores {
         let ended = |_| Err(Error::new(Kind::Io, format!("core {number} ended at once")));
         self.addresses.push(listens.await.unwrap_or_else(ended)?);
         Ok(())
+    }
+
+    /// What their connections share.
+    pub fn memory(&self) -> Memory {
+        self.memory.clone()
     }
 
     /// The addresses that nodes are told.

@@ -12,6 +12,7 @@ use image::{Digest, Error, Kind, ReadContext, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
 use placement::{Answer, Care};
 use store::Store;
+use stream::Memory;
 use tokio::sync::watch;
 
 use super::errands::Errands;
@@ -26,6 +27,7 @@ const QUIET: Duration = Duration::from_secs(20);
 pub struct Keeper {
     name: String,
     cache: Arc<Shared>,
+    connections: Memory,
     /// Bytes that the tiers may take.
     memory_budget: u64,
     disk_budget: u64,
@@ -49,6 +51,7 @@ impl Keeper {
         config: &Config,
         store: &Store,
         cache: &Arc<Shared>,
+        connections: Memory,
         metrics: PrometheusHandle,
         draining: Option<watch::Sender<bool>>,
     ) -> Result<Arc<Self>> {
@@ -58,6 +61,7 @@ impl Keeper {
         Ok(Arc::new(Self {
             name: name.into(),
             cache: Arc::clone(cache),
+            connections,
             memory_budget: config.size("cache.memory"),
             disk_budget: config.size("cache.disk"),
             since: now(),
@@ -209,6 +213,7 @@ impl Care for Keeper {
 
     fn metrics(&self) -> String {
         publish::publish(&self.now(), &self.cache.status());
+        publish::connections(&self.connections.lent());
         self.metrics.render()
     }
 }

@@ -3,6 +3,7 @@
 use api::care::{Asks, AsksByClass, CacheStatus, Tier};
 use cache::{DiskState, Status};
 use metrics::{counter, gauge};
+use stream::Lent;
 
 /// Asks by class.
 pub fn by_class(status: &Status) -> AsksByClass {
@@ -59,6 +60,14 @@ pub fn publish(now: &CacheStatus, status: &Status) {
     gauge!("forebay_cache_scrub_pass").set(status.scrub.pass as f64);
     gauge!("forebay_cache_scrub_bad_frames").set(status.scrub.bad as f64);
     gauge!("forebay_cache_draining").set(f64::from(u8::from(now.draining)));
+}
+
+/// What the connections of nodes take.
+pub fn connections(lent: &Lent) {
+    gauge!("forebay_serve_connections").set(lent.connections as f64);
+    gauge!("forebay_serve_memory_lent_bytes").set(lent.bytes as f64);
+    gauge!("forebay_serve_memory_bytes").set(lent.total as f64);
+    counter!("forebay_serve_refused_total").absolute(lent.refused);
 }
 
 fn tier(name: &'static str, tier: &Tier) {

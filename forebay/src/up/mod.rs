@@ -61,7 +61,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     };
     let cores = Cores::start(config, chunks).await?;
 
-    let keeper = Keeper::start(NAME, config, &store, &cache, metrics, None)?;
+    let keeper = Keeper::start(NAME, config, &store, &cache, cores.memory(), metrics, None)?;
     let listener = listen(config.text("up.listen")).await?;
     let address = listener.local_addr().map_err(|e| Error::io("placement's address", e))?;
     let chunks = cores.announced(advertise);

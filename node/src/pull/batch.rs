@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockio::Arena;
 use image::{
@@ -15,17 +14,11 @@ use image::{
 use volume_pool::Verified;
 
 use super::Watch;
+use crate::patience::Patience;
 use crate::rate::Rate;
 
 /// Plain bytes of a batch at most: 16 chunks of 256 KiB.
 pub(super) const BATCH_BYTES: usize = 4 << 20;
-/// How often a batch is asked for before the pull fails.
-const ATTEMPTS: u32 = 6;
-/// How often all caches may say that they are busy. They say for how long, and serve others meanwhile: that
-/// is no failure, unless it never ends.
-const BUSY_ATTEMPTS: u32 = 100;
-/// Pause before the first retry; it doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Chunks of one section that are fetched together.
 pub(super) struct Batch {
@@ -77,8 +70,7 @@ impl<S: ChunkSource> Fetch<'_, S> {
     /// Fetches a batch, and again what came wrong or not at all, until every chunk is delivered.
     pub(super) async fn batch(&self, batch: Batch, deliver: &impl Deliver) -> Result<()> {
         let mut left = batch.chunks.clone();
-        let (mut pause, mut repair) = (FIRST_PAUSE, false);
-        let (mut failed, mut busy) = (0, 0);
+        let (mut patience, mut repair) = (Patience::new(), false);
         loop {
             let ctx = ReadContext { repair, trace: self.trace, ..ReadContext::default() };
             let place = Place { image: self.image, section: batch.section, chunks: left.clone() };
@@ -90,25 +82,20 @@ impl<S: ChunkSource> Fetch<'_, S> {
                 return Ok(());
             }
             let error = reason(wrong, answer).at(format!("section {}", batch.section));
-            let after = match error.kind() {
-                Kind::Corrupt | Kind::Retry => {
-                    failed += 1;
-                    pause *= 2;
-                    pause / 2
-                }
-                Kind::Busy(after) => {
-                    busy += 1;
-                    after.max(FIRST_PAUSE)
-                }
-                _ => return Err(error),
-            };
-            if failed == ATTEMPTS || busy == BUSY_ATTEMPTS {
-                return Err(error);
-            }
-            tracing::warn!(%error, failed, busy, "asking again for {} chunks", left.count());
+            let Some(pause) = patience.again(&error) else { return Err(error) };
+            tracing::warn!(%error, "asking again for {} chunks", left.count());
             repair |= error.kind() == Kind::Corrupt;
-            tokio::time::sleep(after).await;
+            tokio::time::sleep(pause).await;
         }
+    }
+}
+
+impl<S: ChunkSource> Fetch<'_, S> {
+    /// The digests of a section, asked for until they come.
+    pub(super) async fn table(&self, section: u32) -> Result<Arc<SectionTable>> {
+        let ctx = ReadContext { trace: self.trace, ..ReadContext::default() };
+        let ask = async || self.source.section_table(&ctx, &self.image, section).await;
+        Patience::new().ask(ask).await
     }
 }
 

@@ -34,6 +34,12 @@ pub trait Connect: Send + Sync + 'static {
     /// Connects core number `core`.
     fn connect(&self, core: usize) -> impl Future<Output = Result<Self::Source>>;
 
+    /// Takes leave of a source, on its core, before that ends.
+    fn close(&self, source: Self::Source) -> impl Future<Output = ()> {
+        drop(source);
+        std::future::ready(())
+    }
+
     /// By what id the pull's requests are known from node to store; 0 for none.
     fn trace(&self) -> u128 {
         0

@@ -14,6 +14,7 @@ use volume_pool::Verified;
 use super::batch::{BATCH_BYTES, Batch, Deliver, Fetch, batches_of};
 use super::worker::IN_FLIGHT;
 use super::{Connect, PullOptions, Watch, cancelled};
+use crate::patience::Patience;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -26,24 +27,32 @@ pub async fn pull_stream<C: Connect>(
     options: &PullOptions,
     watch: &Arc<Watch>,
 ) -> Result<()> {
-    tokio::select! {
+    let opening = Patience::with_busy().ask(async || connect.connect(0).await);
+    let source = tokio::select! {
+        biased;
+        () = watch.cancelled() => return Err(cancelled()),
+        source = opening => source?,
+    };
+    let result = tokio::select! {
         biased;
         () = watch.cancelled() => Err(cancelled()),
-        result = transfer(connect, image, out, options, watch) => result,
-    }
+        result = transfer(&source, connect.trace(), image, out, options, watch) => result,
+    };
+    connect.close(source).await;
+    result
 }
 
-async fn transfer<C: Connect>(
-    connect: C,
+async fn transfer<S: ChunkSource>(
+    source: &S,
+    trace: u128,
     image: Digest,
     out: &mut (impl AsyncWrite + Unpin),
     options: &PullOptions,
     watch: &Arc<Watch>,
 ) -> Result<()> {
-    let trace = connect.trace();
     let ctx = ReadContext { trace, ..ReadContext::default() };
-    let source = connect.connect(0).await?;
-    let manifest = source.manifest(&ctx, &image).await?;
+    let ask = async || source.manifest(&ctx, &image).await;
+    let manifest = Patience::with_busy().ask(ask).await?;
     let geometry = *manifest.geometry();
     watch.add(|w| &w.size, geometry.size());
     // The window must hold every batch in flight, or the first could wait for memory that later
@@ -52,7 +61,7 @@ async fn transfer<C: Connect>(
     let arena = Arena::new("pull to a stream", geometry.chunk_len(), options.memory.max(window))
         .map_err(|e| Error::io("memory for the pull", e))?;
     let fetch = Fetch {
-        source: &source,
+        source,
         image,
         geometry,
         arena: &arena,
@@ -64,7 +73,7 @@ async fn transfer<C: Connect>(
     let mut at = 0;
     let batches = futures::stream::iter(manifest.present())
         .then(async |(section, _)| {
-            let table = fetch.source.section_table(&ctx, &image, section).await?;
+            let table = fetch.table(section).await?;
             let wanted = ChunkSet::of(table.chunks(), |c| !table.digests()[c as usize].is_zero());
             Ok::<_, Error>(batches_of(&geometry, section, &table, wanted))
         })

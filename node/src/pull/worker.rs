@@ -1,6 +1,7 @@
 //! One core's part of a pull: takes sections, asks for what is missing, verifies and writes.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use volume_pool::Verified;
 use super::batch::{Batch, Deliver, Fetch, batches_of};
 use super::job::Job;
 use super::{Connect, PullOptions, Watch, cancelled};
+use crate::patience::Patience;
 
 /// Batches that a core keeps in flight. 8 to 16 suffice on a local network; each is
 /// [`super::batch::BATCH_BYTES`] of plain chunks at most.
@@ -80,7 +82,8 @@ impl<C: Connect> Shared<C> {
     /// The pull's manifest, target and memory, made once by whichever core comes first.
     async fn job(&self, source: &C::Source, ctx: &ReadContext) -> Result<Arc<Job>> {
         let make = async || {
-            let manifest = source.manifest(ctx, &self.image).await?;
+            let ask = async || source.manifest(ctx, &self.image).await;
+            let manifest = Patience::with_busy().ask(ask).await?;
             let (path, options) = (self.path.clone(), self.options.clone());
             let watch = Arc::clone(&self.watch);
             let fs = options.fs();
@@ -96,19 +99,31 @@ impl<C: Connect> Shared<C> {
 
 /// A core's run, from its connection to the last section that it takes.
 pub(super) async fn run<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
+    let source = unless_stopped(shared, async {
+        Patience::with_busy().ask(async || shared.connect.connect(core).await).await
+    });
+    let source = source.await?;
+    let result = unless_stopped(shared, transfer(&source, shared)).await;
+    shared.connect.close(source).await;
+    result
+}
+
+async fn unless_stopped<C: Connect, T>(
+    shared: &Shared<C>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     tokio::select! {
         biased;
         () = shared.watch.cancelled() => Err(cancelled()),
         () = shared.stopped() => Err(cancelled()),
-        result = transfer(core, shared) => result,
+        result = work => result,
     }
 }
 
-async fn transfer<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
+async fn transfer<C: Connect>(source: &C::Source, shared: &Shared<C>) -> Result<()> {
     let trace = shared.connect.trace();
     let ctx = ReadContext { trace, ..ReadContext::default() };
-    let source = shared.connect.connect(core).await?;
-    let job = shared.job(&source, &ctx).await?;
+    let job = shared.job(source, &ctx).await?;
     let options = EngineOptions {
         choice: shared.options.engine,
         register: vec![job.arena.clone()],
@@ -116,7 +131,7 @@ async fn transfer<C: Connect>(core: usize, shared: &Shared<C>) -> Result<()> {
     };
     let engine = Engine::start(options).map_err(|e| Error::io("starting file I/O", e))?;
     let fetch = Fetch {
-        source: &source,
+        source,
         image: shared.image,
         geometry: *job.manifest.geometry(),
         arena: &job.arena,
@@ -150,8 +165,7 @@ async fn missing_batches<S: ChunkSource>(
     if job.nothing_to_do(section) {
         return Ok(Vec::new());
     }
-    let ctx = ReadContext { trace: fetch.trace, ..ReadContext::default() };
-    let table = fetch.source.section_table(&ctx, &fetch.image, section).await?;
+    let table = fetch.table(section).await?;
     let missing = job.missing(engine, section, &table).await?;
     Ok(batches_of(&fetch.geometry, section, &table, missing))
 }

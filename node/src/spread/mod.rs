@@ -49,6 +49,12 @@ pub trait Dial: 'static {
     /// Connects to a cache.
     fn dial(&self, cache: &CacheInfo) -> impl Future<Output = Result<Self::Source>>;
 
+    /// Takes leave of a cache.
+    fn close(&self, source: Rc<Self::Source>) -> impl Future<Output = ()> {
+        drop(source);
+        std::future::ready(())
+    }
+
     /// The time since some moment: the same moment for all who share a [`Health`].
     fn now(&self) -> Duration;
 }
@@ -85,6 +91,13 @@ impl<D: Dial> Spread<D> {
 
     fn now(&self) -> Duration {
         self.dial.now()
+    }
+
+    /// Takes leave of every cache.
+    pub async fn close(self) {
+        let ways = self.ways.take();
+        let open = ways.values().filter_map(|way| way.opening.peek()?.clone().ok());
+        futures::future::join_all(open.map(|source| self.dial.close(source))).await;
     }
 
     /// The members, as they are now. Who has left is forgotten.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::select_ok;
+use futures::future::{join_all, select_ok};
 use image::error::At;
 use image::{
     ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, ReadContext, Result, SectionTable,
@@ -200,6 +200,13 @@ impl Client {
             }
         }
         granted.ok_or_else(|| Error::new(Kind::Retry, "every connection was lost meanwhile"))
+    }
+
+    /// Closes the connections, for all clones of this, and returns when that has been sent. A server
+    /// that is not told keeps what it holds for a client until it has been silent for long.
+    pub async fn close(&self) {
+        let sessions = self.0.links.iter().filter_map(|link| link.current());
+        join_all(sessions.map(async |session| session.close().await)).await;
     }
 
     pub(crate) fn patience(&self) -> Duration {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use image::error::At;
 use image::{Error, Kind, Priority, Result};
@@ -145,6 +146,19 @@ impl Session {
         !self.gone.load(Ordering::Relaxed) && self.quic.close_reason().is_none()
     }
 
+    /// Ends the connection, and returns when the server was told, though perhaps has not heard.
+    pub(crate) async fn close(&self) {
+        const IN_TIME: Duration = Duration::from_millis(100);
+        self.quic.close(close_code::DONE, b"");
+        // Its driver, which sends, runs beside.
+        let told = async {
+            while self.quic.stats().frame_tx.connection_close == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let _ = timeout(IN_TIME, told).await;
+    }
+
     /// Requests in flight.
     pub(crate) fn load(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
@@ -165,7 +179,7 @@ impl Session {
         &self,
         message: &Message,
         priority: Priority,
-        patience: std::time::Duration,
+        patience: Duration,
     ) -> Result<Request> {
         // Counted before it waits, so that others see the queue and go elsewhere.
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -189,7 +203,7 @@ struct Control {
     gone: Arc<AtomicBool>,
     waiting: VecDeque<oneshot::Sender<Result<Granted>>>,
     welcome: Option<Limits>,
-    patience: std::time::Duration,
+    patience: Duration,
 }
 
 impl Control {

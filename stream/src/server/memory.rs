@@ -36,6 +36,20 @@ struct Ledger {
     total: usize,
     lent: usize,
     nodes: BTreeMap<Digest, Node>,
+    refused: u64,
+}
+
+/// What is lent now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lent {
+    /// Bytes that may be lent.
+    pub total: usize,
+    /// Bytes that are.
+    pub bytes: usize,
+    /// Connections that have some.
+    pub connections: usize,
+    /// Connections so far that got none.
+    pub refused: u64,
 }
 
 #[derive(Debug, Default)]
@@ -70,12 +84,15 @@ impl Memory {
     /// Memory of so many bytes.
     pub fn new(total: usize) -> Self {
         let total = total.max(8 * FIRST);
-        Self(Arc::new(Mutex::new(Ledger { total, lent: 0, nodes: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Ledger { total, lent: 0, nodes: BTreeMap::new(), refused: 0 })))
     }
 
-    /// Bytes that are lent now.
-    pub fn lent(&self) -> usize {
-        self.ledger().lent
+    /// What is lent now.
+    pub fn lent(&self) -> Lent {
+        let ledger = self.ledger();
+        let connections = ledger.nodes.values().map(|node| node.connections).sum();
+        let Ledger { total, lent: bytes, refused, .. } = *ledger;
+        Lent { total, bytes, connections, refused }
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -90,6 +107,7 @@ impl Memory {
         let lent = [(FIRST, all / 4), (LEAST, all / 2)].into_iter();
         let lent = lent.map(|(bytes, node)| (bytes, ledger.lend(&holder, bytes, all, node)));
         let first = lent.filter(|(_, lent)| *lent).map(|(bytes, _)| bytes).next();
+        ledger.refused += u64::from(first.is_none());
         let node = ledger.nodes.entry(holder).or_default();
         node.connections += usize::from(first.is_some());
         if node.lent == 0 && node.connections == 0 {
@@ -213,15 +231,16 @@ mod tests {
                     _ if !loans.is_empty() => drop(loans[which].grow(16 << 20)),
                     _ => {}
                 }
-                prop_assert!(memory.lent() <= total);
-                prop_assert_eq!(memory.lent(), loans.iter().map(Loan::bytes).sum::<usize>());
+                prop_assert!(memory.lent().bytes <= total);
+                prop_assert_eq!(memory.lent().connections, loans.len());
+                prop_assert_eq!(memory.lent().bytes, loans.iter().map(Loan::bytes).sum::<usize>());
                 for n in 0..20 {
                     let of = loans.iter().filter(|loan| loan.holder == node(n));
                     prop_assert!(of.map(Loan::bytes).sum::<usize>() <= total / 2);
                 }
             }
             drop(loans);
-            prop_assert!(memory.ledger().nodes.is_empty() && memory.lent() == 0);
+            prop_assert!(memory.ledger().nodes.is_empty() && memory.lent().bytes == 0);
         }
     }
 
@@ -230,7 +249,7 @@ mod tests {
         let memory = Memory::new(64 << 20);
         let mut greedy: Vec<Loan> = (0..40).filter_map(|n| memory.open(node(n / 2))).collect();
         while greedy.iter_mut().any(|loan| loan.grow(16 << 20)) {}
-        assert!(memory.lent() <= 48 << 20);
+        assert!(memory.lent().bytes <= 48 << 20);
         let newcomers = (200..=255).filter_map(|n| memory.open(node(n))).collect::<Vec<_>>();
         assert!(newcomers.len() >= 16, "{}", newcomers.len());
     }

@@ -42,7 +42,7 @@ use tokio::time::timeout;
 
 use crate::messages::Limits;
 use crate::transport::close_code;
-pub use memory::Memory;
+pub use memory::{Lent, Memory};
 
 /// How the server knows who may do what.
 #[derive(Clone)]
