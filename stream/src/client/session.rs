@@ -149,10 +149,12 @@ impl Session {
     /// Ends the connection, and returns when the server was told, though perhaps has not heard.
     pub(crate) async fn close(&self) {
         const IN_TIME: Duration = Duration::from_millis(100);
+        let sent = || self.quic.stats().udp_tx.datagrams;
+        let before = sent();
         self.quic.close(close_code::DONE, b"");
-        // Its driver, which sends, runs beside.
+        // Its driver, which runs beside, sends nothing else from now on.
         let told = async {
-            while self.quic.stats().frame_tx.connection_close == 0 {
+            while sent() == before {
                 tokio::task::yield_now().await;
             }
         };
