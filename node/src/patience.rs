@@ -9,13 +9,15 @@ const ATTEMPTS: u32 = 6;
 /// How often all servers may say that they are busy. They say for how long, and serve others meanwhile: that
 /// is no failure, unless it never ends.
 const BUSY_ATTEMPTS: u32 = 100;
-/// Pause after the first failure; it doubles with each.
+/// Pause after the first failure; it doubles with each, up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What has been tried so far.
 #[derive(Debug)]
 pub struct Patience {
-    failures: u32,
+    /// How often it may fail, and who is asked be busy.
+    most: (u32, u32),
     failed: u32,
     busy: u32,
 }
@@ -23,12 +25,17 @@ pub struct Patience {
 impl Patience {
     /// Waits for who is busy, and asks again who failed: for what is part of something under way.
     pub fn new() -> Self {
-        Self { failures: ATTEMPTS, failed: 0, busy: 0 }
+        Self { most: (ATTEMPTS, BUSY_ATTEMPTS), failed: 0, busy: 0 }
     }
 
     /// Waits only for who is busy: for a first contact, which should fail soon if nobody is there.
     pub fn with_busy() -> Self {
-        Self { failures: 1, ..Self::new() }
+        Self { most: (1, BUSY_ATTEMPTS), ..Self::new() }
+    }
+
+    /// As long as it takes: for what nobody would ask for again.
+    pub fn endless() -> Self {
+        Self { most: (u32::MAX, u32::MAX), ..Self::new() }
     }
 
     /// After how long to ask again; nothing if that has no sense, or was done often enough.
@@ -36,12 +43,12 @@ impl Patience {
         match error.kind() {
             Kind::Corrupt | Kind::Retry => {
                 self.failed += 1;
-                let pause = FIRST_PAUSE * (1 << self.failed.min(ATTEMPTS)) / 2;
-                (self.failed < self.failures).then_some(pause)
+                let pause = FIRST_PAUSE.saturating_mul(1 << (self.failed - 1).min(16));
+                (self.failed < self.most.0).then_some(pause.min(LAST_PAUSE))
             }
             Kind::Busy(after) => {
                 self.busy += 1;
-                (self.busy < BUSY_ATTEMPTS).then_some(after.max(FIRST_PAUSE))
+                (self.busy < self.most.1).then_some(after.max(FIRST_PAUSE))
             }
             _ => None,
         }
@@ -92,6 +99,7 @@ mod tests {
         assert_eq!(asked(Patience::with_busy(), failing(1)).await, (1, false));
         assert_eq!(asked(Patience::new(), failing(5)).await, (6, true));
         assert_eq!(asked(Patience::new(), failing(6)).await, (6, false));
+        assert_eq!(asked(Patience::endless(), failing(1000)).await, (1001, true));
         assert_eq!(asked(Patience::new(), |_| Some(Kind::Denied)).await, (1, false));
     }
 }

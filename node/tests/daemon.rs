@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ struct Noted {
     tickets: Mutex<Vec<String>>,
     /// Pulls that run, and the most there were at a time.
     running: Mutex<(usize, usize)>,
+    /// How often placement is away yet.
+    away: AtomicUsize,
 }
 
 impl Fake {
@@ -50,6 +53,19 @@ impl Fake {
         self.0.tickets.lock().unwrap().iter().filter(|t| *t == name).count()
     }
 
+    /// Placement is away for so many questions.
+    fn goes_away(&self, questions: usize) {
+        self.0.away.store(questions, Ordering::Relaxed);
+    }
+
+    fn answers(&self) -> Result<()> {
+        let less = |left: usize| left.checked_sub(1);
+        match self.0.away.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) {
+            Ok(_) => Err(Error::new(Kind::Retry, "placement is away")),
+            Err(_) => Ok(()),
+        }
+    }
+
     fn most_at_a_time(&self) -> usize {
         self.0.running.lock().unwrap().1
     }
@@ -59,11 +75,13 @@ impl Grid for Fake {
     type Connect = Counted;
 
     async fn find(&self, name: &str) -> Result<(Digest, u64)> {
+        self.answers()?;
         let disk = self.source(name)?.disk;
         Ok((disk.image(), disk.bytes.len() as u64))
     }
 
     async fn locate(&self, name: &str) -> Result<(Digest, Counted)> {
+        self.answers()?;
         let source = self.source(name)?;
         self.0.tickets.lock().unwrap().push(name.into());
         let mut running = self.0.running.lock().unwrap();
@@ -253,6 +271,17 @@ async fn all_transfers_together_keep_to_the_rate() {
     assert!(received > RATE && received as f64 <= most, "{received} bytes in {:?}", time.now());
 }
 
+#[tokio::test]
+async fn who_asks_hears_that_placement_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let grid = Fake::with(&[("a:1", &Source::honest(&Disk::new("abc")))]);
+    grid.goes_away(1);
+    let daemon = Daemon::start(grid, options(dir.path())).unwrap();
+    let id = daemon.ask(to("a:1", &dir.path().join("disk"))).unwrap().id;
+    let ended = tokio::time::timeout(PATIENCE, daemon.ended(id)).await.expect("it ends").unwrap();
+    assert_eq!(ended.state, TransferState::Failed);
+}
+
 #[test]
 fn a_restart_in_the_middle_finishes_it_unasked() {
     let dir = tempfile::tempdir().unwrap();
@@ -276,7 +305,10 @@ fn a_restart_in_the_middle_finishes_it_unasked() {
         let free = || BlockFile::open(&partial, OpenMode::read()).unwrap().try_lock_exclusive();
         until("the first has ended", || free().unwrap()).await;
         let source = Source::honest(&disk);
-        let daemon = Daemon::start(Fake::with(&[("a:1", &source)]), options(dir.path())).unwrap();
+        let grid = Fake::with(&[("a:1", &source)]);
+        // The whole site was without power, and placement starts later than this.
+        grid.goes_away(3);
+        let daemon = Daemon::start(grid, options(dir.path())).unwrap();
         let transfer = done(&daemon, 0).await;
         disk.is_at(&path);
         assert_eq!((transfer.progress.chunks, source.said.chunks()), (110, 110));

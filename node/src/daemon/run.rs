@@ -11,6 +11,7 @@ use image::{Digest, Error, Kind, Result};
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::table::Table;
+use crate::patience::Patience;
 use crate::pull::{Connect, PullOptions, Watch, pull};
 use crate::rate::Rate;
 
@@ -210,18 +211,36 @@ impl<G: Grid> Daemon<G> {
     /// Waits for a transfer's turn. Who waits for another to bring the image keeps no slot from a third
     /// meanwhile; and the ticket comes last, because the waiting may take longer than it is good for.
     async fn prepare(&self, id: u64, watch: &Watch) -> Result<Prepared<G::Connect>> {
-        let name = self.transfer(id)?.request.image;
+        // Who asks hears soon that placement is away. Once the image was found nobody would ask again, as
+        // after a restart: placement is waited for.
+        let (mut asked, mut accepted) = (Patience::with_busy(), Patience::endless());
         loop {
-            let image = self.find(id, &name, watch).await?;
-            let only = self.lock(image).await;
-            let slot = Arc::clone(&self.0.slots).acquire_owned().await.expect("never closed");
-            let (now, connect) = self.0.grid.locate(&name).await?;
-            // If the ref has moved meanwhile, another image is to be waited for.
-            if now == image {
-                let request = self.change(|t| t.running(id))??;
-                return Ok(Prepared { request, image, connect, held: (only, slot) });
-            }
+            let error = match self.turn(id, watch).await {
+                Ok(Some(prepared)) => return Ok(prepared),
+                Ok(None) => continue,
+                Err(error) => error,
+            };
+            let found = self.transfer(id)?.image.is_some();
+            let patience = if found { &mut accepted } else { &mut asked };
+            let Some(pause) = patience.again(&error) else { return Err(error) };
+            tracing::warn!(id, %error, "asking again in {:.1} s", pause.as_secs_f32());
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Waits for a transfer's turn once. Nothing if the ref has moved meanwhile: then another image is to
+    /// be waited for.
+    async fn turn(&self, id: u64, watch: &Watch) -> Result<Option<Prepared<G::Connect>>> {
+        let name = self.transfer(id)?.request.image;
+        let image = self.find(id, &name, watch).await?;
+        let only = self.lock(image).await;
+        let slot = Arc::clone(&self.0.slots).acquire_owned().await.expect("never closed");
+        let (now, connect) = self.0.grid.locate(&name).await?;
+        if now != image {
+            return Ok(None);
+        }
+        let request = self.change(|t| t.running(id))??;
+        Ok(Some(Prepared { request, image, connect, held: (only, slot) }))
     }
 
     async fn find(&self, id: u64, name: &str, watch: &Watch) -> Result<Digest> {

@@ -287,6 +287,8 @@ impl Policy {
                 let until = now + after.min(LAST_REST);
                 member.out = Some(Out { since: now, until, times, slow: false, good: 0 });
             }
+            // That is about what was asked, and the same everywhere.
+            Kind::Gone | Kind::Invalid | Kind::Unsupported => {}
             _ => member.put_out(now, false),
         }
     }

@@ -267,7 +267,11 @@ impl<'a, D: Dial> Race<'a, D> {
         let Some(at) = self.legs.iter().position(|leg| leg.number == number) else { return Ok(()) };
         let leg = self.legs.remove(at);
         match result {
-            Ok(()) if job.done() => self.answered(&leg),
+            Ok(()) if job.done() => {
+                self.answered(&leg);
+                // Whoever else was asked is let go at once.
+                self.legs.clear();
+            }
             Ok(()) => {
                 let why = format!("it left {} chunks out", leg.owes.count());
                 self.failed(&leg, Error::new(Kind::Retry, why));
@@ -346,21 +350,27 @@ impl<'a, D: Dial> Race<'a, D> {
         self.failures.push(error.at(format!("cache {name}")));
     }
 
-    /// Everything is there. Who gave it all is heard to the end, which costs less than to stop it; a
-    /// second who was asked is let go at once.
+    /// Everything is there. Who gave the last of it, alone, is heard to the end, which costs less than to
+    /// stop it; whoever else was asked is let go at once.
     async fn finish(&mut self) {
-        let [leg] = &mut self.legs[..] else {
-            let gave = self.legs.iter().filter(|leg| leg.gap.is_zero());
-            return gave.for_each(|leg| self.answered(leg));
-        };
-        let _ = tokio::time::timeout(leg.look_at, &mut leg.work).await;
-        self.answered(&self.legs[0]);
+        self.legs.retain(|leg| leg.given > 0 && leg.gap.is_zero());
+        if let [leg] = &mut self.legs[..]
+            && leg.owes.is_empty()
+        {
+            let left = leg.look_at.saturating_sub(leg.waited);
+            let _ = tokio::time::timeout(left, &mut leg.work).await;
+        }
+        self.legs.iter().for_each(|leg| self.answered(leg));
     }
 
     /// Why it cannot be had, naming all who were asked. If one of them can be waited for, so can this.
     fn failure(&mut self) -> Error {
-        let passes = |e: &&Error| matches!(e.kind(), Kind::Retry | Kind::Busy(_));
-        let telling = self.failures.iter().find(passes).or(self.failures.first());
+        let telling = self.failures.iter().min_by_key(|e| match e.kind() {
+            // Who says when to come back is there.
+            Kind::Busy(after) => (0, after),
+            Kind::Retry => (1, Duration::ZERO),
+            _ => (2, Duration::ZERO),
+        });
         match (telling, &self.failures[..]) {
             (None, _) => Error::new(Kind::Retry, "no cache is known"),
             (Some(only), [_]) => only.clone(),
