@@ -15,6 +15,8 @@
 //! | `hits`, `hits-disk` | what a cache serves, beside a bare quinn stream and fio ([`hits`]) |
 //! | `cold` | a store 20 ms away, through a cache and without ([`cold`]) |
 //! | `fleet`, `versions` | what the store is asked for: by 50 nodes at once, for a second version ([`fleet`], [`versions`]) |
+//! | `tails` | what nodes feel of a cache that dies, and of one that limps ([`tails`]) |
+//! | `overload` | what a cache gets done when too much is asked of it ([`overload`]) |
 
 mod bars;
 mod codec;
@@ -25,9 +27,11 @@ mod hits;
 mod import;
 mod memory;
 mod network;
+mod overload;
 mod process;
 mod pull;
 mod s3;
+mod tails;
 mod versions;
 
 use std::path::PathBuf;
@@ -80,7 +84,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 11] = [
+    let all: [(&str, Measure); 13] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -92,6 +96,8 @@ fn main() {
         ("fleet", fleet::measure),
         ("versions", versions::measure),
         ("cold", cold::measure),
+        ("tails", tails::measure),
+        ("overload", overload::measure),
     ];
     for (name, measure) in all {
         if only.is_empty() || only.iter().any(|o| o == name) {

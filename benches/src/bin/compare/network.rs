@@ -1,9 +1,9 @@
-//! Two network namespaces joined by a cable, shaped or not.
+//! Network namespaces joined by cables, shaped or not: a pair, and a star of servers around a client.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::process::run;
+use crate::process::{inside, run};
 
 /// The server's namespace and address; the client's namespace.
 pub const SERVER: &str = "fbcmp-a";
@@ -34,5 +34,66 @@ impl Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         netns(&["down", "fbcmp"]);
+    }
+}
+
+/// Servers, each in a namespace of its own with a cable of its own to the client's, which routes between
+/// them. Taken down when dropped.
+pub struct Star;
+
+const ARMS: [(&str, &str); 3] =
+    [("fbcmp-s0", "10.78.0.1"), ("fbcmp-s1", "10.78.1.1"), ("fbcmp-s2", "10.78.2.1")];
+
+impl Star {
+    /// What the servers send is shaped to this rate (`100mbit`), each.
+    pub fn up(rate: &str) -> Self {
+        let star = Star;
+        star.down();
+        let tie = |namespace: &str, rest: &str| {
+            let mut ip = Command::new("ip");
+            run(ip.args(["-n", namespace]).args(rest.split(' ')));
+        };
+        run(Command::new("ip").args(["netns", "add", CLIENT]));
+        tie(CLIENT, "link set lo up");
+        for (number, (namespace, address)) in ARMS.iter().enumerate() {
+            run(Command::new("ip").args(["netns", "add", namespace]));
+            tie(namespace, "link set lo up");
+            tie(CLIENT, &format!("link add arm{number} type veth peer name arm netns {namespace}"));
+            tie(namespace, &format!("address add {address}/24 dev arm"));
+            tie(namespace, "link set arm up");
+            tie(CLIENT, &format!("address add 10.78.{number}.2/24 dev arm{number}"));
+            tie(CLIENT, &format!("link set arm{number} up"));
+            tie(namespace, &format!("route add default via 10.78.{number}.2"));
+            star.shape(number, rate);
+        }
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        run(inside(Some(CLIENT), "sh").args(["-c", forward]));
+        star
+    }
+
+    /// A server's namespace and address.
+    pub fn arm(&self, number: usize) -> (&'static str, &'static str) {
+        ARMS[number]
+    }
+
+    /// Gives what a server sends another rate.
+    pub fn shape(&self, number: usize, rate: &str) {
+        // The bucket holds a whole GSO packet, and some milliseconds of what the shaper sleeps through.
+        let shaper =
+            format!("qdisc replace dev arm root tbf rate {rate} burst 131072 latency 20ms");
+        run(Command::new("tc").args(["-n", ARMS[number].0]).args(shaper.split(' ')));
+    }
+
+    fn down(&self) {
+        for namespace in ARMS.iter().map(|(namespace, _)| *namespace).chain([CLIENT]) {
+            // It need not be there.
+            let _ = Command::new("ip").args(["netns", "delete", namespace]).output();
+        }
+    }
+}
+
+impl Drop for Star {
+    fn drop(&mut self) {
+        self.down();
     }
 }

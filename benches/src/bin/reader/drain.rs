@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use forebay_benches::cpu_seconds;
 use futures::{StreamExt, TryStreamExt};
 use image::{ChunkSink, ChunkSource, Digest, Frame, ReadContext, Result};
+use node::patience::Patience;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -104,8 +105,12 @@ async fn drain(source: &impl ChunkSource, image: Digest) -> Taken {
         .try_flatten();
     let taken = requests
         .map_ok(async |place| {
-            let mut taken = Taken::default();
-            source.chunks(&ctx, &place, &mut taken).await.map(|()| taken)
+            // Only what came whole counts; who is busy is asked again.
+            let ask = async || {
+                let mut taken = Taken::default();
+                source.chunks(&ctx, &place, &mut taken).await.map(|()| taken)
+            };
+            Patience::new().ask(ask).await
         })
         .try_buffer_unordered(IN_FLIGHT)
         .try_collect();
