@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, Shared, WeakShared};
 use image::{Error, Kind, Result};
 
 use super::session::Session;
@@ -38,14 +38,18 @@ pub(crate) struct Link {
     state: Mutex<State>,
 }
 
-type Opening = Shared<BoxFuture<'static, Result<Arc<Session>>>>;
+/// A session that is on its way; who needs it shares it with the others who do.
+pub(super) type Opening = Shared<BoxFuture<'static, Result<Arc<Session>>>>;
+/// It goes on while somebody waits.
+pub(super) type WeakOpening = WeakShared<BoxFuture<'static, Result<Arc<Session>>>>;
 
 #[derive(Debug)]
 enum State {
     /// Nobody connects before `until`.
     Down { failures: u32, until: Option<Instant>, why: Option<Error> },
-    /// All who need it wait for the same attempt.
-    Opening { failures: u32, attempt: Opening },
+    /// All who need it wait for the same attempt. When all of them have gone it is given up: the server
+    /// keeps nothing for it.
+    Opening { failures: u32, attempt: WeakOpening },
     /// Connected.
     Up { failures: u32, since: Instant, session: Arc<Session> },
 }
@@ -102,7 +106,9 @@ impl Link {
 
     /// Connects, if it is not connected and not resting, and does not wait for it.
     pub(crate) fn wake(self: &Arc<Self>) -> bool {
-        self.ready().is_ok_and(|ready| matches!(ready, Ready::Later { new: true, .. }))
+        let Ok(Ready::Later { attempt, new: true }) = self.ready() else { return false };
+        tokio::spawn(attempt.map(drop));
+        true
     }
 
     /// The session; connects if need be.
@@ -123,22 +129,28 @@ impl Link {
         }
         match &*state {
             State::Up { session, .. } => Ok(Ready::Now(session.clone())),
-            State::Opening { attempt, .. } => {
-                Ok(Ready::Later { attempt: attempt.clone(), new: false })
-            }
+            State::Opening { failures, attempt } => match attempt.upgrade() {
+                Some(attempt) => Ok(Ready::Later { attempt, new: false }),
+                None => Ok(self.open(*failures, &mut state)),
+            },
             State::Down { failures, until, why } => {
                 let left = until.and_then(|until| until.checked_duration_since(now()));
                 if let Some(left) = left.filter(|left| !left.is_zero()) {
                     return Err(resting(left, why.as_ref()));
                 }
-                let (failures, attempt) = (*failures, self.attempt());
-                *state = State::Opening { failures, attempt: attempt.clone() };
-                Ok(Ready::Later { attempt, new: true })
+                Ok(self.open(*failures, &mut state))
             }
         }
     }
 
-    /// Starts to connect. The attempt goes on when everybody who waits for it has gone.
+    fn open(self: &Arc<Self>, failures: u32, state: &mut State) -> Ready {
+        let attempt = self.attempt();
+        let weak = attempt.downgrade().expect("it has not begun");
+        *state = State::Opening { failures, attempt: weak };
+        Ready::Later { attempt, new: true }
+    }
+
+    /// An attempt to connect.
     fn attempt(self: &Arc<Self>) -> Opening {
         let (link, dial, addr) = (Arc::downgrade(self), self.dial.clone(), self.addr);
         let attempt = async move {
@@ -148,9 +160,7 @@ impl Link {
             }
             result
         };
-        let attempt = attempt.boxed().shared();
-        tokio::spawn(attempt.clone().map(drop));
-        attempt
+        attempt.boxed().shared()
     }
 
     fn opened(&self, result: &Result<Arc<Session>>) {

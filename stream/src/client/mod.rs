@@ -3,9 +3,10 @@
 //! ```text
 //! Client ─┬─ Link ── Session ─┬─ control stream (a task)
 //!         │                   └─ a stream per request
-//!         └─ Link …            one per endpoint of the server
+//!         └─ Link …            one per endpoint of the server; most of them are never connected
 //! ```
 
+mod first;
 mod link;
 mod session;
 
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{join_all, select_ok};
+use futures::future::join_all;
 use image::error::At;
 use image::{
     ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, ReadContext, Result, SectionTable,
@@ -25,7 +26,7 @@ use tokio::time::timeout;
 use crate::io;
 use crate::messages::{Granted, Limits, Message};
 use crate::session::exchange::{Answer, Asked, PullAnswer};
-use link::{Dial, Link};
+use link::{Dial, Link, Opening, WeakOpening};
 pub(crate) use session::{Request, Session};
 
 /// Manifests that a client remembers, to check section tables against.
@@ -72,7 +73,8 @@ pub struct ClientOptions {
     pub endpoint: quinn::Endpoint,
     /// See [`crate::transport::Tuning::client`].
     pub config: quinn::ClientConfig,
-    /// The server's endpoints: one per core of it. A connection is made to each that is needed.
+    /// The server's endpoints: one per core of it. A connection is made to the first, to the next ones if
+    /// it does not answer, and to one more when there is more to ask than those that are there take.
     pub servers: Vec<SocketAddr>,
     /// The name in the server's certificate.
     pub server_name: String,
@@ -130,6 +132,8 @@ impl Tickets {
 struct Inner {
     dial: Arc<Dial>,
     links: Vec<Arc<Link>>,
+    /// The attempt to get a first session, which all who have none wait for.
+    connecting: Mutex<Option<WeakOpening>>,
     manifests: Mutex<VecDeque<(Digest, Arc<Manifest>)>>,
 }
 
@@ -157,15 +161,16 @@ impl WeakClient {
 }
 
 impl Client {
-    /// Connects to the server's endpoints, and is ready with the first that answers. Call it inside the
-    /// runtime that drives the endpoint.
+    /// Connects to the first of the server's endpoints that answers. Call it inside the runtime that drives
+    /// the endpoint.
     pub async fn connect(options: ClientOptions) -> Result<Self> {
         let ClientOptions { endpoint, config, servers, server_name, tickets, limits } = options;
         let dial = Dial { endpoint, config, server_name, limits, tickets: Tickets::default() };
         tickets.iter().for_each(|token| dial.tickets.add(token));
         let dial = Arc::new(dial);
         let links = servers.iter().map(|addr| Link::new(*addr, dial.clone())).collect();
-        let client = Self(Arc::new(Inner { dial, links, manifests: Mutex::default() }));
+        let (connecting, manifests) = (Mutex::default(), Mutex::default());
+        let client = Self(Arc::new(Inner { dial, links, connecting, manifests }));
         client.session().await?;
         Ok(client)
     }
@@ -213,21 +218,31 @@ impl Client {
         self.0.dial.limits.answer
     }
 
-    /// The session with the least to do. If all are busy, one more is opened, which nobody waits for
-    /// while there is another: an endpoint that does not answer costs the others nothing.
+    /// The session with the least to do. If all have as much to do as they take, one more is opened, which
+    /// nobody waits for while there is another: an endpoint that does not answer costs the others nothing.
     pub(crate) async fn session(&self) -> Result<Arc<Session>> {
         let links = &self.0.links;
         let up = links.iter().filter_map(|link| link.current());
         if let Some(best) = up.min_by_key(|session| session.load()) {
-            if best.load() > 0 {
+            if best.full() {
                 links.iter().find(|link| link.wake());
             }
             return Ok(best);
         }
-        if links.is_empty() {
-            return Err(Error::new(Kind::Invalid, "the server has no endpoints"));
+        self.connecting().await
+    }
+
+    /// The attempt to get a session where there is none. It goes on when who waited for it has gone.
+    fn connecting(&self) -> Opening {
+        let mut connecting = self.0.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = connecting.as_ref().and_then(WeakOpening::upgrade);
+        if let Some(running) = running.filter(|running| running.peek().is_none()) {
+            return running;
         }
-        select_ok(links.iter().map(|link| link.session().boxed())).await.map(|(first, _)| first)
+        let opening = first::connect(self.0.links.clone()).boxed().shared();
+        *connecting = opening.downgrade();
+        tokio::spawn(opening.clone().map(drop));
+        opening
     }
 
     /// Asks, and gives each part of the answer to `take`.

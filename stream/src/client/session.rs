@@ -166,6 +166,11 @@ impl Session {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Whether every place for requests that are no guest's is taken.
+    pub(crate) fn full(&self) -> bool {
+        self.bulk.available_permits() == 0
+    }
+
     /// The server, for people.
     pub(crate) fn name(&self) -> &str {
         &self.name
