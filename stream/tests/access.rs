@@ -173,6 +173,7 @@ fn an_open_session_outlives_its_ticket_by_the_grace_and_can_be_renewed() {
         assert_eq!(e.kind(), Kind::Denied);
         assert!(e.message().contains("grace"), "{e}");
         let right = client.add_ticket(&grid.ticket(grid.pull_grant(), &member)).await.unwrap();
+        let right = right.expect("it is connected");
         assert_eq!((right.grant, right.grace), (grid.pull_grant(), GRACE_SECS as u32));
         pull_and_check(&client, grid.image()).await;
         let e = client.add_ticket("a guess").await.unwrap_err();

@@ -6,8 +6,10 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use api::ticket::{GRACE_SECS, LIFETIME_SECS};
 use common::{Grid, MemImage, World, block_on, pull_and_check};
 use forebay_stream::{Client, NoSink};
 use image::seam::{ImagePlan, ImageSession};
@@ -206,6 +208,39 @@ fn a_client_comes_back_to_a_server_that_was_restarted() {
                     },
                 }
             }
+            pull_and_check(&client, grid.image()).await;
+            second.notify_one();
+        };
+        tokio::join!(again, server);
+    });
+}
+
+#[test]
+fn a_ticket_that_is_renewed_while_the_server_is_down_counts_when_it_is_back() {
+    let world = World::new(MemImage::small());
+    block_on(async {
+        let sinks = None::<fn(Digest) -> NoSink>;
+        let first = Rc::new(Notify::new());
+        let (addr, server) = world.server(([127, 0, 0, 1], 0).into(), sinks, first.clone());
+        let grid = Grid { world, addr, stop: first.clone() };
+        let member = grid.world.ca.member("node-1");
+        let ticket = grid.ticket(grid.pull_grant(), &member);
+        let client = async {
+            let client = Client::connect(grid.options(&member, vec![ticket])).await.unwrap();
+            first.notify_one();
+            client
+        };
+        let (client, ()) = tokio::join!(client, server);
+        // The server's socket is closed by a task of its own.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // The first ticket opens nothing any more, and nobody is there to take the second.
+        let later = common::START + LIFETIME_SECS + GRACE_SECS + 1;
+        grid.world.now.store(later, Ordering::Relaxed);
+        let renewed = grid.ticket(grid.pull_grant(), &member);
+        assert_eq!(client.add_ticket(&renewed).await.unwrap(), None);
+        let second = Rc::new(Notify::new());
+        let (_, server) = grid.world.server(addr, sinks, second.clone());
+        let again = async {
             pull_and_check(&client, grid.image()).await;
             second.notify_one();
         };

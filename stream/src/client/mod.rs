@@ -180,31 +180,27 @@ impl Client {
         WeakClient(Arc::downgrade(&self.0))
     }
 
-    /// Shows one more ticket: a renewal, or for another image. It is shown again whenever a
-    /// connection is made.
-    pub async fn add_ticket(&self, token: &str) -> Result<Granted> {
-        self.0.links.iter().for_each(|link| link.hurry());
-        let current: Vec<_> = self.0.links.iter().filter_map(|link| link.current()).collect();
-        let sessions = match current.is_empty() {
-            true => vec![self.session().await?],
-            false => current,
-        };
+    /// Shows one more ticket: a renewal, or for another image. It is shown again whenever a connection is
+    /// made; `None` if there is none now to show it on. One that is refused is forgotten.
+    pub async fn add_ticket(&self, token: &str) -> Result<Option<Granted>> {
+        let Inner { dial, links, .. } = &*self.0;
+        dial.tickets.add(token);
+        links.iter().for_each(|link| link.hurry());
         let mut granted = None;
-        self.0.dial.tickets.add(token);
-        for session in sessions {
+        for session in links.iter().filter_map(|link| link.current()).collect::<Vec<_>>() {
             match session.show(token).await {
                 Ok(right) => {
-                    self.0.dial.tickets.granted(token, right.clone());
+                    dial.tickets.granted(token, right.clone());
                     granted = Some(right);
                 }
                 Err(e) if e.kind() == Kind::Retry => {}
                 Err(e) => {
-                    self.0.dial.tickets.remove(token);
+                    dial.tickets.remove(token);
                     return Err(e);
                 }
             }
         }
-        granted.ok_or_else(|| Error::new(Kind::Retry, "every connection was lost meanwhile"))
+        Ok(granted)
     }
 
     /// Closes the connections, for all clones of this, and returns when that has been sent. A server

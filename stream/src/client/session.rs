@@ -83,7 +83,8 @@ impl Session {
             welcome: None,
             patience: dial.limits.answer,
         };
-        let answers = control.show_all(&dial.tickets.all())?;
+        let tickets = dial.tickets.all();
+        let answers = control.show_all(&tickets)?;
         let limits = control.greeted().await?;
         let (shows, orders) = mpsc::channel(16);
         let gone = control.gone.clone();
@@ -101,6 +102,7 @@ impl Session {
             in_flight: Arc::new(AtomicUsize::new(0)),
         };
         session.await_tickets(dial, answers).await?;
+        session.show_added(dial, tickets).await;
         Ok(Arc::new(session))
     }
 
@@ -122,6 +124,16 @@ impl Session {
         match refused {
             Some(e) if !granted => Err(e),
             _ => Ok(()),
+        }
+    }
+
+    /// Shows the tickets that were added while it connected.
+    async fn show_added(&self, dial: &Dial, mut shown: Vec<String>) {
+        while let Some(token) = dial.tickets.all().into_iter().find(|t| !shown.contains(t)) {
+            if let Ok(right) = self.show(&token).await {
+                dial.tickets.granted(&token, right);
+            }
+            shown.push(token);
         }
     }
 
