@@ -3,6 +3,7 @@
 //! A certificate is good until it expires, so a member that is removed is refused by its name: each
 //! request asks whether the name was ever removed, and if so, only the certificate with which the name
 //! was taken anew is heard. Certificates that the name had before that stay refused, however many.
+//! Tokens that were made by or for the name go with the member.
 
 use api::grid::{MemberInfo, MemberList};
 use image::{Error, Kind, Result};
@@ -52,11 +53,7 @@ impl Members {
 
     /// Refuses who was removed.
     pub(crate) async fn check(&self, member: &Member) -> Result<()> {
-        if !self.state.was_removed(&member.name).await? {
-            return Ok(());
-        }
-        let held = self.state.holder(&member.name).await?;
-        if held.is_some_and(|(holder, _)| holder.certificate == Some(member.holder)) {
+        if self.state.hears(&member.name, &member.holder).await? {
             return Ok(());
         }
         let what = format!("the certificate is refused: {member} was removed from the grid");

@@ -4,15 +4,18 @@ use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
 
-use image::{Error, Kind, Result};
+use api::grid::{JoinRequest, NewToken, Role};
+use image::{Digest, Error, Kind, Result};
 
 use crate::archive::Archive;
 use crate::ca::Authority;
 use crate::clock::Clock;
 use crate::files::Step;
 use crate::http::{App, Limits};
+use crate::member::Member;
 use crate::papers::Papers;
 use crate::state::State;
+use crate::tokens::JoinCode;
 
 #[path = "../tests/common/fake.rs"]
 #[allow(dead_code, missing_docs)]
@@ -33,6 +36,21 @@ pub(crate) async fn app(limits: Limits) -> App {
     let members = crate::members::Members { state: state.clone(), clock: clock.clone() };
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
     App { catalog, tokens: Arc::new(tokens), members, limits }
+}
+
+#[tokio::test]
+async fn a_token_made_while_its_maker_is_removed_is_good_for_nobody() {
+    let app = app(Limits::default()).await;
+    let (name, holder) = ("boss".to_owned(), Digest::of_stored(b"boss"));
+    let boss = Member { grid: "grid".into(), role: Role::Admin, name, holder };
+    let asked = NewToken { role: Role::Node, lifetime_secs: 60, name: None };
+    app.members.remove("boss").await.unwrap();
+    // Its request was let in before that.
+    let token = app.tokens.make(&asked, &boss).await.unwrap().token;
+    let secret = token.parse::<JoinCode>().unwrap().secret;
+    let request = JoinRequest { secret, name: "n1".into(), request: String::new() };
+    let refused = app.tokens.join(&request).await.unwrap_err();
+    assert!(refused.kind() == Kind::Denied && refused.message().contains("not known"), "{refused}");
 }
 
 /// All that the first start makes, interrupted after `steps` operations on the disk.

@@ -16,9 +16,9 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::ca::{Authority, CERTIFICATE_SECS};
 use crate::clock::Clock;
-use crate::member::{PLACEMENT, check_name, dns_name};
+use crate::member::{Member, PLACEMENT, check_name, dns_name};
 use crate::state::keys::Versioned;
-use crate::state::{Holder, State, Token};
+use crate::state::{Holder, Issuer, State, Token};
 use crate::tls;
 
 /// Longest life of a token, in seconds.
@@ -79,7 +79,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    pub(crate) async fn make(&self, asked: &NewToken) -> Result<JoinToken> {
+    pub(crate) async fn make(&self, asked: &NewToken, by: &Member) -> Result<JoinToken> {
         let invalid = |what: String| Err(Error::new(Kind::Invalid, what));
         if !(1..=MAX_LIFETIME_SECS).contains(&asked.lifetime_secs) {
             return invalid(format!("lifetime_secs: must be 1 to {MAX_LIFETIME_SECS}"));
@@ -93,7 +93,8 @@ impl Tokens {
         tls::random(&mut secret)?;
         let secret = Digest(secret).to_string();
         let expires = now + asked.lifetime_secs;
-        let token = Token { role: asked.role, name: asked.name.clone(), expires };
+        let issuer = Some(Issuer { name: by.name.clone(), certificate: by.holder });
+        let token = Token { role: asked.role, name: asked.name.clone(), expires, issuer };
         self.state.add_token(&hash(&secret), &token).await?;
         let code =
             JoinCode { address: self.address.clone(), ca: self.authority.ca_digest(), secret };
@@ -107,6 +108,12 @@ impl Tokens {
         let hash = hash(&request.secret);
         let token = self.state.token(&hash).await?.filter(|t| now < t.expires);
         let token = token.ok_or_else(unknown_token)?;
+        // One that was made while its maker was being removed is not dropped with the others.
+        if let Some(Issuer { name, certificate }) = &token.issuer
+            && !self.state.hears(name, certificate).await?
+        {
+            return Err(unknown_token());
+        }
         free_to_ask(&request.name)?;
         let seen = self.may_take(&token, &request.name, now).await?;
         let (role, name) = (token.role, request.name.as_str());
@@ -159,7 +166,8 @@ fn free_to_ask(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The same for a token that never was, was used, or has expired: nothing to learn by trying.
+/// The same for a token that never was, was used, went with a member, or has expired: nothing to learn
+/// by trying.
 fn unknown_token() -> Error {
     let what = "join token: not known, used already, or expired; ask an admin for a new one";
     Error::new(Kind::Denied, what)

@@ -342,6 +342,21 @@ async fn a_removed_member_is_refused_until_the_name_is_taken_anew() {
     grid.admin().remove_member("n1").await.unwrap();
     denied(grid.client(&anew).ticket(&asked).await, "was removed");
 
+    // Tokens that a removed admin made are good for nobody, nor those that were made for it.
+    let boss = Client::join(&grid.token(Role::Admin, None).await, "boss").await.unwrap();
+    let asked = |name: Option<&str>| NewToken {
+        role: Role::Admin,
+        lifetime_secs: 60,
+        name: name.map(Into::into),
+    };
+    let by = grid.client(&boss).new_token(&asked(None)).await.unwrap().token;
+    let for_it = grid.admin().new_token(&asked(Some("boss"))).await.unwrap().token;
+    let others = grid.token(Role::Node, None).await;
+    grid.admin().remove_member("boss").await.unwrap();
+    denied(Client::join(&by, "boss-2").await, "not known");
+    denied(Client::join(&for_it, "boss").await, "not known");
+    Client::join(&others, "n3").await.unwrap();
+
     // One that the list does not know, because it was lost, is refused as well.
     let lost = grid.member(Role::Server, "c1");
     grid.client(&lost).caches().await.unwrap();

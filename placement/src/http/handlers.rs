@@ -100,9 +100,10 @@ fn not_itself(name: &str) -> Error {
 )]
 pub(super) async fn new_token(
     State(app): State<App>,
+    Extension(peer): Extension<Peer>,
     Body(asked): Body<NewToken>,
 ) -> Answer<JoinToken> {
-    Ok(Json(app.tokens.make(&asked).await?))
+    Ok(Json(app.tokens.make(&asked, peer.member()?).await?))
 }
 
 /// Who may use the grid (admins)

@@ -15,7 +15,7 @@ use redb::StorageBackend;
 
 use super::disk::Disk;
 use super::keys::{Keys, Versioned};
-use super::{Holder, State, Token};
+use super::{Holder, Issuer, State, Token};
 use crate::archive::RefMove;
 
 /// What is written whole or not at all, in bytes.
@@ -257,7 +257,8 @@ async fn run() -> Run {
     run.note(&disk).await;
     let (used, kept) = (Digest::of_stored(b"used"), Digest::of_stored(b"kept"));
     for hash in [&used, &kept] {
-        let token = Token { role: Role::Node, name: None, expires: 10 };
+        let issuer = Some(Issuer { name: "admin".into(), certificate: used });
+        let token = Token { role: Role::Node, name: None, expires: 10, issuer };
         state.add_token(hash, &token).await.unwrap();
         run.note(&disk).await;
     }

@@ -55,6 +55,25 @@ pub(crate) struct Token {
     pub name: Option<String>,
     /// Until when, in seconds since 1970.
     pub expires: u64,
+    /// Who made it; not known of those that were made long ago.
+    #[serde(default)]
+    pub issuer: Option<Issuer>,
+}
+
+/// The admin who made a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Issuer {
+    pub name: String,
+    /// The certificate with which it asked.
+    pub certificate: Digest,
+}
+
+impl Token {
+    /// Whether it could bring a removed member back. If it is not known who made it, it could.
+    fn goes_with(&self, removed: &str) -> bool {
+        let by = self.issuer.as_ref().is_none_or(|issuer| issuer.name == removed);
+        by || self.name.as_deref() == Some(removed)
+    }
 }
 
 /// Who holds a name.
@@ -258,8 +277,8 @@ impl State {
         Ok(holders)
     }
 
-    /// Frees a name, notes that it was removed, and counts no server of that name, in one step. `seen`
-    /// is what was read of the name.
+    /// Frees a name, notes that it was removed, drops the tokens that were made by or for it, and counts
+    /// no server of that name, in one step. `seen` is what was read of the name.
     pub(crate) async fn remove_member(
         &self,
         name: &str,
@@ -272,12 +291,21 @@ impl State {
             .delete(&member)
             .delete(&server_key(name))
             .put(&removed_key(name), encode(&now));
+        let tokens = self.list::<Token>("tokens/").await?;
+        let gone = tokens.iter().filter(|(_, token)| token.goes_with(name));
+        let remove =
+            gone.fold(remove, |change, (hash, _)| change.delete(&format!("tokens/{hash}")));
         self.0.commit(remove).await
     }
 
-    /// Whether a name was ever taken from a member.
-    pub(crate) async fn was_removed(&self, name: &str) -> Result<bool> {
-        Ok(self.get::<u64>(&removed_key(name)).await?.is_some())
+    /// Whether who shows this certificate for a name is heard: the name was never taken from a member,
+    /// or this is the certificate with which it was taken anew.
+    pub(crate) async fn hears(&self, name: &str, certificate: &Digest) -> Result<bool> {
+        if self.get::<u64>(&removed_key(name)).await?.is_none() {
+            return Ok(true);
+        }
+        let held = self.holder(name).await?;
+        Ok(held.is_some_and(|(holder, _)| holder.certificate.as_ref() == Some(certificate)))
     }
 
     /// Gives a name to placement itself, whoever had it.

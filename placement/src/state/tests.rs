@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::disk::Disk;
 use super::keys::{Keys, Transaction, Versioned};
-use super::{State, Token, VERSION};
+use super::{Issuer, State, Token, VERSION};
 use crate::archive::{Answer, RefMove};
 use crate::clock::Clock;
 use crate::refs::Refs;
@@ -90,7 +90,7 @@ async fn moves_are_applied_once_and_the_last_one_counts() {
 #[tokio::test]
 async fn tokens_that_expired_are_dropped_and_servers_replaced() {
     let state = State::in_memory("grid").await;
-    let token = |expires| Token { role: Role::Node, name: None, expires };
+    let token = |expires| Token { role: Role::Node, name: None, expires, issuer: None };
     let (old, new) = (Digest::of_stored(b"old"), Digest::of_stored(b"new"));
     state.add_token(&old, &token(10)).await.unwrap();
     state.add_token(&new, &token(11)).await.unwrap();
@@ -112,6 +112,32 @@ async fn tokens_that_expired_are_dropped_and_servers_replaced() {
     assert_eq!(state.servers(0).await.unwrap(), [server("a"), server("b")]);
     state.set_servers(&[server("c"), server("b")]).await.unwrap();
     assert_eq!(state.servers(0).await.unwrap(), [server("b"), server("c")]);
+}
+
+#[tokio::test]
+async fn a_removal_drops_the_tokens_by_and_for_the_name_and_those_of_unknown_making() {
+    let disk = Arc::new(Disk::in_memory());
+    let state = State::over(disk.clone(), "grid").await.unwrap();
+    let token = |by: &str, only: Option<&str>| {
+        let issuer = Some(Issuer { name: by.into(), certificate: Digest::of_stored(b"c") });
+        Token { role: Role::Node, name: only.map(Into::into), expires: 9, issuer }
+    };
+    let tokens = [token("ann", None), token("bob", Some("ann")), token("bob", None)];
+    let hashes = [0, 1, 2].map(|n: u8| Digest::of_stored(&[n]));
+    for (hash, token) in hashes.iter().zip(&tokens) {
+        state.add_token(hash, token).await.unwrap();
+    }
+    // As it was kept when nobody wrote down who made it.
+    let old = Digest::of_stored(b"old");
+    let kept = br#"{"role":"node","name":null,"expires":9}"#;
+    let put = Transaction::default().put(&format!("tokens/{old}"), kept.to_vec());
+    disk.commit(put).await.unwrap();
+    assert_eq!(state.token(&old).await.unwrap().unwrap().issuer, None);
+    state.remove_member("ann", None, 5).await.unwrap();
+    for gone in [hashes[0], hashes[1], old] {
+        assert_eq!(state.token(&gone).await.unwrap(), None);
+    }
+    assert_eq!(state.token(&hashes[2]).await.unwrap().as_ref(), Some(&tokens[2]));
 }
 
 #[tokio::test]
