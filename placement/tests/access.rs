@@ -294,6 +294,48 @@ async fn further_connections_wait_their_turn() {
 }
 
 #[tokio::test]
+async fn who_asks_and_takes_no_answer_is_hung_up_on_and_others_are_served_meanwhile() {
+    let write = Duration::from_millis(500);
+    let grid = Grid::start_with(Limits { write, ..Limits::default() }).await;
+    let admin = grid.admin();
+    // The less the system takes in its stead, the sooner it has had enough.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let greedy = socket.connect(grid.address).await.unwrap();
+    let papers = grid.admin_papers();
+    let mut greedy = common::tls(greedy, grid.authority.ca_pem(), Some(&papers)).await.unwrap();
+    let requests = b"GET /v1/openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    let greedy = async { while greedy.write_all(&requests).await.is_ok() {} };
+    let (greedy, served) = tokio::join!(
+        // Else it would wait for ever.
+        tokio::time::timeout(Duration::from_secs(60), greedy),
+        admin.health(),
+    );
+    greedy.expect("it was hung up on");
+    served.unwrap();
+}
+
+#[tokio::test]
+async fn one_machine_does_not_take_the_places_of_all() {
+    let read = Duration::from_secs(3600);
+    let limits = Limits { connections: 3, per_machine: 2, read, ..Limits::default() };
+    let grid = Grid::start_with(limits).await;
+    let taken = (grid.connect(None).await.unwrap(), grid.connect(None).await.unwrap());
+    let mut third = tokio::net::TcpStream::connect(grid.address).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(60), third.read(&mut [0; 1])).await;
+    assert_eq!(closed.expect("it is closed at once").unwrap_or(0), 0);
+    let other = tokio::net::TcpSocket::new_v4().unwrap();
+    other.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let other = other.connect(grid.address).await.unwrap();
+    common::tls(other, grid.authority.ca_pem(), None).await.unwrap();
+    // A place that was left is there again, once that was noticed.
+    drop(taken);
+    while grid.connect(None).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_running_request_ends_before_placement_does() {
     let mut grid = Grid::start().await;
     let (admin, gate) = (grid.admin(), grid.archive.hold("gc"));

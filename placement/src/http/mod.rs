@@ -9,7 +9,9 @@ pub(crate) mod care;
 mod document;
 mod guard;
 mod handlers;
+mod patient;
 mod peer;
+mod places;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -12,17 +12,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::patient::Patient;
 use super::peer::Peer;
+use super::places::{Place, Places};
 
 /// What one peer, or all together, may take.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Connections at the same time; further ones wait in the listener's queue.
     pub connections: usize,
+    /// Of these, the ones that one machine may have; further ones are closed at once.
+    pub per_machine: usize,
     /// Longest body of a request, in bytes.
     pub body: usize,
     /// Longest head of a request, in bytes; at least 8192.
@@ -30,6 +34,8 @@ pub struct Limits {
     /// Time for a TLS handshake, for the head of a request (an idle connection is closed after it),
     /// and for a body: each.
     pub read: Duration,
+    /// Time in which a peer must take some more of an answer.
+    pub write: Duration,
     /// Time that running requests have to end on shutdown.
     pub drain: Duration,
 }
@@ -38,9 +44,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 512,
+            per_machine: 128,
             body: 64 << 10,
             head: 16 << 10,
             read: Duration::from_secs(15),
+            write: Duration::from_secs(15),
             drain: Duration::from_secs(10),
         }
     }
@@ -58,13 +66,14 @@ pub(crate) async fn serve(
     let limits = server.limits.clone();
     let server = Arc::new(server);
     let room = Arc::new(Semaphore::new(limits.connections));
+    let places = Places::new(limits.per_machine);
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&listener, &room, &places) => accepted,
             Some(_) = connections.join_next() => continue,
         };
         let (stream, address, place) = accepted;
@@ -84,11 +93,15 @@ pub(crate) async fn serve(
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit) {
-    let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+    places: &Arc<Places>,
+) -> (TcpStream, SocketAddr, (OwnedSemaphorePermit, Place)) {
+    let room = room.clone().acquire_owned().await.expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, address)) => return (stream, address, place),
+            Ok((stream, address)) => match places.take(address.ip()) {
+                Some(place) => return (stream, address, (room, place)),
+                None => tracing::warn!(peer = %address, "denied: too many connections from there"),
+            },
             Err(e) => {
                 tracing::warn!(error = %e, "accepting a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -115,6 +128,7 @@ impl Server {
     ) {
         // Answers are small; waiting to fill a segment only delays them.
         let _ = stream.set_nodelay(true);
+        let stream = Patient::new(stream, self.limits.write);
         let handshake = tokio::time::timeout(self.limits.read, self.tls.accept(stream));
         let stream = match handshake.await {
             Ok(Ok(stream)) => stream,

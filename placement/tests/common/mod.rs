@@ -176,6 +176,16 @@ pub async fn connect(
     ca_pem: &str,
     papers: Option<&Papers>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    tls(stream, ca_pem, papers).await
+}
+
+pub async fn tls(
+    stream: TcpStream,
+    ca_pem: &str,
+    papers: Option<&Papers>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     use rustls::pki_types::pem::PemObject;
     let mut roots = rustls::RootCertStore::empty();
     let ca = rustls::pki_types::CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap();
@@ -191,8 +201,6 @@ pub async fn connect(
         }
         None => config.with_no_client_auth(),
     };
-    let stream = TcpStream::connect(address).await.unwrap();
-    stream.set_nodelay(true).unwrap();
     let name = ServerName::try_from("placement.forebay.internal").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
