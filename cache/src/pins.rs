@@ -62,9 +62,13 @@ struct State {
     bytes: u64,
     /// Changes whenever `chunks` does.
     generation: u64,
+    /// Pins that were begun.
+    begun: u64,
 }
 
 struct PinnedImage {
+    /// Which of all that were begun it is: another of the same image may have been given up before.
+    number: u64,
     tags: Vec<Tag>,
     bytes: u64,
     committed: bool,
@@ -123,16 +127,15 @@ impl Pins {
 
     /// Begins to pin an image.
     pub(crate) fn begin(&self, image: Digest) -> Result<Pinning<'_>> {
-        match lock(&self.state).images.entry(image) {
-            std::collections::btree_map::Entry::Occupied(_) => {
-                Err(Error::new(Kind::Conflict, "it is pinned, or being pinned, already"))
-            }
-            std::collections::btree_map::Entry::Vacant(place) => {
-                place.insert(PinnedImage { tags: Vec::new(), bytes: 0, committed: false });
-                self.some.store(true, Ordering::Release);
-                Ok(Pinning { pins: self, image, chunks: BTreeMap::new() })
-            }
+        let mut state = lock(&self.state);
+        if state.images.contains_key(&image) {
+            return Err(Error::new(Kind::Conflict, "it is pinned, or being pinned, already"));
         }
+        let number = state.number();
+        let pinned = PinnedImage { number, tags: Vec::new(), bytes: 0, committed: false };
+        state.images.insert(image, pinned);
+        self.some.store(true, Ordering::Release);
+        Ok(Pinning { pins: self, image, number, chunks: BTreeMap::new() })
     }
 
     /// Takes back a pin from before a restart, also one that no longer fits the limit: it was
@@ -142,7 +145,8 @@ impl Pins {
         if state.images.contains_key(&image) {
             return true;
         }
-        let mut pinned = PinnedImage { tags: Vec::new(), bytes: 0, committed: true };
+        let number = state.number();
+        let mut pinned = PinnedImage { number, tags: Vec::new(), bytes: 0, committed: true };
         for PinnedChunk { digest, len } in chunks {
             let tag = Tag::of(&Key { domain, digest: *digest });
             state.keep(tag, *len);
@@ -154,22 +158,23 @@ impl Pins {
         state.bytes <= self.limit
     }
 
-    /// A pin is made; `false` if it was given up meanwhile.
-    pub(crate) fn commit(&self, image: &Digest) -> bool {
+    /// The pin of this number is made; `false` if it was given up meanwhile.
+    pub(crate) fn commit(&self, image: &Digest, number: u64) -> bool {
         let mut state = lock(&self.state);
-        let Some(pinned) = state.images.get_mut(image) else { return false };
+        let pinned = state.images.get_mut(image).filter(|pinned| pinned.number == number);
+        let Some(pinned) = pinned else { return false };
         pinned.committed = true;
         true
     }
 
     /// Lets a pinned image go; `false` if it was not pinned.
     pub(crate) fn remove(&self, image: &Digest) -> bool {
-        self.let_go(image, true)
+        self.let_go(image, |pinned| pinned.committed)
     }
 
-    fn let_go(&self, image: &Digest, committed: bool) -> bool {
+    fn let_go(&self, image: &Digest, which: impl FnOnce(&PinnedImage) -> bool) -> bool {
         let mut state = lock(&self.state);
-        if state.images.get(image).is_none_or(|pinned| pinned.committed != committed) {
+        if !state.images.get(image).is_some_and(which) {
             return false;
         }
         let pinned = state.images.remove(image);
@@ -202,6 +207,11 @@ impl Pins {
 }
 
 impl State {
+    fn number(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun
+    }
+
     fn keep(&mut self, tag: Tag, len: u32) {
         self.generation += 1;
         match self.chunks.entry(tag) {
@@ -227,10 +237,16 @@ impl State {
 pub(crate) struct Pinning<'a> {
     pins: &'a Pins,
     image: Digest,
+    number: u64,
     chunks: BTreeMap<Digest, u32>,
 }
 
 impl Pinning<'_> {
+    /// By which [`Pins::commit`] knows it.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Keeps a chunk from now on; a chunk of the image that was added before is left out.
     ///
     /// # Errors
@@ -253,7 +269,8 @@ impl Pinning<'_> {
 
 impl Drop for Pinning<'_> {
     fn drop(&mut self) {
-        self.pins.let_go(&self.image, false);
+        let number = self.number;
+        self.pins.let_go(&self.image, |pinned| pinned.number == number && !pinned.committed);
     }
 }
 
@@ -272,7 +289,7 @@ mod tests {
     fn pin(pins: &Pins, n: u8, chunks: &[u8]) -> Result<()> {
         let mut pinning = pins.begin(image(n))?;
         chunks.iter().try_for_each(|c| pinning.add(&key(*c), 100))?;
-        assert!(pins.commit(&image(n)));
+        assert!(pins.commit(&image(n), pinning.number()));
         Ok(())
     }
 
@@ -300,9 +317,24 @@ mod tests {
         assert_eq!((pins.bytes(), pins.list().len()), (500, 1));
         assert!(!pins.contains(&key(6)));
         assert_eq!(pin(&pins, 1, &[]).unwrap_err().kind(), Kind::Conflict);
-        drop(pins.begin(image(3)).unwrap());
-        assert!(!pins.commit(&image(3)));
+        let given_up = pins.begin(image(3)).unwrap().number();
+        assert!(!pins.commit(&image(3), given_up));
         pin(&pins, 3, &[6]).unwrap();
+    }
+
+    #[test]
+    fn a_pin_that_was_given_up_and_a_new_one_of_the_same_image_do_not_touch_each_other() {
+        let pins = Pins::new(1300, 100);
+        let given_up = pins.begin(image(1)).unwrap().number();
+        let mut anew = pins.begin(image(1)).unwrap();
+        anew.add(&key(1), 100).unwrap();
+        assert!(!pins.commit(&image(1), given_up) && !pins.is_pinned(&image(1)));
+        assert!(pins.commit(&image(1), anew.number()));
+        // One that is unpinned before it hears that it was made does not end the next.
+        assert!(pins.remove(&image(1)));
+        let next = pins.begin(image(1)).unwrap();
+        drop(anew);
+        assert!(pins.commit(&image(1), next.number()));
     }
 
     #[test]

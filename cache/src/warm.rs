@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::cache::Cache;
 use crate::disk::pin_file::{MAX_CHUNKS, PinFile};
-use crate::disk::queue::Command;
+use crate::disk::queue::{Command, NewPin};
 use crate::disk::{Disk, DiskState};
 use crate::key::Key;
 use crate::pins::Pin;
@@ -118,7 +118,8 @@ impl<S: ChunkSource + 'static> Cache<S> {
             return Err(Error::new(Kind::Invalid, why));
         }
         let file = PinFile { image: *image, domain, chunks };
-        order(disk, |reply| Command::SavePin(file, reply)).await?;
+        let pin = NewPin { number: pinning.number(), file };
+        order(disk, |reply| Command::SavePin(pin, reply)).await?;
         // Some may have left between coming and being kept.
         disk.pins().lost.notify_one();
         Ok(warmed)

@@ -9,6 +9,7 @@ use image::{Digest, Error, Kind, Result};
 
 use crate::disk::DiskState;
 use crate::disk::pin_file::{MAX_LEN, PinFile, file_name, is_foreign, parse_name};
+use crate::disk::queue::NewPin;
 use crate::disk::writer::LogWriter;
 
 impl LogWriter {
@@ -50,16 +51,17 @@ impl LogWriter {
     }
 
     /// Makes a pin last, and with that makes it; nothing is left of it if it was given up.
-    pub(super) fn save_pin(&mut self, pin: &PinFile) -> Result<()> {
+    pub(super) fn save_pin(&mut self, pin: &NewPin) -> Result<()> {
+        let NewPin { number, file } = pin;
         if let DiskState::Off(why) = self.disk.state() {
             return Err(Error::new(Kind::Io, format!("the disk tier is off: {why}")));
         }
-        self.check_ours(&pin.image)?;
-        let path = self.pin_path(&pin.image);
-        let saved = self.outside.fs.replace(&path, &pin.to_bytes());
+        self.check_ours(&file.image)?;
+        let path = self.pin_path(&file.image);
+        let saved = self.outside.fs.replace(&path, &file.to_bytes());
         saved.map_err(|error| Error::io("pin", error))?;
-        if !self.disk.pins().commit(&pin.image) {
-            self.remove_pin(&pin.image)?;
+        if !self.disk.pins().commit(&file.image, *number) {
+            self.remove_pin(&file.image)?;
         }
         Ok(())
     }

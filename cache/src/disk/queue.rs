@@ -23,9 +23,16 @@ pub(crate) enum Command {
     /// Drop those of these segments that hold nothing any more.
     Sweep(BTreeSet<u32>),
     /// Make a pin outlive us.
-    SavePin(PinFile, oneshot::Sender<image::Result<()>>),
+    SavePin(NewPin, oneshot::Sender<image::Result<()>>),
     /// Forget a pin.
     RemovePin(Digest, oneshot::Sender<image::Result<()>>),
+}
+
+/// A pin to be made.
+pub(crate) struct NewPin {
+    /// By which [`Pins::commit`](crate::pins::Pins::commit) knows it.
+    pub(crate) number: u64,
+    pub(crate) file: PinFile,
 }
 
 /// The way from all cores to the one writer.
