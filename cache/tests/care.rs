@@ -488,3 +488,103 @@ fn a_budget_that_the_disk_cannot_hold_is_said() {
         assert_eq!(rig.status().disk_health.warning, None);
     });
 }
+
+/// All segment files together, in bytes.
+fn log_bytes(fs: &MemFs) -> u64 {
+    let logs = common::segments(fs).into_iter().filter(|name| name.starts_with("seg-"));
+    logs.map(|name| bytes_of(fs, &name).len() as u64).sum()
+}
+
+#[test]
+fn a_smaller_budget_is_kept_however_pins_are_scattered() {
+    on_core(async {
+        let (image, fs) = (noise(0..30), MemFs::new());
+        let source = Fake::new([image.clone()]);
+        let mut rig = Rig::on_disk_of(&source, &fs, 16 << 20);
+        // One or two chunks of it in every segment of the log.
+        for chunk in 0..30 {
+            rig.read(&image.one(chunk)).await.unwrap();
+            let others = noise(u64::from(chunk) * 100 + 50_000..u64::from(chunk) * 100 + 50_018);
+            source.add(others.clone());
+            rig.read(&others.all()).await.unwrap();
+            rig.settle();
+        }
+        pin(&mut rig, &image).await.unwrap();
+        rig.close();
+        assert!(log_bytes(&fs) > 8 << 20);
+
+        let mut rig = Rig::on_disk_of(&source, &fs, 2 << 20);
+        assert!(log_bytes(&fs) <= 2 << 20, "{} before anything is written", log_bytes(&fs));
+        crowd_out(&mut rig, 10).await;
+        let (status, held) = (rig.status(), rig.cache.held(&ctx(), &image.id).await.unwrap());
+        assert_eq!((status.disk.clone(), held.all.disk_chunks), (DiskState::On, 30));
+        assert!(log_bytes(&fs) <= 2 << 20 && status.disk_written_bytes > 200 * CHUNK as u64);
+        assert!((0..30).all(|chunk| source.given(&image, chunk) == 1));
+    });
+}
+
+#[test]
+fn restarts_do_not_use_up_the_log_when_pins_are_everywhere() {
+    on_core(async {
+        let (fs, source) = (MemFs::new(), Fake::new([]));
+        let mut pinned = Vec::new();
+        for start in 0..60 {
+            let mut rig = Rig::on_disk_of(&source, &fs, 2 << 20);
+            let image = noise(100_000 + start * 100..100_001 + start * 100);
+            source.add(image.clone());
+            pin(&mut rig, &image).await.unwrap();
+            pinned.push(image);
+            // Every segment has something pinned; most are short, for want of time.
+            let others = noise(start * 1000..start * 1000 + if start % 3 == 0 { 20 } else { 6 });
+            source.add(others.clone());
+            rig.read(&others.all()).await.unwrap();
+            rig.settle();
+            let (status, new) = (rig.status(), u64::from(1 + others.chunks()));
+            assert_eq!(status.disk, DiskState::On, "start {start}");
+            assert!(status.disk_written_bytes >= new * (CHUNK as u64 + 64), "start {start}");
+            assert!(log_bytes(&fs) <= 2 << 20, "start {start}: {}", log_bytes(&fs));
+            if start % 2 == 0 {
+                rig.close();
+            }
+        }
+        let rig = Rig::on_disk_of(&source, &fs, 2 << 20);
+        for image in &pinned {
+            let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
+            assert_eq!((held.all.disk_chunks, source.given(image, 0)), (1, 1));
+        }
+    });
+}
+
+#[test]
+fn a_log_that_pins_leave_no_room_says_so_and_asks_for_nothing() {
+    on_core(async {
+        let (image, fs, clock) = (noise(0..100), MemFs::new(), common::Clock::default());
+        let source = Fake::new([image.clone()]);
+        let mut rig = Rig::on_disk(&source, &fs);
+        pin(&mut rig, &image).await.unwrap();
+        rig.close();
+        let options = Options { clock: clock.get(), ..disk_options(&fs) };
+        let mut rig = Rig::new(&source, disk_budget(1 << 20), options);
+        rig.settle();
+        crowd_out(&mut rig, 1).await;
+        rig.shared.drop_chunk(image.table.domain(), &image.table.digests()[7]);
+        let tending = rig.cache.clone();
+        let tending = tokio::task::spawn_local(async move { tending.tend(&ctx()).await });
+        for _ in 0..5 {
+            let state = rig.status().disk;
+            assert!(matches!(&state, DiskState::Full(why) if why.contains("unpin one")), "{state}");
+            clock.advance(std::time::Duration::from_secs(30));
+            rig.settle();
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(source.given(&image, 7), 1);
+        unpin(&mut rig, &image).await.unwrap();
+        clock.advance(std::time::Duration::from_secs(30));
+        crowd_out(&mut rig, 1).await;
+        assert_eq!(rig.status().disk, DiskState::On);
+        assert!(log_bytes(&fs) <= 1 << 20);
+        tending.abort();
+    });
+}

@@ -11,6 +11,9 @@
 //! A segment more than half of which is pinned is passed over, so that pinned frames mostly lie
 //! still. Pinned frames are never dropped with their segment: room for those that have to be moved
 //! is kept in the open segment, and a segment that cannot be emptied of them stays.
+//!
+//! Where pins lie scattered there may be no segment that can just be dropped. Then one is opened above
+//! the budget, and nothing new is taken until enough segments were emptied into it.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -21,10 +24,10 @@ use blockio::{BlockFile, OpenMode};
 use bytes::Bytes;
 use image::Frame;
 
-use crate::disk::Segment;
-use crate::disk::format::{Entry, TRAILER_LEN, Trailer};
+use crate::disk::format::{ENTRY_LEN, Entry, HEADER_LEN, TRAILER_LEN, Trailer};
 use crate::disk::index::Spot;
-use crate::disk::writer::LogWriter;
+use crate::disk::writer::{LogWriter, Open};
+use crate::disk::{DiskState, Segment};
 use crate::key::Key;
 
 /// A segment on its way out.
@@ -65,6 +68,22 @@ impl LogWriter {
         while self.used() > self.limits.budget && self.drop_oldest() {}
     }
 
+    /// Goes on to empty segments of what is not pinned while the log takes more than its budget;
+    /// `false` if it does not, or if nothing but pinned frames is left.
+    pub(super) fn shrink(&mut self) -> bool {
+        if self.used() <= self.limits.budget || self.disk.state() != DiskState::On {
+            return false;
+        }
+        if self.eviction.is_none() {
+            self.begin_eviction();
+        }
+        let shrunk = self.evict_next();
+        if !shrunk && let Err(error) = self.seal() {
+            self.write_failed(&error);
+        }
+        shrunk
+    }
+
     /// Begins to move out a segment, if the one after the open one would need its room.
     pub(super) fn begin_eviction(&mut self) {
         if self.used() + 2 * self.limits.segment <= self.limits.budget {
@@ -86,10 +105,11 @@ impl LogWriter {
 
     /// The oldest segment at most half of which is pinned; else the one that gives back most. None
     /// if there is next to nothing but pinned frames.
-    fn choose_victim(&self) -> Option<(u32, Segment)> {
+    pub(super) fn choose_victim(&self) -> Option<(u32, Segment)> {
         let mut best: Option<(f64, u32, Segment)> = None;
         for (id, segment) in self.sealed() {
-            let part = self.pinned_bytes(id, &segment) as f64 / segment.bytes as f64;
+            let frames = segment.bytes.saturating_sub((HEADER_LEN + TRAILER_LEN) as u64);
+            let part = self.pinned_bytes(id, &segment) as f64 / frames.max(1) as f64;
             if part <= 0.5 {
                 return Some((id, segment));
             }
@@ -120,7 +140,7 @@ impl LogWriter {
         }
         let pinned_bytes = pinned.iter().map(|entry| entry.len as usize).sum();
         used.sort_by_key(|(uses, _)| Reverse(*uses));
-        let mut left = (self.limits.segment / 2).saturating_sub(pinned_bytes as u64);
+        let mut left = self.room_for_spared().saturating_sub(pinned_bytes as u64);
         let mut spared = Vec::new();
         for (_, entry) in used {
             match left.checked_sub(u64::from(entry.len)) {
@@ -137,14 +157,27 @@ impl LogWriter {
         Eviction { id, file, spared, pinned: count, pinned_bytes, stays: false }
     }
 
-    /// Writes one frame again, or removes the segment if there is none left; `false` if there was
-    /// nothing to do.
+    /// Bytes that may be written again into the open segment: none while the log is above its budget.
+    fn room_for_spared(&self) -> u64 {
+        if self.used() > self.limits.budget {
+            return 0;
+        }
+        let again = self.open.as_ref().map_or(0, |open| open.again);
+        (self.limits.segment / 2).saturating_sub(again)
+    }
+
+    /// Writes one frame again, or removes the segment if there is none left, and begins with the next
+    /// one if that did not give back enough; `false` if there was nothing to do.
     pub(super) fn evict_next(&mut self) -> bool {
         let Some(eviction) = &mut self.eviction else { return false };
         let (id, file) = (eviction.id, eviction.file.clone());
         let Some(entry) = eviction.spared.pop() else {
-            if self.eviction.take().is_some_and(|eviction| !eviction.stays) {
-                self.drop_segment(id);
+            match self.eviction.take().is_some_and(|eviction| eviction.stays) {
+                true => self.pass_over(id),
+                false => {
+                    self.drop_segment(id);
+                    self.begin_eviction();
+                }
             }
             return true;
         };
@@ -165,7 +198,11 @@ impl LogWriter {
 
     fn write_again(&mut self, key: &Key, frame: &Frame) {
         match self.append(key, frame) {
-            Ok(true) => {}
+            Ok(true) => {
+                if let Some(open) = &mut self.open {
+                    open.again += frame.bytes().len() as u64;
+                }
+            }
             Ok(false) => {
                 let stays = self.disk.pins().contains(key);
                 if let Some(eviction) = &mut self.eviction {
@@ -241,8 +278,19 @@ impl LogWriter {
         sealed.map(|(id, segment)| (*id, segment.clone())).collect()
     }
 
-    /// Bytes of pinned frames that lie in a sealed segment, looked up anew only when pins have
-    /// changed. Frames that left the segment since are still counted.
+    /// A segment kept a pinned frame that no segment has room for: it is no victim until pins change.
+    /// What found no room because the disk is full may find it later.
+    fn pass_over(&self, id: u32) {
+        let generation = self.disk.pins().generation();
+        if self.disk.state() == DiskState::On
+            && let Some(segment) = self.disk.segments_mut().get_mut(&id)
+        {
+            segment.pinned = generation.map(|at| (at, segment.bytes));
+        }
+    }
+
+    /// Bytes of pinned frames that lie in a sealed segment, and of their entries; looked up anew only
+    /// when pins have changed. Frames that left the segment since are still counted.
     fn pinned_bytes(&self, id: u32, segment: &Segment) -> u64 {
         let Some(generation) = self.disk.pins().generation() else { return 0 };
         if let Some((at, bytes)) = segment.pinned
@@ -255,7 +303,7 @@ impl LogWriter {
             let spot = Spot::new(id, entry.offset, entry.len);
             self.disk.pins().contains(&entry.key) && self.disk.index().is_at(&entry.key, &spot)
         });
-        let bytes = pinned.map(|entry| u64::from(entry.len)).sum();
+        let bytes = pinned.map(|entry| u64::from(entry.len) + ENTRY_LEN as u64).sum();
         if let Some(segment) = self.disk.segments_mut().get_mut(&id) {
             segment.pinned = Some((generation, bytes));
         }
@@ -286,13 +334,9 @@ impl LogWriter {
 
     /// What the segments take, with the open one counted as full.
     pub(super) fn used(&self) -> u64 {
-        let open = self.open.as_ref().map(|open| open.id);
-        let segments = self.disk.segments();
-        let bytes = segments.iter().map(|(id, segment)| match Some(*id) == open {
-            true => self.limits.segment,
-            false => segment.bytes,
-        });
-        bytes.sum()
+        let bytes = self.disk.counts().bytes.load(Ordering::Relaxed);
+        let rest = |open: &Open| self.limits.segment.saturating_sub(u64::from(open.end));
+        bytes + self.open.as_ref().map_or(0, rest)
     }
 }
 

@@ -87,6 +87,8 @@ pub(super) struct Open {
     pub(super) file: BlockFile,
     pub(super) end: u32,
     pub(super) entries: Vec<Entry>,
+    /// Bytes of its frames that lay in another segment before.
+    pub(super) again: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,6 +150,9 @@ impl LogWriter {
         }
         self.follow_state();
         let closed = self.disk.queue().is_closed();
+        if !closed && self.shrink() {
+            return Step::Worked;
+        }
         let command = self.disk.queue().pop();
         let evicted = !closed && self.evict_next();
         match command {
@@ -164,13 +169,18 @@ impl LogWriter {
     fn follow_state(&mut self) {
         match self.disk.state() {
             DiskState::Off(_) => self.forget_all(),
-            DiskState::Full(_) if !self.is_too_early() => match self.has_space() {
+            DiskState::Full(_) if !self.is_too_early() => match self.has_room() {
                 Ok(true) => self.go_on(),
                 Ok(false) => {}
                 Err(error) => self.write_failed(&error),
             },
             _ => {}
         }
+    }
+
+    /// Whether a frame could be written now; if not, that has been said.
+    fn has_room(&mut self) -> io::Result<bool> {
+        Ok(self.has_space()? && (self.open.is_some() || self.may_open()))
     }
 
     /// Writes from now on; what is missing of the pinned can come.
@@ -239,9 +249,11 @@ impl LogWriter {
         }
     }
 
-    /// Appends a frame from the queue, unless it is there.
+    /// Appends a frame from the queue, unless it is there, or the log cannot shrink any more before it
+    /// is closed.
     fn append_new(&mut self, key: &Key, frame: &Frame) {
-        if self.disk.state() != DiskState::On || self.disk.index().peek(key).is_some() {
+        let above = self.used() > self.limits.budget && self.disk.queue().is_closed();
+        if above || self.disk.state() != DiskState::On || self.disk.index().peek(key).is_some() {
             return;
         }
         self.keep_room_for_pinned(frame.bytes().len());
@@ -327,17 +339,26 @@ impl LogWriter {
         }
     }
 
-    /// Starts a segment, after making room for it within the budget.
+    /// Whether a segment may be started: there is room for it within the budget, or others can be
+    /// emptied into it. If not, says so.
+    fn may_open(&mut self) -> bool {
+        if self.make_room() || self.choose_victim().is_some() {
+            return true;
+        }
+        let why = format!(
+            "{}: pinned images leave no room to write in {} bytes: unpin one, or give the cache a \
+             larger disk budget",
+            self.limits.dir.display(),
+            self.limits.budget
+        );
+        self.disk.set_state(DiskState::Full(why));
+        self.retry_later();
+        false
+    }
+
+    /// Starts a segment, if it may.
     fn open_segment(&mut self) -> io::Result<bool> {
-        if !self.make_room() {
-            let why = format!(
-                "{}: pinned images leave no room to write in {} bytes: unpin one, or give the \
-                 cache a larger disk budget",
-                self.limits.dir.display(),
-                self.limits.budget
-            );
-            self.disk.set_state(DiskState::Full(why));
-            self.retry_later();
+        if !self.may_open() {
             return Ok(false);
         }
         let id = self.next_id;
@@ -349,7 +370,7 @@ impl LogWriter {
         self.next_id = next;
         file.write_all_at(&header(id), 0)?;
         self.add_segment(id, Segment::new(file.clone(), HEADER_LEN as u64));
-        self.open = Some(Open { id, file, end: HEADER_LEN as u32, entries: Vec::new() });
+        self.open = Some(Open { id, file, end: HEADER_LEN as u32, entries: Vec::new(), again: 0 });
         self.begin_eviction();
         Ok(true)
     }

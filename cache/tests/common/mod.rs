@@ -310,7 +310,12 @@ impl Rig {
     /// With a disk tier in `fs`, and next to nothing in memory, so that the disk is asked. What the
     /// disk tier has to do at start is done.
     pub fn on_disk(source: &Arc<Fake>, fs: &MemFs) -> Self {
-        let mut rig = Self::new(source, disk_budget(4 << 20), disk_options(fs));
+        Self::on_disk_of(source, fs, 4 << 20)
+    }
+
+    /// The same with a disk budget of so many bytes.
+    pub fn on_disk_of(source: &Arc<Fake>, fs: &MemFs, budget: u64) -> Self {
+        let mut rig = Self::new(source, disk_budget(budget), disk_options(fs));
         rig.settle();
         rig
     }
