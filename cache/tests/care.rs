@@ -495,20 +495,29 @@ fn log_bytes(fs: &MemFs) -> u64 {
     logs.map(|name| bytes_of(fs, &name).len() as u64).sum()
 }
 
+/// Has an image read so that one or two of its chunks lie in each segment.
+async fn scatter(rig: &mut Rig, image: &TestImage) {
+    for chunk in 0..image.chunks() {
+        rig.read(&image.one(chunk)).await.unwrap();
+        read_others(rig, u64::from(chunk)).await;
+    }
+}
+
+/// Has an image of eighteen chunks read that nobody has read before.
+async fn read_others(rig: &mut Rig, number: u64) {
+    let others = noise(50_000 + number * 100..50_018 + number * 100);
+    rig.source.add(others.clone());
+    rig.read(&others.all()).await.unwrap();
+    rig.settle();
+}
+
 #[test]
 fn a_smaller_budget_is_kept_however_pins_are_scattered() {
     on_core(async {
         let (image, fs) = (noise(0..30), MemFs::new());
         let source = Fake::new([image.clone()]);
         let mut rig = Rig::on_disk_of(&source, &fs, 16 << 20);
-        // One or two chunks of it in every segment of the log.
-        for chunk in 0..30 {
-            rig.read(&image.one(chunk)).await.unwrap();
-            let others = noise(u64::from(chunk) * 100 + 50_000..u64::from(chunk) * 100 + 50_018);
-            source.add(others.clone());
-            rig.read(&others.all()).await.unwrap();
-            rig.settle();
-        }
+        scatter(&mut rig, &image).await;
         pin(&mut rig, &image).await.unwrap();
         rig.close();
         assert!(log_bytes(&fs) > 8 << 20);
@@ -585,6 +594,80 @@ fn a_log_that_pins_leave_no_room_says_so_and_asks_for_nothing() {
         crowd_out(&mut rig, 1).await;
         assert_eq!(rig.status().disk, DiskState::On);
         assert!(log_bytes(&fs) <= 1 << 20);
+        tending.abort();
+    });
+}
+
+#[test]
+fn a_footer_that_cannot_be_read_for_a_moment_costs_nothing_that_is_pinned() {
+    on_core(async {
+        let (image, fs, plan) = (noise(0..10), MemFs::new(), FaultPlan::new());
+        let source = Fake::new([image.clone()]);
+        let mut options = disk_options(&fs);
+        options.fs = plan.wrap_fs(&options.fs);
+        let mut rig = Rig::new(&source, disk_budget(4 << 20), options);
+        rig.settle();
+        scatter(&mut rig, &image).await;
+        pin(&mut rig, &image).await.unwrap();
+        for number in 100..160 {
+            // First a footer is read, in two pieces, for what is pinned; then to move its segment out.
+            plan.fail(FaultOp::Read, if number % 2 == 0 { 1 } else { 3 }, Fault::Io);
+            read_others(&mut rig, number).await;
+        }
+        let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
+        assert_eq!((held.all.disk_chunks, rig.status().disk), (10, DiskState::On));
+        assert!(log_bytes(&fs) <= 4 << 20, "{}", log_bytes(&fs));
+    });
+}
+
+#[test]
+fn a_segment_whose_footer_found_no_room_keeps_what_is_pinned() {
+    on_core(async {
+        let (image, fs, plan) = (noise(0..15), MemFs::new(), FaultPlan::new());
+        let (source, clock) = (Fake::new([image.clone()]), common::Clock::default());
+        let mut options = Options { clock: clock.get(), ..disk_options(&fs) };
+        options.fs = plan.wrap_fs(&options.fs);
+        let mut rig = Rig::new(&source, disk_budget(4 << 20), options);
+        // No sixteenth frame fits into their segment.
+        pin(&mut rig, &image).await.unwrap();
+        rig.settle();
+        plan.limit_bytes(Some(0));
+        crowd_out(&mut rig, 1).await;
+        assert!(matches!(rig.status().disk, DiskState::Full(_)));
+        plan.limit_bytes(None);
+        clock.advance(std::time::Duration::from_secs(30));
+        rig.settle();
+        crowd_out(&mut rig, 60).await;
+        let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
+        assert_eq!((held.all.disk_chunks, rig.status().disk), (15, DiskState::On));
+        assert!(log_bytes(&fs) <= 4 << 20, "{}", log_bytes(&fs));
+    });
+}
+
+#[test]
+fn what_is_pinned_in_a_segment_with_a_damaged_footer_is_fetched_again() {
+    on_core(async {
+        let (image, fs) = (noise(0..10), MemFs::new());
+        let source = Fake::new([image.clone()]);
+        let mut rig = Rig::on_disk(&source, &fs);
+        scatter(&mut rig, &image).await;
+        pin(&mut rig, &image).await.unwrap();
+        for name in common::segments(&fs).iter().filter(|name| name.starts_with("seg-")) {
+            let file = fs.fs().open(format!("{DIR}/{name}"), OpenMode::write()).unwrap();
+            file.write_all_at(&[0xff], file.size().unwrap() - 1).unwrap();
+        }
+        let tending = rig.cache.clone();
+        let tending = tokio::task::spawn_local(async move { tending.tend(&ctx()).await });
+        let mut number = 100;
+        while source.given_in_all() < 300 || {
+            let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
+            held.all.disk_chunks < 10
+        } {
+            read_others(&mut rig, number).await;
+            number += 1;
+            assert!(number < 1000, "{:?}", rig.status());
+        }
+        assert!((0..10).any(|chunk| source.given(&image, chunk) == 2));
         tending.abort();
     });
 }

@@ -96,10 +96,21 @@ impl LogWriter {
         });
         match read {
             Ok((file, entries)) => self.eviction = Some(self.choose_spared(id, file, entries)),
-            Err(error) => {
+            Err(error) if is_damage(&error) || self.disk.pins().generation().is_none() => {
                 tracing::warn!(%error, "cache: a segment has no footer and is dropped whole");
                 self.drop_segment(id);
             }
+            Err(error) => {
+                tracing::warn!(%error, "cache: a segment's footer cannot be read now");
+                self.forget_pinned_bytes(id);
+            }
+        }
+    }
+
+    /// What is pinned in a segment is looked up anew, and taken to be all of it if it cannot be.
+    fn forget_pinned_bytes(&self, id: u32) {
+        if let Some(segment) = self.disk.segments_mut().get_mut(&id) {
+            segment.pinned = None;
         }
     }
 
@@ -245,9 +256,14 @@ impl LogWriter {
         match self.footer(id, &segment) {
             Ok(entries) => entries.iter().for_each(|entry| {
                 let spot = Spot::new(id, entry.offset, entry.len);
-                self.disk.index().remove(&entry.key, &spot);
+                if self.disk.index().is_at(&entry.key, &spot) {
+                    self.disk.drop_frame(&entry.key, &spot);
+                }
             }),
-            Err(_) => self.disk.index().forget_segment(id),
+            Err(_) => {
+                self.disk.index().forget_segment(id);
+                self.disk.pins().lost.notify_one();
+            }
         }
         if let Err(error) = self.outside.fs.remove_file(segment.file.path()) {
             tracing::warn!(%error, "cache: a segment could not be removed");
@@ -290,7 +306,8 @@ impl LogWriter {
     }
 
     /// Bytes of pinned frames that lie in a sealed segment, and of their entries; looked up anew only
-    /// when pins have changed. Frames that left the segment since are still counted.
+    /// when pins have changed. Frames that left the segment since are still counted. A segment whose
+    /// footer cannot be read for now may be pinned, all of it; in a damaged one nothing can be kept.
     fn pinned_bytes(&self, id: u32, segment: &Segment) -> u64 {
         let Some(generation) = self.disk.pins().generation() else { return 0 };
         if let Some((at, bytes)) = segment.pinned
@@ -298,7 +315,11 @@ impl LogWriter {
         {
             return bytes;
         }
-        let entries = self.footer(id, segment).unwrap_or_default();
+        let entries = match self.footer(id, segment) {
+            Ok(entries) => entries,
+            Err(error) if is_damage(&error) => Vec::new(),
+            Err(_) => return segment.bytes,
+        };
         let pinned = entries.iter().filter(|entry| {
             let spot = Spot::new(id, entry.offset, entry.len);
             self.disk.pins().contains(&entry.key) && self.disk.index().is_at(&entry.key, &spot)
@@ -338,6 +359,12 @@ impl LogWriter {
         let rest = |open: &Open| self.limits.segment.saturating_sub(u64::from(open.end));
         bytes + self.open.as_ref().map_or(0, rest)
     }
+}
+
+/// Whether what was to be read is wrong or not there, rather than out of reach for now.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof | NotFound)
 }
 
 /// Reads the footer of a sealed segment of `len` bytes.

@@ -375,12 +375,13 @@ impl LogWriter {
         Ok(true)
     }
 
-    /// Ends the open segment with its footer. If that cannot be written, the next start finds the
-    /// frames by reading the segment through.
+    /// Ends the open segment with its footer. If that cannot be written it stays open, and the next
+    /// start finds the frames by reading the segment through.
     pub(super) fn seal(&mut self) -> io::Result<()> {
-        let Some(open) = self.open.take() else { return Ok(()) };
+        let Some(open) = &self.open else { return Ok(()) };
         let bytes = footer(open.id, &open.entries, open.end);
         open.file.write_all_at(&bytes, u64::from(open.end))?;
+        let Some(open) = self.open.take() else { return Ok(()) };
         self.set_segment_bytes(open.id, u64::from(open.end) + bytes.len() as u64);
         let file = self.for_readers(open.file);
         if let Some(segment) = self.disk.segments_mut().get_mut(&open.id) {
