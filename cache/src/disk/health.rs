@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::sharded::lock;
@@ -10,6 +10,8 @@ use crate::shared::Clock;
 
 /// After so many failed reads with no good one between them the disk is given up.
 pub(super) const MAX_FAILED_READS: u32 = 8;
+/// A disk that answers no read for so long, while reads are tried, is given up.
+pub(super) const NO_ANSWER: Duration = Duration::from_secs(30);
 
 const READS: u8 = 1;
 const WRITES: u8 = 2;
@@ -67,6 +69,8 @@ pub(crate) struct Health {
     open_for: AtomicU8,
     /// Since the last good one.
     failed_in_a_row: AtomicU32,
+    /// Whether there is something in `State::late`.
+    some_late: AtomicBool,
     failed_reads: AtomicU64,
     failed_writes: AtomicU64,
     pub(crate) bad_frames: AtomicU64,
@@ -75,6 +79,8 @@ pub(crate) struct Health {
 struct State {
     state: DiskState,
     since: Duration,
+    /// The first and the last of the reads that had no answer in time, since the last good one.
+    late: Option<(Duration, Duration)>,
     last_error: Option<String>,
     warning: Option<String>,
 }
@@ -82,12 +88,14 @@ struct State {
 impl Health {
     pub(crate) fn new(clock: Clock) -> Self {
         let since = clock();
-        let state = State { state: DiskState::Recovering, since, last_error: None, warning: None };
+        let (state, late) = (DiskState::Recovering, None);
+        let state = State { state, since, late, last_error: None, warning: None };
         Self {
             clock,
             state: Mutex::new(state),
             open_for: AtomicU8::new(READS | WRITES),
             failed_in_a_row: AtomicU32::new(0),
+            some_late: AtomicBool::new(false),
             failed_reads: AtomicU64::new(0),
             failed_writes: AtomicU64::new(0),
             bad_frames: AtomicU64::new(0),
@@ -161,16 +169,45 @@ impl Health {
 
     pub(crate) fn note_good_read(&self) {
         self.failed_in_a_row.store(0, Ordering::Relaxed);
+        if self.some_late.load(Ordering::Acquire) && self.some_late.swap(false, Ordering::AcqRel) {
+            lock(&self.state).late = None;
+        }
     }
 
-    /// A read that failed or took too long; too many in a row are of the disk itself.
+    /// A read that waited too long for a buffer, all of which are lent to other reads. A disk may be
+    /// that slow, or not answer at all: which of them, time tells.
+    pub(crate) fn note_late_read(&self, why: &str) {
+        let now = (self.clock)();
+        let mut state = lock(&self.state);
+        // After a pause of as long it begins anew.
+        let spell = state.late.filter(|(_, last)| now.saturating_sub(*last) < NO_ANSWER);
+        let first = spell.map_or(now, |(first, _)| first);
+        state.late = Some((first, now));
+        drop(state);
+        self.some_late.store(true, Ordering::Release);
+        if now.saturating_sub(first) >= NO_ANSWER {
+            self.set_state(DiskState::Off(why.to_owned()));
+        }
+    }
+
+    /// A read that had no answer in time.
+    pub(crate) fn note_unanswered_read(&self, why: &str) {
+        self.count_failed_read(why);
+        self.note_late_read(why);
+    }
+
+    /// A read that failed; too many in a row are of the disk itself.
     pub(crate) fn note_failed_read(&self, why: &str) {
-        tracing::warn!(why, "cache: a disk read failed");
-        self.failed_reads.fetch_add(1, Ordering::Relaxed);
-        lock(&self.state).last_error = Some(why.to_owned());
+        self.count_failed_read(why);
         if self.failed_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_FAILED_READS {
             self.set_state(DiskState::Off(why.to_owned()));
         }
+    }
+
+    fn count_failed_read(&self, why: &str) {
+        tracing::warn!(why, "cache: a disk read failed");
+        self.failed_reads.fetch_add(1, Ordering::Relaxed);
+        lock(&self.state).last_error = Some(why.to_owned());
     }
 
     pub(crate) fn note_failed_write(&self, why: &str) {

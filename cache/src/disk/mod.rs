@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use blockio::{Arena, BlockFile, Engine};
+use blockio::{Arena, BlockFile, Buf, Engine};
 use bytes::Bytes;
 use image::Frame;
 use image::frame::MAX_FRAME;
@@ -104,7 +104,7 @@ pub(crate) struct Means {
     pub(crate) queue: u64,
     /// Bytes of each of two sizes that may be read at once.
     pub(crate) arena: u64,
-    /// A read that takes longer has failed.
+    /// A read, and the wait for its buffer, may take so long.
     pub(crate) timeout: Duration,
     /// Bytes that scrubbing reads per second.
     pub(crate) scrub: u64,
@@ -232,31 +232,36 @@ impl Disk {
             self.index.remove(key, &spot);
             return None;
         };
-        let read = tokio::time::timeout(self.timeout, self.read_spot(engine, &file, &spot));
-        match read.await {
-            Ok(Ok(bytes)) => self.judge(key, plain_len, &spot, bytes, &file),
-            Ok(Err(error)) => {
+        let window = Window::of(spot.offset, spot.len(), file.is_direct());
+        let mut buf = self.buffer(window.len, &file).await?;
+        buf.set_len(window.len);
+        let read = engine.read_at(&file, buf, window.from);
+        match tokio::time::timeout(self.timeout, read).await {
+            Ok((Ok(_), buf)) => self.judge(key, plain_len, &spot, window.frame(&buf), &file),
+            Ok((Err(error), _)) => {
                 self.drop_frame(key, &spot);
                 self.health.note_failed_read(&error.to_string());
                 None
             }
             Err(_) => {
-                let (path, timeout) = (file.path().display(), self.timeout);
-                let why = format!("read {path}: no answer in {timeout:?}");
-                self.health.note_failed_read(&why);
+                self.health.note_unanswered_read(&self.no_answer(&file));
                 None
             }
         }
     }
 
-    async fn read_spot(&self, engine: &Engine, file: &BlockFile, spot: &Spot) -> io::Result<Bytes> {
-        let window = Window::of(spot.offset, spot.len(), file.is_direct());
-        let arena = if window.len <= SMALL_SLOT { &self.small } else { &self.large };
-        let mut buf = arena.acquire().await;
-        buf.set_len(window.len);
-        let (result, buf) = engine.read_at(file, buf, window.from).await;
-        result?;
-        Ok(window.frame(&buf))
+    /// Waits in line for a buffer, but no longer than for an answer of the disk.
+    async fn buffer(&self, len: usize, file: &BlockFile) -> Option<Buf> {
+        let arena = if len <= SMALL_SLOT { &self.small } else { &self.large };
+        let buf = tokio::time::timeout(self.timeout, arena.acquire()).await.ok();
+        if buf.is_none() {
+            self.health.note_late_read(&self.no_answer(file));
+        }
+        buf
+    }
+
+    fn no_answer(&self, file: &BlockFile) -> String {
+        format!("read {}: no answer in {:?}", file.path().display(), self.timeout)
     }
 
     /// Takes what was read for a frame, or finds out why it is none.
@@ -319,14 +324,16 @@ mod tests {
     use blockio::{EngineKind, EngineOptions, OpenMode};
     use image::{Codec, Digest, Domain};
 
-    /// A tier with one frame in it, and room for one read at a time.
+    /// A tier with one frame in it, room for one read at a time, and the runtime's time.
+    #[expect(clippy::disallowed_methods, reason = "the runtime's time is the test's")]
     fn disk_with_a_frame() -> (Disk, Key) {
         let digest = Digest::of_chunk(b"x");
         let frame = Frame::new(Codec::Raw, Domain::PUBLIC, digest, 100, &[7; 100]);
         let key = Key { domain: Domain::PUBLIC, digest };
         let file = MemFs::new().fs().open("/seg", OpenMode::create()).unwrap();
         file.write_all_at(frame.bytes(), 64).unwrap();
-        let clock: Clock = Arc::new(|| Duration::ZERO);
+        let start = tokio::time::Instant::now();
+        let clock: Clock = Arc::new(move || start.elapsed());
         let timeout = Duration::from_secs(2);
         let means = Means { queue: 0, arena: 1, timeout, scrub: 0, clock };
         let disk = Disk::new(means, Arc::new(Pins::new(0, 0))).unwrap();
@@ -341,7 +348,7 @@ mod tests {
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
         assert!(disk.read(&engine, &key, 100).await.is_some());
         let slot = disk.small.try_acquire().unwrap();
-        for _ in 1..health::MAX_FAILED_READS {
+        for _ in 0..health::NO_ANSWER.as_secs() / 2 {
             assert!(disk.read(&engine, &key, 100).await.is_none());
         }
         assert!(disk.contains(&key), "the frame is not to blame");
@@ -351,6 +358,30 @@ mod tests {
         drop(slot);
         assert!(!disk.contains(&key));
         assert!(disk.read(&engine, &key, 100).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_line_for_a_slow_disk_is_no_reason_to_give_it_up() {
+        let (disk, key) = disk_with_a_frame();
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
+        let read = || disk.read(&engine, &key, 100);
+        for _ in 0..20 {
+            // Others have the buffer for so long that all who wait give up at once.
+            let slot = disk.small.try_acquire().unwrap();
+            let line = futures::future::join_all((0..50).map(|_| read())).await;
+            assert!(line.iter().all(Option::is_none));
+            drop(slot);
+            assert!(read().await.is_some());
+        }
+        assert_eq!(disk.state(), DiskState::Recovering);
+        assert_eq!(disk.health.report().failed_reads, 0);
+        // Neither are two lines with a long pause between them.
+        for _ in 0..4 {
+            let _slot = disk.small.try_acquire().unwrap();
+            futures::future::join_all((0..50).map(|_| read())).await;
+            tokio::time::sleep(health::NO_ANSWER).await;
+        }
+        assert_eq!(disk.state(), DiskState::Recovering);
     }
 
     #[tokio::test]
