@@ -37,6 +37,8 @@ const TRIES: u32 = 5;
 const BACK_OFF: Duration = Duration::from_millis(200);
 /// So often it is looked whether the log has been read in.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Pinned images are not looked at more often than this: the log may be too slow for them.
+const TEND_PAUSE: Duration = Duration::from_secs(1);
 /// Pinned images that could not be had whole are looked at again after this.
 const TEND_AGAIN: Duration = Duration::from_secs(60);
 
@@ -142,8 +144,8 @@ impl<S: ChunkSource + 'static> Cache<S> {
                     whole = false;
                 }
             }
+            tokio::time::sleep(if whole { TEND_PAUSE } else { TEND_AGAIN }).await;
             if !whole {
-                tokio::time::sleep(TEND_AGAIN).await;
                 disk.pins().lost.notify_one();
             }
         }

@@ -3,11 +3,13 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockio::OpenMode;
 use blockio::fake::{CrashPlan, Fault, FaultOp, FaultPlan, MemFs};
 use common::{
     CHUNK, DIR, Fake, Rig, Stuff, TestImage, bytes_of, disk_budget, disk_options, on_core,
+    on_core_paused,
 };
 use forebay_cache::{Budget, Cache, DiskState, Options};
 use image::{ChunkSource, Kind, Priority, ReadContext};
@@ -235,6 +237,36 @@ fn what_a_pinned_image_lost_is_fetched_again() {
             tokio::task::yield_now().await;
             rig.settle();
         }
+        tending.abort();
+    });
+}
+
+#[test]
+fn a_pinned_chunk_that_found_no_room_in_the_queue_is_offered_again() {
+    on_core_paused(async {
+        let (image, others) = (noise(0..20), noise(1000..1400));
+        let source = Fake::new([image.clone(), others.clone()]);
+        let budget = Budget { in_flight: 0, ..disk_budget(16 << 20) };
+        let mut rig = Rig::new(&source, budget, disk_options(&MemFs::new()));
+        rig.settle();
+        pin(&mut rig, &image).await.unwrap();
+        let tending = rig.cache.clone();
+        let tending = tokio::task::spawn_local(async move { tending.tend(&ctx()).await });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        rig.settle();
+        // The queue is full, and stays so for longer than one waits for it.
+        rig.read(&others.all()).await.unwrap();
+        let skipped = rig.status().disk_skipped_frames;
+        rig.shared.drop_chunk(image.table.domain(), &image.table.digests()[7]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!((2..60).contains(&source.given(&image, 7)), "{}", source.given(&image, 7));
+        assert!(rig.status().disk_skipped_frames > skipped);
+        for _ in 0..10 {
+            rig.settle();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
+        assert_eq!(held.all.disk_chunks, 20);
         tending.abort();
     });
 }
@@ -582,7 +614,7 @@ fn a_log_that_pins_leave_no_room_says_so_and_asks_for_nothing() {
         for _ in 0..5 {
             let state = rig.status().disk;
             assert!(matches!(&state, DiskState::Full(why) if why.contains("unpin one")), "{state}");
-            clock.advance(std::time::Duration::from_secs(30));
+            clock.advance(Duration::from_secs(30));
             rig.settle();
             for _ in 0..50 {
                 tokio::task::yield_now().await;
@@ -590,7 +622,7 @@ fn a_log_that_pins_leave_no_room_says_so_and_asks_for_nothing() {
         }
         assert_eq!(source.given(&image, 7), 1);
         unpin(&mut rig, &image).await.unwrap();
-        clock.advance(std::time::Duration::from_secs(30));
+        clock.advance(Duration::from_secs(30));
         crowd_out(&mut rig, 1).await;
         assert_eq!(rig.status().disk, DiskState::On);
         assert!(log_bytes(&fs) <= 1 << 20);
@@ -635,7 +667,7 @@ fn a_segment_whose_footer_found_no_room_keeps_what_is_pinned() {
         crowd_out(&mut rig, 1).await;
         assert!(matches!(rig.status().disk, DiskState::Full(_)));
         plan.limit_bytes(None);
-        clock.advance(std::time::Duration::from_secs(30));
+        clock.advance(Duration::from_secs(30));
         rig.settle();
         crowd_out(&mut rig, 60).await;
         let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
@@ -646,7 +678,7 @@ fn a_segment_whose_footer_found_no_room_keeps_what_is_pinned() {
 
 #[test]
 fn what_is_pinned_in_a_segment_with_a_damaged_footer_is_fetched_again() {
-    on_core(async {
+    on_core_paused(async {
         let (image, fs) = (noise(0..10), MemFs::new());
         let source = Fake::new([image.clone()]);
         let mut rig = Rig::on_disk(&source, &fs);
@@ -665,6 +697,7 @@ fn what_is_pinned_in_a_segment_with_a_damaged_footer_is_fetched_again() {
         } {
             read_others(&mut rig, number).await;
             number += 1;
+            tokio::time::sleep(Duration::from_secs(1)).await;
             assert!(number < 1000, "{:?}", rig.status());
         }
         assert!((0..10).any(|chunk| source.given(&image, chunk) == 2));

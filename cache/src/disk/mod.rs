@@ -187,10 +187,12 @@ impl Disk {
         self.health.set_state(new);
     }
 
-    /// Hands a frame to the log, if that takes any and can keep up.
+    /// Hands a frame to the log, if that takes any and can keep up. One that is pinned is missed if
+    /// not.
     pub(crate) fn offer(&self, key: Key, frame: &Frame) {
         if self.health.is_written() && !self.queue.offer(key, frame.clone()) {
             self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+            self.miss(&key);
         }
     }
 
@@ -303,6 +305,11 @@ impl Disk {
     /// Forgets where a frame lies; one that is pinned is missed.
     pub(crate) fn drop_frame(&self, key: &Key, spot: &Spot) {
         self.index.remove(key, spot);
+        self.miss(key);
+    }
+
+    /// What is not here is missed if it is pinned.
+    fn miss(&self, key: &Key) {
         if self.pins.contains(key) {
             self.pins.lost.notify_one();
         }
