@@ -109,8 +109,11 @@ impl<S: ChunkSource + 'static> Cache<S> {
         let (mut evicted, mut segments) = (Evicted::default(), BTreeSet::new());
         for (section, _) in manifest.present() {
             let (_, table) = self.get_table(ctx, image, section).await?;
-            for key in keys(&table).collect::<BTreeSet<_>>() {
-                self.forget_chunk(&key, &mut evicted, &mut segments);
+            let keys: Vec<_> = keys(&table).collect::<BTreeSet<_>>().into_iter().collect();
+            keys.iter().for_each(|key| self.forget_chunk(key, &mut evicted, &mut segments));
+            if let Some(disk) = &self.shared().disk {
+                // Once more when those that wait to be written have been.
+                disk.queue().order(Command::Forget(keys));
             }
             tokio::task::consume_budget().await;
         }

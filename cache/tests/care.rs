@@ -335,6 +335,23 @@ fn evicting_gives_back_the_segments_in_which_nothing_else_lies() {
 }
 
 #[test]
+fn evicting_forgets_what_waits_to_be_written_too() {
+    on_core(async {
+        let (image, other, fs) = (noise(0..20), noise(100..110), MemFs::new());
+        let source = Fake::new([image.clone(), other.clone()]);
+        let mut rig = Rig::on_disk(&source, &fs);
+        rig.read(&image.all()).await.unwrap();
+        rig.read(&other.all()).await.unwrap();
+        rig.cache.evict(&ctx(), &image.id).await.unwrap();
+        rig.read(&image.one(3)).await.unwrap();
+        rig.settle();
+        let held = rig.cache.held(&ctx(), &image.id).await.unwrap();
+        assert_eq!(held.all.disk_chunks, 1, "what was asked for since");
+        assert_eq!(rig.cache.held(&ctx(), &other.id).await.unwrap().all.disk_chunks, 10);
+    });
+}
+
+#[test]
 fn a_fourth_of_memory_is_for_what_is_pinned() {
     on_core(async {
         let (small, fs) = (noise(0..20), MemFs::new());

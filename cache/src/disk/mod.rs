@@ -222,6 +222,11 @@ impl Disk {
         Some(spot.segment)
     }
 
+    /// Forgets where a frame lies, unless it is pinned; says in which segment that was.
+    pub(crate) fn evict(&self, key: &Key) -> Option<u32> {
+        if self.pins.contains(key) { None } else { self.forget(key) }
+    }
+
     /// Reads a frame and checks it as [`check_frame`] does. One that is not what it should be is
     /// forgotten; whatever goes wrong is a miss.
     pub(crate) async fn read(&self, engine: &Engine, key: &Key, plain_len: u32) -> Option<Frame> {

@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Append(Key, Frame),
     /// Drop every segment.
     Clear,
+    /// Forget these frames, unless they are pinned.
+    Forget(Vec<Key>),
     /// Drop those of these segments that hold nothing any more.
     Sweep(BTreeSet<u32>),
     /// Make a pin outlive us.

@@ -242,6 +242,7 @@ impl LogWriter {
         match command {
             Command::Append(key, frame) => self.append_new(&key, &frame),
             Command::Clear => self.clear(),
+            Command::Forget(keys) => keys.iter().for_each(|key| _ = self.disk.evict(key)),
             Command::Sweep(segments) => self.sweep(&segments),
             // Who does not wait for the answer any more needs none.
             Command::SavePin(pin, reply) => _ = reply.send(self.save_pin(&pin)),
