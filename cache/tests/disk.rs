@@ -393,6 +393,24 @@ fn a_read_only_directory_is_no_error() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_listed_is_tried_again() {
+    let (name, bytes) = sealed_segment(image());
+    on_core(async {
+        let (image, source, fs) = (image(), Fake::new([image()]), fs_with(&[(&name, &bytes)]));
+        let (plan, clock) = (FaultPlan::new(), common::Clock::default());
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        plan.fail(FaultOp::List, 1, Fault::Io);
+        rig.settle();
+        assert!(matches!(rig.status().disk, DiskState::Off(_)));
+        clock.advance(Duration::from_secs(30));
+        rig.settle();
+        assert_eq!((rig.status().disk, rig.status().disk_frames), (DiskState::On, 6));
+        image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+        assert_eq!(source.given_in_all(), 0);
+    });
+}
+
+#[test]
 fn two_caches_never_write_one_directory() {
     on_core(async {
         let (image, source, fs) = (image(), Fake::new([image()]), MemFs::new());

@@ -23,6 +23,8 @@ pub enum FaultOp {
     Sync,
     /// A file being created, renamed or removed.
     Name,
+    /// A directory being listed.
+    List,
     /// A sync of a directory.
     SyncDir,
 }
@@ -256,6 +258,7 @@ impl Namespace for FailingFs {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        self.plan.check(FaultOp::List, 0)?;
         self.fs.namespace().list(dir)
     }
 

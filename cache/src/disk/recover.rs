@@ -5,40 +5,33 @@
 //! read checks them. Walking stops at the first broken header: looking for the next one behind it
 //! would take whatever a disk image holds that looks like a frame for one.
 
+use std::ffi::OsString;
 use std::io;
 
 use blockio::{BlockFile, OpenMode};
 use image::FrameHeader;
 use image::frame::HEADER_LEN as FRAME_HEADER;
 
+use crate::disk::Segment;
 use crate::disk::evict::read_footer;
 use crate::disk::format::{
     Entry, HEADER_LEN, Header, MAX_ENTRIES, check_header, file_name, footer, parse_name,
 };
 use crate::disk::index::Spot;
 use crate::disk::writer::{LogWriter, Phase};
-use crate::disk::{DiskState, Segment};
 use crate::key::Key;
 
 impl LogWriter {
     /// Finds out which segments there are. Ids of all of them, also of those that are not ours, are
     /// never used again.
-    pub(super) fn list(&mut self) {
-        match self.outside.fs.list(&self.limits.dir) {
-            Ok(names) => {
-                let ids = names.iter().filter_map(|name| parse_name(name.to_str()?));
-                let mut ids: Vec<u32> = ids.collect();
-                ids.sort_unstable();
-                self.next_id = ids.last().map_or(1, |last| last.saturating_add(1));
-                self.load_pins(&names);
-                self.load_scrub();
-                self.phase = Phase::Recovering(ids);
-            }
-            Err(error) => {
-                self.disk.set_state(DiskState::Off(error.to_string()));
-                self.phase = Phase::Running;
-            }
-        }
+    pub(super) fn look_through(&mut self, names: &[OsString]) {
+        let ids = names.iter().filter_map(|name| parse_name(name.to_str()?));
+        let mut ids: Vec<u32> = ids.collect();
+        ids.sort_unstable();
+        self.next_id = ids.last().map_or(1, |last| last.saturating_add(1));
+        self.load_pins(names);
+        self.load_scrub();
+        self.phase = Phase::Recovering(ids);
     }
 
     /// Reads one segment in.

@@ -3,6 +3,7 @@
 //! It is a plain state machine over blocking files. [`LogWriter::run`] is the thread around it;
 //! a test or a simulator calls [`LogWriter::run_pending`] instead, and is deterministic.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -201,13 +202,13 @@ impl LogWriter {
             return Step::Idle;
         }
         match self.take_directory() {
-            Ok(true) => {
+            Ok(Some(names)) => {
                 self.disk.health().revive();
                 self.retry_at = None;
-                self.list();
+                self.look_through(&names);
                 Step::Worked
             }
-            Ok(false) => self.hold_off(format!(
+            Ok(None) => self.hold_off(format!(
                 "another process uses {}; give each cache a directory of its own",
                 self.limits.dir.display()
             )),
@@ -221,13 +222,17 @@ impl LogWriter {
         Step::Idle
     }
 
-    fn take_directory(&mut self) -> io::Result<bool> {
+    /// Locks the directory; says which files are in it, or nothing if another process has it.
+    fn take_directory(&mut self) -> io::Result<Option<Vec<OsString>>> {
         let Outside { fs, .. } = &self.outside;
         fs.create_dir_all(&self.limits.dir)?;
         let lock = fs.open(self.limits.dir.join("lock"), OpenMode::create())?;
-        let ours = lock.try_lock_exclusive()?;
-        self.lock = ours.then_some(lock);
-        Ok(ours)
+        if !lock.try_lock_exclusive()? {
+            return Ok(None);
+        }
+        let names = fs.list(&self.limits.dir)?;
+        self.lock = Some(lock);
+        Ok(Some(names))
     }
 
     pub(super) fn retry_later(&mut self) {
