@@ -39,6 +39,15 @@ pub(crate) fn read(path: &Path, profile: Option<&str>) -> Result<BTreeMap<String
     parse(text, profile).map_err(|why| Error::new(Kind::Invalid, format!("{}: {why}", place())))
 }
 
+/// Reads the default profile of a file that nobody named: nothing if that has no keys, for then the
+/// file is another tool's, and what it is good for is none of our business.
+pub(crate) fn read_unasked(path: &Path) -> BTreeMap<String, String> {
+    read(path, None).unwrap_or_else(|error| {
+        tracing::info!(%error, "credentials are taken from elsewhere");
+        BTreeMap::new()
+    })
+}
+
 fn parse(text: String, profile: Option<&str>) -> Result<BTreeMap<String, String>, String> {
     let mut ini = Ini::new_cs();
     let mut form = ini.defaults();

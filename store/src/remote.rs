@@ -4,7 +4,8 @@
 //! Settings have the names that other tools give their environment variables, in lower case. Keys
 //! for S3 come from the settings (`aws_access_key_id`, `aws_secret_access_key`), else from the shared
 //! credentials file (`aws_shared_credentials_file`, or `~/.aws/credentials` if that is there;
-//! `aws_profile` names the section), else from where a machine or a container in a cloud has them.
+//! `aws_profile` names the section; if neither file nor section is named, only if the default one has
+//! keys), else from where a machine or a container in a cloud has them.
 //! Paths are `endpoint/bucket/…` unless `aws_virtual_hosted_style_request` says otherwise.
 
 use std::collections::BTreeMap;
@@ -141,7 +142,8 @@ impl Remote {
         let usual = || setting("home").map(|home| Path::new(home).join(".aws/credentials"));
         match (named, usual().filter(|path| path.exists())) {
             (Some(path), _) => credentials::read(&PathBuf::from(path), profile),
-            (None, Some(path)) => credentials::read(&path, profile),
+            (None, Some(path)) if profile.is_some() => credentials::read(&path, profile),
+            (None, Some(path)) => Ok(credentials::read_unasked(&path)),
             (None, None) if profile.is_some() => {
                 let message = "AWS_PROFILE is set, but there is no credentials file; name one with \
                                AWS_SHARED_CREDENTIALS_FILE";
@@ -200,5 +202,36 @@ mod tests {
         std::fs::rename(&file, dir.path().join(".aws/credentials")).unwrap();
         let home = [("home", dir.path().to_str().unwrap()), ("aws_profile", "p")];
         assert_eq!(remote(&home).effective(&s3).unwrap()["aws_access_key_id"], "A");
+    }
+
+    #[test]
+    fn a_file_that_nobody_named_and_that_has_no_keys_to_use_leaves_a_machine_its_own_role() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(".aws")).unwrap();
+        let file = dir.path().join(".aws/credentials");
+        let home = ("home", dir.path().to_str().unwrap());
+        let keys = "aws_access_key_id=A\naws_secret_access_key=S\n";
+        for text in [
+            format!("[work]\n{keys}"),
+            format!("[default]\ncredential_process=/bin/x\n[work]\n{keys}"),
+            "[default]\nrole_arn=r\nsource_profile=work\n".into(),
+            "[default\n".into(),
+            String::new(),
+        ] {
+            std::fs::write(&file, &text).unwrap();
+            let settings = remote(&[home]).effective(&ObjectStoreScheme::AmazonS3).unwrap();
+            assert_eq!(settings.get("aws_access_key_id"), None, "{text}");
+            // Who asks for it is told.
+            for asked in [
+                ("aws_profile", "default"),
+                ("aws_shared_credentials_file", file.to_str().unwrap()),
+            ] {
+                let asked = remote(&[home, asked]).effective(&ObjectStoreScheme::AmazonS3);
+                assert_eq!(asked.unwrap_err().kind(), Kind::Invalid, "{text}");
+            }
+        }
+        std::fs::write(&file, format!("[default]\n{keys}")).unwrap();
+        let settings = remote(&[home]).effective(&ObjectStoreScheme::AmazonS3).unwrap();
+        assert_eq!(settings["aws_access_key_id"], "A");
     }
 }
