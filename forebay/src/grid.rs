@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::catalog::{MoveRef, RefInfo};
 use api::grid::CacheInfo;
-use image::{Digest, Error, Kind, Result};
+use image::{Digest, Error, Kind, Ref, Result};
+use node::patience::Patience;
 use placement::{CareClient, Client, Papers};
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +119,12 @@ impl Grid {
             (c, client)
         };
         Ok(caches.into_iter().map(client).collect())
+    }
+
+    /// Moves or makes a ref. While garbage is deleted none moves: that is waited for, so that what led
+    /// up to the move (the hours of an import) is not for nothing.
+    pub async fn move_ref(&self, name: &Ref, to: &MoveRef) -> Result<RefInfo> {
+        Patience::with_busy().ask(async || self.placement.move_ref(name, to).await).await
     }
 
     /// Resolves a ref or digest to an image.

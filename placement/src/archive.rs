@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// An answer that is on its way.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
+/// What a collection of garbage calls when it has deleted what it will delete.
+pub type Swept = Box<dyn FnOnce() + Send>;
+
 /// What the store knows of an image. Does not change as long as the image exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFacts {
@@ -62,9 +65,16 @@ pub trait Archive: Send + Sync + 'static {
     /// All moves of the log, in any order.
     fn ref_log(&self) -> Answer<'_, Vec<RefMove>>;
 
-    /// Collects garbage: what none of `roots` reaches. `now` in seconds since 1970. No ref moves
-    /// while it runs, unless it is a dry run.
-    fn gc(&self, roots: Vec<Digest>, request: GcRequest, now: u64) -> Answer<'_, GcReport>;
+    /// Collects garbage: what none of `roots` reaches. `now` in seconds since 1970. No ref moves,
+    /// unless it is a dry run, until `swept` is called or dropped: then nothing more is deleted by
+    /// these roots. What it does after that (rewriting packs) is right whatever refs move meanwhile.
+    fn gc(
+        &self,
+        roots: Vec<Digest>,
+        request: GcRequest,
+        now: u64,
+        swept: Swept,
+    ) -> Answer<'_, GcReport>;
 
     /// Verifies an image; `deep` decodes every chunk.
     fn verify(&self, image: Digest, deep: bool) -> Answer<'_, VerifyReport>;

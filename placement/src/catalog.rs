@@ -50,9 +50,13 @@ pub(crate) struct Catalog {
     clock: Clock,
     /// Writing records, one at a time: each must be newer than the last.
     recording: Mutex<()>,
-    /// Moves of refs share it; a collection of garbage has it alone. Else a ref could come to point
-    /// at an image that the collection, whose roots are older, is just deleting.
+    /// Moves of refs share it; a collection of garbage has it alone, from when it reads its roots
+    /// until it has deleted what they do not reach. Else a ref could come to point at an image that
+    /// the collection, whose roots are older, is just deleting.
     collecting: Arc<RwLock<()>>,
+    /// Collections of garbage, one at a time, each to its very end: what comes after the deleting
+    /// takes minutes, and must not have another one refused.
+    collector: Mutex<()>,
     verifying: Semaphore,
 }
 
@@ -74,6 +78,7 @@ impl Catalog {
             clock,
             recording: Mutex::default(),
             collecting: Arc::default(),
+            collector: Mutex::default(),
             verifying: Semaphore::new(VERIFICATIONS),
         })
     }
@@ -217,14 +222,18 @@ impl Catalog {
         // may what keeps refs from moving meanwhile.
         let task = tokio::spawn(async move {
             let dry_run = request.dry_run;
-            let _alone = match dry_run {
-                true => None,
-                false => Some(self.collecting.clone().write_owned().await),
+            let (_turn, alone) = match dry_run {
+                true => (None, None),
+                false => {
+                    let turn = self.collector.lock().await;
+                    (Some(turn), Some(self.collecting.clone().write_owned().await))
+                }
             };
             let mut roots: Vec<_> = self.refs.all().await?.iter().map(|r| r.image).collect();
             roots.sort_unstable();
             roots.dedup();
-            let done = self.archive.gc(roots.clone(), request, self.clock.now()).await;
+            let swept = Box::new(move || drop(alone));
+            let done = self.archive.gc(roots.clone(), request, self.clock.now(), swept).await;
             if !dry_run {
                 self.images.keep_only(&roots);
             }

@@ -50,7 +50,7 @@ use tokio_rustls::TlsAcceptor;
 
 use state::State;
 
-pub use archive::{Answer, Archive, ImageFacts, RefMove};
+pub use archive::{Answer, Archive, ImageFacts, RefMove, Swept};
 pub use ca::Authority;
 pub use care::Care;
 pub use client::{CareClient, Client};

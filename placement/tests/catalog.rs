@@ -384,6 +384,30 @@ async fn garbage_is_what_no_ref_reaches_and_no_ref_moves_meanwhile() {
 }
 
 #[tokio::test]
+async fn refs_move_while_packs_are_rewritten_and_the_next_collection_waits_its_turn() {
+    let grid = Grid::start().await;
+    let (a, b) = (grid.archive.add_image("a"), grid.archive.add_image("b"));
+    set(&grid.admin(), "x:1", a, Expect::Anything).await.unwrap();
+    let gate = grid.archive.hold("rewriting");
+    let collect = || {
+        let admin = grid.admin();
+        tokio::spawn(async move { admin.gc(&GcRequest::default()).await })
+    };
+    let first = collect();
+    gate.entered(1).await;
+    set(&grid.admin(), "y:1", b, Expect::Absent).await.unwrap();
+    let mut next = collect();
+    // Passes whatever the machine's speed: it does not begin before the first one has ended.
+    let wait = std::time::Duration::from_millis(300);
+    assert!(tokio::time::timeout(wait, &mut next).await.is_err());
+    assert_eq!(grid.archive.shelf().gc_roots, [[a]]);
+    set(&grid.admin(), "z:1", b, Expect::Absent).await.unwrap();
+    gate.open(2);
+    first.await.unwrap().unwrap();
+    assert_eq!(next.await.unwrap().unwrap().images, 2, "it sees the refs that moved meanwhile");
+}
+
+#[tokio::test]
 async fn tickets_to_pull_name_the_root_of_the_lineage() {
     let grid = Grid::start().await;
     let (a, b, c) = ("a", "b", "c");

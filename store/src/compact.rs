@@ -17,8 +17,12 @@
 //! «the newest locator names it» in the place of «the manifest is there»: both come after the
 //! writer's checks and before its session ends.
 //!
+//! So names may move while packs are rewritten. What images reach was marked before that: an image
+//! that was named since is not seen here. It keeps its locator, and the chunks that only it has are
+//! not copied: they stay where they are, in packs that the next run finds to hold their only copy.
+//!
 //! It runs under a mark of gc like the deleting does, and ends within one life of a session: no two
-//! runs copy the same pack.
+//! runs copy the same pack, and none deletes while another rewrites.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -108,11 +108,23 @@ impl Store {
     ///
     /// If a root cannot be read nothing is removed: the error names it.
     pub async fn gc(&self, roots: &[Digest], options: &GcOptions) -> Result<GcReport> {
+        self.gc_and_tell(roots, options, || {}).await
+    }
+
+    /// The same, and tells when nothing will be deleted any more by `roots`: from then on names may
+    /// move again. `swept` is called once at most; not if the run fails before. Why the rewriting that
+    /// follows needs no names is said in the `compact` module.
+    pub async fn gc_and_tell(
+        &self,
+        roots: &[Digest],
+        options: &GcOptions,
+        swept: impl FnOnce() + Send + 'static,
+    ) -> Result<GcReport> {
         let (shared, roots, options) = (self.shared.clone(), roots.to_vec(), options.clone());
         self.run(async move {
             let Ok(_alone) = shared.collecting.try_lock() else { return Err(another_runs()) };
             let run = Run::new(&shared, &options);
-            run.collect(&roots, options.compact.as_ref()).await.at(|| "gc")
+            run.collect(&roots, options.compact.as_ref(), swept).await.at(|| "gc")
         })
         .await
     }
@@ -180,7 +192,12 @@ impl<'a> Run<'a> {
         Self { shared, id, now, grace, dry_run, began: shared.now() }
     }
 
-    async fn collect(&self, roots: &[Digest], compact: Option<&Compaction>) -> Result<GcReport> {
+    async fn collect(
+        &self,
+        roots: &[Digest],
+        compact: Option<&Compaction>,
+        tell: impl FnOnce(),
+    ) -> Result<GcReport> {
         self.shared.refresh_index().await?;
         let lists = self.condemned_lists().await?;
         if self.dry_run {
@@ -192,6 +209,7 @@ impl<'a> Run<'a> {
         let due = due.collect();
         let swept = self.marked(&self.id, due, self.sweep(roots, lists)).await;
         let mut swept = swept?;
+        tell();
         if compact.is_some() {
             // Another mark, which is about nothing that a writer may hold.
             let until = self.shared.now().saturating_add(self.shared.life());

@@ -219,6 +219,34 @@ async fn a_push_that_leans_on_what_was_not_copied_keeps_the_old_pack() {
     }
 }
 
+/// An image that nothing named when the collection marked gets a name while packs are rewritten.
+#[tokio::test]
+async fn an_image_that_is_named_while_packs_are_rewritten_keeps_its_chunks() {
+    let bench = Bench::new().await;
+    let (parent, child) = family();
+    parent.push(&bench.receiver(), None).await.unwrap();
+    child.push(&bench.receiver(), Some(parent.image())).await.unwrap();
+    bench.wait();
+    let gate = bench.objects.gate(Verb::Put, "packs/");
+    let (store, options, roots) = (bench.store.clone(), compacting(&bench), [child.image()]);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let swept = move || tell.send(()).unwrap();
+    let gc = tokio::spawn(async move { store.gc_and_tell(&roots, &options, swept).await });
+    told.await.unwrap();
+    gate.reached().await;
+    bench.store.keep(&parent.image()).await.unwrap();
+    gate.open();
+    assert_eq!(gc.await.unwrap().unwrap().rewritten, 2);
+    let roots = [child.image(), parent.image()];
+    for _ in 0..4 {
+        bench.wait();
+        collect(&bench, &roots).await;
+        let store = bench.reopen(9).await;
+        assert_eq!(Disk::pull(&store, &parent.image()).await.unwrap(), parent);
+        assert_eq!(Disk::pull(&store, &child.image()).await.unwrap(), child);
+    }
+}
+
 /// Two pushes, a reader with an old locator, and two collections that rewrite everything, all at
 /// once, in many different orders.
 #[tokio::test]

@@ -124,7 +124,7 @@ pub fn tag(config: &Config, args: &TagArgs, output: Output) -> Result<()> {
     let expect = if args.only_new { Expect::Absent } else { Expect::Anything };
     let moved = with_grid(config, |grid| async move {
         let image = grid.resolve(&args.name).await?;
-        grid.placement.move_ref(&args.new, &MoveRef { image, expect }).await
+        grid.move_ref(&args.new, &MoveRef { image, expect }).await
     })?;
     output.result(&moved, human_ref)
 }

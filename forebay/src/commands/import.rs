@@ -74,7 +74,7 @@ async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<
     grid.placement.record(&imported.image, &said).await?;
     let expect = if args.new { Expect::Absent } else { Expect::Anything };
     let to = MoveRef { image: imported.image, expect };
-    grid.placement.move_ref(&args.name, &to).await?;
+    grid.move_ref(&args.name, &to).await?;
     Ok(ImportReport {
         name: args.name.clone(),
         image: imported.image,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::Digest;
-use placement::{Answer, Archive, Clock, ImageFacts, RefMove};
+use placement::{Answer, Archive, Clock, ImageFacts, RefMove, Swept};
 use store::{Compaction, GcOptions, Store, VerifyAll};
 
 /// The store, as placement uses it.
@@ -72,12 +72,18 @@ impl Archive for StoreArchive {
         })
     }
 
-    fn gc(&self, roots: Vec<Digest>, request: GcRequest, now: u64) -> Answer<'_, GcReport> {
+    fn gc(
+        &self,
+        roots: Vec<Digest>,
+        request: GcRequest,
+        now: u64,
+        swept: Swept,
+    ) -> Answer<'_, GcReport> {
         let grace = request.grace_secs.map_or(self.grace, Duration::from_secs);
         Box::pin(async move {
             let compact = Some(Compaction::default());
             let options = GcOptions { grace, dry_run: request.dry_run, now, compact };
-            let report = self.store.gc(&roots, &options).await?;
+            let report = self.store.gc_and_tell(&roots, &options, swept).await?;
             Ok(GcReport {
                 images: report.images,
                 condemned: report.condemned,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::{Digest, Error, Kind, Result};
-use placement::{Answer, Archive, ImageFacts, RefMove};
+use placement::{Answer, Archive, ImageFacts, RefMove, Swept};
 use tokio::sync::Semaphore;
 
 /// How the next append to the log fails.
@@ -179,12 +179,20 @@ impl Archive for Fake {
         Box::pin(async move { Ok(StoreReport { seed: request.seed, ..StoreReport::default() }) })
     }
 
-    fn gc(&self, roots: Vec<Digest>, request: GcRequest, _now: u64) -> Answer<'_, GcReport> {
+    fn gc(
+        &self,
+        roots: Vec<Digest>,
+        request: GcRequest,
+        _now: u64,
+        swept: Swept,
+    ) -> Answer<'_, GcReport> {
         Box::pin(async move {
             let images = roots.len() as u64;
             self.shelf().gc_roots.push(roots);
             if !request.dry_run {
                 self.pass("gc").await;
+                swept();
+                self.pass("rewriting").await;
             }
             Ok(GcReport { images, ..GcReport::default() })
         })
