@@ -37,7 +37,7 @@ use crate::compact_plan::{Compaction, Group, PackUse, plan};
 use crate::footers::{check_entry, read_footer};
 use crate::gc::GcReport;
 use crate::keys::{self, Key, folder};
-use crate::locate::{is_lost, whole_section};
+use crate::locate::{is_bad_place, whole_section};
 use crate::mark::{Live, Reached};
 use crate::packer::fly;
 use crate::plan::{Want, coalesce};
@@ -135,7 +135,7 @@ impl Compactor<'_> {
                         builder.push(frame);
                     }
                 }
-                Err(error) if is_lost(&error) => {
+                Err(error) if is_bad_place(&error) => {
                     tracing::warn!(%error, "gc: a pack cannot be rewritten, and is left alone");
                     self.report.bad_packs += 1;
                 }
@@ -210,7 +210,7 @@ impl Compactor<'_> {
             self.in_time()?;
             match self.relocate(image).await {
                 Ok(moved) => self.report.relocated += u64::from(moved),
-                Err(error) if is_lost(&error) => {
+                Err(error) if is_bad_place(&error) => {
                     tracing::warn!(%error, "gc: an image keeps its locator");
                 }
                 Err(e) => return Err(e).at(|| format!("image {image}")),

@@ -10,6 +10,7 @@ use image::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::keys;
+use crate::locate::is_bad_place;
 use crate::objects::blocking;
 use crate::plan::{Read, Want};
 use crate::store::Shared;
@@ -110,7 +111,7 @@ impl Shared {
             "pack {pack}: offset {offset}: section {} chunk {chunk}",
             job.section
         ));
-        if !job.last || !elsewhere_may_help(&error) {
+        if !job.last || !is_bad_place(&error) {
             return Got { chunk, frame: Err(error), instead: None };
         }
         match self.another_copy(job, want).await {
@@ -157,11 +158,6 @@ impl Shared {
             tracing::warn!(%error, %pack, "could not forget a damaged copy");
         }
     }
-}
-
-/// Whether the chunk may be had from another place. Not if it is the store that is away, or refuses.
-pub(crate) fn elsewhere_may_help(e: &Error) -> bool {
-    matches!(e.kind(), Kind::Corrupt | Kind::Gone | Kind::Unsupported | Kind::Io)
 }
 
 /// Takes the frames of a read apart and checks each.

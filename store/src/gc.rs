@@ -210,24 +210,36 @@ impl<'a> Run<'a> {
         let swept = self.marked(&self.id, due, self.sweep(roots, lists)).await;
         let mut swept = swept?;
         tell();
-        if compact.is_some() {
-            // Another mark, which is about nothing that a writer may hold.
-            let until = self.shared.now().saturating_add(self.shared.life());
-            let id = format!("{}-rewriting", self.id);
-            let work = self.compact(&mut swept, compact, until);
-            let done = self.marked(&id, Vec::new(), work).await;
-            match done {
-                // Another run began between the two marks; it rewrites, or the next one does.
-                Err(e) if e.kind() == Kind::Conflict => swept.report.unfinished = true,
-                other => other?,
+        // What was done is told, and what is over cleared away, whatever comes of the rewriting.
+        let rewritten = self.rewrite(&mut swept, compact).await;
+        let logged = self.log(&swept.report).await;
+        let tidied = self.housekeeping().await;
+        rewritten.and(logged).and(tidied).map(|()| swept.report)
+    }
+
+    async fn rewrite(&self, swept: &mut Swept, compact: Option<&Compaction>) -> Result<()> {
+        if compact.is_none() {
+            return Ok(());
+        }
+        // Another mark, which is about nothing that a writer may hold.
+        let until = self.shared.now().saturating_add(self.shared.life());
+        let id = format!("{}-rewriting", self.id);
+        match self.marked(&id, Vec::new(), self.compact(swept, compact, until)).await {
+            // Another run began between the two marks; it rewrites, or the next one does.
+            Err(e) if e.kind() == Kind::Conflict => {
+                swept.report.unfinished = true;
+                Ok(())
             }
+            other => other,
         }
-        self.housekeeping().await?;
-        if swept.report.changed_something() {
-            let log = sealed::seal(GcReport::WHAT, &swept.report);
-            self.shared.objects.create(&keys::gc_log(&self.id), log).await?;
+    }
+
+    async fn log(&self, report: &GcReport) -> Result<()> {
+        if !report.changed_something() {
+            return Ok(());
         }
-        Ok(swept.report)
+        let log = sealed::seal(GcReport::WHAT, report);
+        self.shared.objects.create(&keys::gc_log(&self.id), log).await
     }
 
     /// Works under a mark: no other run does.

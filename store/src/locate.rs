@@ -286,6 +286,12 @@ pub(crate) fn is_lost(e: &Error) -> bool {
     matches!(e.kind(), Kind::Corrupt | Kind::Gone | Kind::Unsupported)
 }
 
+/// Whether the bytes cannot be had from this place: lost for good, or in a bad place of a disk. Not if it
+/// is the store that is away, or refuses.
+pub(crate) fn is_bad_place(e: &Error) -> bool {
+    is_lost(e) || e.kind() == Kind::Io
+}
+
 pub(crate) fn no_section(manifest: &Manifest, section: u32) -> Error {
     let n = manifest.geometry().sections();
     Error::new(Kind::Invalid, format!("section {section}: the image has {n} sections"))

@@ -9,7 +9,8 @@ use image::{
     SectionTable,
 };
 
-use crate::fetch::{Job, elsewhere_may_help};
+use crate::fetch::Job;
+use crate::locate::is_bad_place;
 use crate::plan::{Read, Want, coalesce};
 use crate::store::{Shared, Store, run_on};
 
@@ -60,7 +61,7 @@ impl ChunkSource for Store {
             self.shared.forget_locator(&place.image);
             place.chunks = ChunkSet::empty(place.chunks.universe());
             for (chunk, e) in failed {
-                if !last && elsewhere_may_help(&e) {
+                if !last && is_bad_place(&e) {
                     place.chunks.insert(chunk);
                 } else if first.as_ref().is_none_or(|(c, _)| chunk < *c) {
                     first = Some((chunk, e));

@@ -22,7 +22,7 @@ use crate::footers::read_footer;
 use crate::index::Index;
 use crate::keys::{self, Key};
 use crate::local::LocalDir;
-use crate::locate::Head;
+use crate::locate::{Head, is_bad_place};
 use crate::marker::{self, hex};
 use crate::objects::{Objects, blocking, joined, reads_only};
 use crate::options::{IndexPlace, StoreOptions};
@@ -327,12 +327,12 @@ impl Shared {
     async fn index_pack(&self, id: PackId, len: u64) -> Result<()> {
         let footer = match read_footer(&self.objects, &id, len).await {
             Ok(footer) => footer,
-            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
+            Err(e) if e.kind() == Kind::Gone => return Ok(()),
+            Err(error) if is_bad_place(&error) => {
                 // Its frames may still be read through locators; gc removes it when nothing does.
                 tracing::warn!(%error, "a pack cannot be indexed");
                 return Ok(());
             }
-            Err(e) if e.kind() == Kind::Gone => return Ok(()),
             Err(e) => return Err(e),
         };
         let now = self.now();

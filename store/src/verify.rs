@@ -13,7 +13,7 @@ use crate::cache::Cache;
 use crate::fetch::{Got, Job};
 use crate::footers::read_footer;
 use crate::keys;
-use crate::locate::is_lost;
+use crate::locate::{is_bad_place, is_lost};
 use crate::plan::{Want, coalesce};
 use crate::store::{Shared, Store};
 
@@ -81,7 +81,11 @@ impl<'a> Run<'a> {
         self.image = image;
         self.moved.clear();
         self.report = VerifyReport::default();
-        self.image().await?;
+        match self.image().await {
+            // A bad place of a disk, without which the rest cannot be looked at.
+            Err(e) if e.kind() == Kind::Io => self.bad(&e)?,
+            other => other?,
+        }
         Ok(std::mem::take(&mut self.report))
     }
 
@@ -96,7 +100,7 @@ impl<'a> Run<'a> {
             self.shared.tables.forget(|k| *k == digest);
             match self.shared.table_of(&self.image, section).await {
                 Ok(table) => self.section(&manifest, section, table).await?,
-                Err(e) if is_lost(&e) => self.bad(&e.at(format_args!("section {section}")))?,
+                Err(e) if is_bad_place(&e) => self.bad(&e.at(format_args!("section {section}")))?,
                 Err(e) => return Err(e),
             }
         }
@@ -194,7 +198,7 @@ impl<'a> Run<'a> {
         }
         match self.read_footer(id).await {
             Ok(entries) => Ok(Some(entries)),
-            Err(e) if is_lost(&e) => {
+            Err(e) if is_bad_place(&e) => {
                 self.bad_footers.insert(*id, e.kind());
                 // A pack that is gone is named by each chunk that was in it.
                 if e.kind() != Kind::Gone {
@@ -236,7 +240,7 @@ impl<'a> Run<'a> {
 
     fn judge(&mut self, section: u32, got: Got) -> Result<()> {
         match (got.frame, got.instead) {
-            (Err(e), _) if is_lost(&e) => self.bad(&e),
+            (Err(e), _) if is_bad_place(&e) => self.bad(&e),
             (Err(e), _) => Err(e),
             (Ok(_), Some((spot, error))) => {
                 self.moved.insert((section, got.chunk), spot);

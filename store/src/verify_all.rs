@@ -15,7 +15,7 @@ use image::{Decoder, Digest, Error, Kind, PackId, Result};
 
 use crate::footers::{check_entry, pieces, read_footer};
 use crate::keys::{self, Key, folder};
-use crate::locate::is_lost;
+use crate::locate::{is_bad_place, is_lost};
 use crate::objects::blocking;
 use crate::store::{Shared, Store};
 use crate::verify::Run;
@@ -145,7 +145,8 @@ impl<'a> All<'a> {
     fn new(shared: &'a Shared, options: &'a VerifyAll) -> Self {
         let report = StoreReport::default();
         let (tables, packs) = (HashSet::new(), HashSet::new());
-        Self { shared, options, papers: Run::new(shared, false), report, tables, packs }
+        let papers = Run::new(shared, false);
+        Self { shared, options, papers, report, tables, packs }
     }
 
     async fn verify(&mut self, mut progress: impl FnMut(&StoreReport)) -> Result<()> {
@@ -230,7 +231,7 @@ impl<'a> All<'a> {
         match self.frames(id, len).await {
             Ok(()) => {}
             Err(e) if e.kind() == Kind::Gone => return Ok(()),
-            Err(e) if is_lost(&e) => self.report.bad(e.to_string()),
+            Err(e) if is_bad_place(&e) => self.report.bad(e.to_string()),
             Err(e) => return Err(e),
         }
         self.report.packs += 1;
@@ -250,7 +251,15 @@ impl<'a> All<'a> {
         for piece in pieces(&footer.entries) {
             let (first, last) = (piece[0], piece[piece.len() - 1]);
             let range = u64::from(first.offset)..u64::from(last.offset + last.frame_len);
-            let bytes = objects.range(&key, range).await?;
+            let bytes = match objects.range(&key, range).await {
+                Ok(bytes) => bytes,
+                // A bad place of a disk: the rest of the pack may be good.
+                Err(e) if e.kind() == Kind::Io => {
+                    self.report.bad(format!("pack {id}: offset {}: {e}", first.offset));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             let (entries, deep) = (piece.to_vec(), self.options.deep);
             let bad = blocking(move || Ok(bad_frames(&bytes, &entries, deep))).await?;
             for (offset, error) in bad {
@@ -281,8 +290,11 @@ impl<'a> All<'a> {
     }
 
     async fn ref_log(&mut self) -> Result<()> {
-        let log = self.shared.read_ref_log().await?;
-        log.bad.into_iter().for_each(|bad| self.report.bad(bad));
+        match self.shared.read_ref_log().await {
+            Ok(log) => log.bad.into_iter().for_each(|bad| self.report.bad(bad)),
+            Err(e) if is_bad_place(&e) => self.report.bad(e.to_string()),
+            Err(e) => return Err(e),
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::*;
-use forebay_store::testing::Verb;
+use forebay_store::testing::{Fault, Verb};
 use forebay_store::{Compaction, GcOptions, GcReport, IndexPlace, Receiver, Store};
 use image::seam::ImageSession;
 use image::{Digest, ImageSink, Kind};
@@ -180,6 +180,44 @@ async fn a_damaged_pack_is_left_as_it_is() {
     }
     bench.objects.flip(&pack, 16 + 70, 0).await;
     assert_eq!(Disk::pull(&bench.reopen(9).await, &child.image()).await.unwrap(), child);
+}
+
+#[tokio::test]
+async fn a_pack_in_a_bad_place_of_a_disk_is_left_and_the_run_goes_on() {
+    let bench = Bench::new().await;
+    let (parent, child) = family();
+    parent.push(&bench.receiver(), None).await.unwrap();
+    let pack = bench.objects.keys_of("packs").await[0].to_string();
+    child.push(&bench.receiver(), Some(parent.image())).await.unwrap();
+    bench.wait();
+    bench.objects.fail(move |verb, key| {
+        let bad = Fault::Refuse(std::io::ErrorKind::Other);
+        (verb == Verb::Get && key == pack).then_some(bad)
+    });
+    let report = collect(&bench, &[child.image()]).await;
+    assert_eq!((report.rewritten, report.bad_packs), (1, 1), "{report:?}");
+    bench.objects.heal();
+    assert_eq!(Disk::pull(&bench.reopen(9).await, &child.image()).await.unwrap(), child);
+}
+
+#[tokio::test]
+async fn what_a_run_did_is_logged_and_tidied_though_rewriting_fails() {
+    let bench = Bench::new().await;
+    let (parent, child) = family();
+    parent.push(&bench.receiver(), None).await.unwrap();
+    child.push(&bench.receiver(), Some(parent.image())).await.unwrap();
+    let session = bench.receiver().open(&CTX, &parent.plan(None)).await.unwrap();
+    std::mem::forget(session);
+    bench.clock.advance(2 * GRACE + 3 * LIFE);
+    assert_ne!(bench.objects.keys_of("sessions").await, []);
+    bench.objects.fail(|verb, key| {
+        let full = Fault::Refuse(std::io::ErrorKind::StorageFull);
+        (verb == Verb::Put && key.starts_with("packs/")).then_some(full)
+    });
+    let e = bench.store.gc(&[child.image()], &compacting(&bench)).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Full, "{e}");
+    assert_eq!(bench.objects.keys_of("sessions").await, [], "the writer is not coming back");
+    assert_eq!(bench.objects.keys_of("gc/log").await.len(), 1, "the parent was condemned");
 }
 
 /// A push finds a dead chunk in the old pack, and leans on it, while that pack is being rewritten

@@ -2,12 +2,13 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::*;
-use forebay_store::testing::Verb;
-use forebay_store::{IndexPlace, Store, StoreReport, VerifyAll};
+use forebay_store::testing::{Fault, Verb};
+use forebay_store::{IndexPlace, RefMove, Store, StoreReport, VerifyAll};
 use image::{ImageSink, Kind, Priority, ReadContext};
 use tokio::runtime::Handle;
 
@@ -163,11 +164,74 @@ async fn what_is_collected_meanwhile_is_not_bad_and_a_store_that_is_away_is_an_e
     let report = run.await.unwrap();
     assert!(report.packs < 10, "{report:?}");
     bench.objects.fail(|verb, key| {
-        let away = forebay_store::testing::Fault::Refuse(std::io::ErrorKind::TimedOut);
+        let away = Fault::Refuse(std::io::ErrorKind::TimedOut);
         (verb == Verb::Get && key.starts_with("packs/")).then_some(away)
     });
     let e = bench.store.verify_all(&VerifyAll::default(), |_| {}).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Retry, "{e}");
+}
+
+/// A disk gives some bytes of it no more.
+fn bad_sector(bench: &Bench, keys: Vec<String>) {
+    bench.objects.fail(move |verb, key| {
+        let bad = Fault::Refuse(std::io::ErrorKind::Other);
+        (verb == Verb::Get && keys.iter().any(|k| k == key)).then_some(bad)
+    });
+}
+
+#[tokio::test]
+async fn a_bad_sector_is_named_and_the_rest_looked_at() {
+    let (bench, disks) = bench().await;
+    for folder in ["packs", "manifests", "sections", "locators", "refs"] {
+        let entry =
+            RefMove { seq: 1, name: "x:1".parse().unwrap(), image: Some(disks[0].image()), at: 1 };
+        bench.store.append_ref_move(&entry).await.unwrap();
+        let key = bench.objects.keys_of(folder).await[0].to_string();
+        bad_sector(&bench, vec![key.clone()]);
+        // Also of a store that is opened anew, whose index is made from the footers.
+        let fresh = bench.reopen(3).await;
+        for store in [&bench.store, &fresh] {
+            let report = verify(store, VerifyAll::default()).await;
+            assert_eq!((report.images, report.packs, &report.next), (10, 10, &None));
+            let name = key.replace("packs/", "pack ");
+            let named = report.bad.iter().any(|b| b.contains(&key) || b.contains(&name));
+            assert!(named && report.bad_places < 5, "{key}: {report:?}");
+        }
+        bench.objects.heal();
+        assert_eq!(verify(&bench.store, VerifyAll::default()).await.bad_places, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_bad_sector_in_a_pack_hides_nothing_else_of_it() {
+    let bench = Bench::new().await;
+    // Three reads of 4 MiB.
+    let chunks: Vec<_> = (0..600).map(|c| (0, c, 2 * u64::from(c))).collect();
+    let disk = Disk::new(64 * MIB, &chunks);
+    disk.push(&bench.receiver(), None).await.unwrap();
+    let mut some = 0;
+    for bad in 0..10 {
+        let asked = AtomicU32::new(0);
+        bench.objects.fail(move |verb, key| {
+            let of_pack = verb == Verb::Get && key.starts_with("packs/");
+            let hit = of_pack && asked.fetch_add(1, Ordering::Relaxed) == bad;
+            hit.then_some(Fault::Refuse(std::io::ErrorKind::Other))
+        });
+        let report = verify(&bench.store, VerifyAll::default()).await;
+        assert!(report.bad_places <= 1 && report.packs == 1, "{report:?}");
+        some += u32::from(report.bad_places == 1 && (200..600).contains(&report.frames));
+    }
+    assert!(some > 0, "a read of frames was hit");
+    // Of an image each chunk is named.
+    let asked = AtomicU32::new(0);
+    bench.objects.fail(move |verb, key| {
+        let of_pack = verb == Verb::Get && key.starts_with("packs/");
+        // Its length, header and footer are still read.
+        let hit = of_pack && asked.fetch_add(1, Ordering::Relaxed) >= 3;
+        hit.then_some(Fault::Refuse(std::io::ErrorKind::Other))
+    });
+    let report = bench.store.verify(&disk.image(), true).await.unwrap();
+    assert_eq!((report.bad.len(), report.chunks), (600, 600));
 }
 
 async fn verify_of_packs(store: &Store) -> StoreReport {
