@@ -283,7 +283,8 @@ pub struct StoreReport {
     pub bad: Vec<String>,
     /// Number of bad places, named or not.
     pub bad_places: u64,
-    /// What no image leans on, by name, the first 1,000; known only after a look at every image.
+    /// What no image leans on, by name, the first 1,000; known only after a look at every image, and if the
+    /// papers of all could be read.
     pub orphans: Option<Vec<String>>,
     /// Bytes of the packs among them.
     pub orphan_bytes: u64,

@@ -66,7 +66,7 @@ pub struct StoreReport {
     /// Number of bad places, named or not.
     pub bad_places: u64,
     /// Packs and tables that no image leans on, by name, the first 1,000: garbage, or of pushes that
-    /// are not ended. Known only if the run looked at every image.
+    /// are not ended. Known only if the run looked at every image, and could read the papers of each.
     pub orphans: Option<Vec<String>>,
     /// Bytes of those packs.
     pub orphan_bytes: u64,
@@ -139,6 +139,9 @@ struct All<'a> {
     /// What the images lean on that were looked at.
     tables: HashSet<Digest>,
     packs: HashSet<PackId>,
+    /// Whether the papers of an image could not be read: what it leans on is not known then, and
+    /// nothing may be called an orphan.
+    leans_unknown: bool,
 }
 
 impl<'a> All<'a> {
@@ -146,7 +149,7 @@ impl<'a> All<'a> {
         let report = StoreReport::default();
         let (tables, packs) = (HashSet::new(), HashSet::new());
         let papers = Run::new(shared, false);
-        Self { shared, options, papers, report, tables, packs }
+        Self { shared, options, papers, report, tables, packs, leans_unknown: false }
     }
 
     async fn verify(&mut self, mut progress: impl FnMut(&StoreReport)) -> Result<()> {
@@ -167,7 +170,7 @@ impl<'a> All<'a> {
             }
             progress(&self.report);
         }
-        if first == 0 {
+        if first == 0 && !self.leans_unknown {
             self.orphans().await?;
         }
         self.ref_log().await
@@ -208,6 +211,7 @@ impl<'a> All<'a> {
             Err(e) if e.kind() == Kind::Gone => return Ok(()),
             Err(e) if is_lost(&e) => {
                 self.report.bad(e.to_string());
+                self.leans_unknown = true;
                 return Ok(());
             }
             Err(e) => return Err(e),
@@ -218,11 +222,13 @@ impl<'a> All<'a> {
         let room = NAMES.saturating_sub(self.report.repaired.len());
         self.report.repaired.extend(found.repaired.into_iter().take(room));
         found.bad.into_iter().for_each(|bad| self.report.bad(bad));
-        if let Ok(manifest) = self.shared.manifest(image).await {
-            self.tables.extend(manifest.present().map(|(_, digest)| digest));
+        match self.shared.manifest(image).await {
+            Ok(manifest) => self.tables.extend(manifest.present().map(|(_, digest)| digest)),
+            Err(_) => self.leans_unknown = true,
         }
-        if let Ok(Some(head)) = self.shared.head(image).await {
-            self.packs.extend(head.locator.packs());
+        match self.shared.head(image).await {
+            Ok(Some(head)) => self.packs.extend(head.locator.packs()),
+            _ => self.leans_unknown = true,
         }
         Ok(())
     }

@@ -77,6 +77,8 @@ async fn every_bad_place_is_named() {
     assert!(report.bad.iter().any(|b| b.contains(&frame)), "{report:?}");
     assert_eq!(report.bad_places, report.bad.len() as u64);
     assert!(report.repaired.iter().any(|r| r.contains(locator.as_ref())), "{report:?}");
+    // The packs of the image whose manifest is bad are what it is mended from.
+    assert_eq!((report.orphans, report.orphan_bytes), (None, 0));
     // What is read only can be verified as well; then nothing is repaired.
     let mut options = options(&bench.clock, 500);
     options.index = IndexPlace::Nowhere;
@@ -196,6 +198,8 @@ async fn a_bad_sector_is_named_and_the_rest_looked_at() {
             let name = key.replace("packs/", "pack ");
             let named = report.bad.iter().any(|b| b.contains(&key) || b.contains(&name));
             assert!(named && report.bad_places < 5, "{key}: {report:?}");
+            let known = !matches!(folder, "manifests" | "locators");
+            assert_eq!(report.orphans, known.then(Vec::new), "{key}");
         }
         bench.objects.heal();
         assert_eq!(verify(&bench.store, VerifyAll::default()).await.bad_places, 0);

@@ -59,6 +59,10 @@ fn human(report: &StoreReport) -> String {
             "\n{count} objects ({size}) that no image leans on: `forebay gc` removes them"
         );
     }
+    if report.orphans.is_none() && report.next.is_none() && report.before == 0 {
+        text += "\nwhat no image leans on is not known: papers of an image cannot be read, and it may \
+                 lean on anything";
+    }
     if let Some(next) = &report.next {
         text += &format!("\nto go on: --seed {} --after {next}", report.seed);
     }
