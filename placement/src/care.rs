@@ -15,12 +15,12 @@ use crate::papers::Papers;
 use crate::tls;
 
 /// A cache, as its API uses it. Any call may be cancelled by dropping its future; what it ordered
-/// (a warming, a drain) goes on.
+/// (a warming, an eviction, a drain) goes on.
 pub trait Care: Send + Sync + 'static {
     /// How the cache is.
     fn status(&self) -> Answer<'_, CacheStatus>;
 
-    /// How much of an image it holds; `Gone` if there is no such image.
+    /// How much of an image it holds; `Gone` if there is no such image, `Busy` if too many ask.
     fn held(&self, image: Digest) -> Answer<'_, Held>;
 
     /// Begins to fetch what it lacks of an image, unless it has begun already.

@@ -152,7 +152,7 @@ impl Care for Keeper {
             let ctx = ReadContext::default();
             Ok(held(&cache.held(&ctx, &image).await?))
         };
-        Box::pin(self.errands.run(look))
+        Box::pin(self.errands.look(look))
     }
 
     fn warm(&self, image: Digest) -> Answer<'_, Warming> {

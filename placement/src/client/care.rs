@@ -40,14 +40,14 @@ impl CareClient {
         self.get("/v1/cache".into()).await
     }
 
-    /// How much of an image it holds.
+    /// How much of an image it holds. Takes as long as it takes: it looks through all of the image.
     pub async fn held(&self, image: &Digest) -> Result<Held> {
-        self.get(of_image(image)).await
+        self.wire.call(Method::GET, &of_image(image), None, Patience::Endless).await
     }
 
-    /// Drops an image.
+    /// Drops an image. Takes as long as it takes, and goes on if the call is dropped.
     pub async fn evict(&self, image: &Digest) -> Result<Evicted> {
-        self.send(Method::DELETE, of_image(image), None::<&()>).await
+        self.wire.call(Method::DELETE, &of_image(image), None, Patience::Endless).await
     }
 
     /// How the fetching of an image goes.
