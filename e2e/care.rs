@@ -88,7 +88,7 @@ fn orders_are_for_admins_and_a_cache_that_is_away_is_named() {
     let up: Value = serde_json::from_str(&partly.out).expect("what answered is printed");
     assert_eq!(of(&up, "up")["disk_state"], "on");
     let missing = "0".repeat(64);
-    grid.run(&["cache", "warm", &missing, "--on", "up"]).fails(75, &["image 000000000000"]);
+    grid.run(&["cache", "warm", &missing, "--on", "up"]).fails(66, &["image 000000000000"]);
 }
 
 /// What a server lends to a client, it has back as soon as that has ended.

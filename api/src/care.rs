@@ -20,9 +20,11 @@
 //! `{image}` is a digest: names are placement's. All `PUT`s and `DELETE`s say what shall be, so that
 //! saying it twice does no harm.
 
-use image::Digest;
+use image::{Digest, Error, Kind};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::error::{from_wire, to_wire};
 
 /// Counts of asks for chunks, by how they were answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -160,6 +162,24 @@ pub struct Warming {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Wire code of the kind of that error; a cache of an earlier version does not tell it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_code: Option<u16>,
+}
+
+impl Warming {
+    /// It could not go on, and why.
+    pub fn fail(&mut self, why: &Error) {
+        self.state = WarmState::Failed;
+        self.error = Some(why.message().into());
+        self.error_code = Some(to_wire(why.kind()).0);
+    }
+
+    /// Why it failed, once it has.
+    pub fn failure(&self) -> Error {
+        let why = self.error.as_deref().unwrap_or("it does not say why");
+        Error::new(self.error_code.map_or(Kind::Retry, |code| from_wire(code, 0)), why)
+    }
 }
 
 /// An image that stays in a cache.
@@ -212,4 +232,27 @@ pub struct ScrubStatus {
 pub struct DrainOrder {
     /// `true`: nodes are sent elsewhere, and the process ends when nobody asks any more. `false`: it stays.
     pub drain: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_warming_failed_is_told_by_kind_also_to_and_by_earlier_versions() {
+        let image = Digest::of_stored(b"image");
+        let running = serde_json::json!({
+            "image": image, "state": "running", "pins": false, "of_sections": 0, "sections": 0,
+            "chunks": 0, "fetched": 0, "fetched_bytes": 0,
+        });
+        let mut at: Warming = serde_json::from_value(running).unwrap();
+        at.fail(&Error::new(Kind::Full, "no room"));
+        let mut told = serde_json::to_value(&at).unwrap();
+        assert_eq!(told["error"], "no room");
+        let heard: Warming = serde_json::from_value(told.clone()).unwrap();
+        assert_eq!(heard.failure().kind(), Kind::Full);
+        told.as_object_mut().unwrap().remove("error_code");
+        let heard: Warming = serde_json::from_value(told).unwrap();
+        assert_eq!(heard.failure().kind(), Kind::Retry);
+    }
 }

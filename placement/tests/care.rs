@@ -40,6 +40,7 @@ fn warming(image: Digest) -> Warming {
         fetched: 2,
         fetched_bytes: 20,
         error: None,
+        error_code: None,
     }
 }
 

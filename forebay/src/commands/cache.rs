@@ -220,10 +220,7 @@ async fn watched(cache: &CareClient, image: &Digest, output: Output) -> Result<W
                 return Ok(at);
             }
             WarmState::Cancelled => return Err(Error::new(Kind::Cancelled, "it was told to stop")),
-            WarmState::Failed => {
-                let why = at.error.unwrap_or_else(|| "it does not say why".into());
-                return Err(Error::new(Kind::Retry, why));
-            }
+            WarmState::Failed => return Err(at.failure()),
         }
     }
 }

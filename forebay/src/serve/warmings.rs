@@ -67,6 +67,7 @@ impl Warmings {
             fetched: 0,
             fetched_bytes: 0,
             error: None,
+            error_code: None,
         };
         let all = Arc::clone(&self.orders);
         errands.send(move |cache| run(cache, image, pins, all, cancelled))?;
@@ -139,8 +140,7 @@ async fn run(
         }
         Err(error) => {
             tracing::warn!(%error, "warming an image");
-            at.state = WarmState::Failed;
-            at.error = Some(error.to_string());
+            at.fail(error);
         }
     });
 }
@@ -151,4 +151,32 @@ fn come_so_far(at: &mut Warming, warmed: &Warmed) {
     at.chunks = warmed.chunks;
     at.fetched = warmed.fetched;
     at.fetched_bytes = warmed.fetched_bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::errands::tests::errands;
+    use super::*;
+
+    async fn ended(warmings: &Warmings, image: &Digest) -> Warming {
+        loop {
+            let at = warmings.get(image).unwrap();
+            if at.state != WarmState::Running {
+                return at;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn why_one_failed_is_told_by_kind() {
+        let ((errands, _dir), warmings) = (errands(false).await, Warmings::default());
+        let image = Digest::of_stored(b"nowhere");
+        warmings.begin(&errands, image, false).unwrap();
+        let failure = ended(&warmings, &image).await.failure();
+        assert_eq!(failure.kind(), Kind::Gone, "{failure}");
+        warmings.begin(&errands, image, true).unwrap();
+        let failure = ended(&warmings, &image).await.failure();
+        assert_eq!(failure.kind(), Kind::Unsupported, "{failure}");
+    }
 }
