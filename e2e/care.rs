@@ -36,6 +36,7 @@ fn what_was_warmed_is_served_without_the_store_and_what_was_pinned_stays() {
 
     let pinned = grid.run(&["cache", "pin", "wide:1", "--on", "c1"]);
     assert_eq!(of(&pinned.json(), "c1")["pins"], true);
+    let pinned = of(&grid.run(&["cache", "status"]).json(), "c1")["pinned"][0].clone();
     grid.run(&["cache", "evict", "wide:1", "--on", "c1"]).fails(73, &["unpin it first"]);
     let filled = egress(c1.terminate());
 
@@ -43,7 +44,10 @@ fn what_was_warmed_is_served_without_the_store_and_what_was_pinned_stays() {
     let mut c1 = cache(&grid, &grid.dir.join("c1"));
     let status = of(&grid.run(&["cache", "status"]).json(), "c1");
     assert_eq!(status["pinned"].as_array().map(Vec::len), Some(1), "{status}");
-    grid.run(&["cache", "unpin", "wide:1", "--on", "c1"]).json();
+    // Of those that do not have it pinned nothing is let go.
+    let unpinned = grid.run(&["cache", "unpin", "wide:1"]).json();
+    assert_eq!(of(&unpinned, "c1")["chunks"], pinned["chunks"], "{unpinned}");
+    assert_eq!(of(&unpinned, "up")["chunks"], 0, "{unpinned}");
     let evicted = of(&grid.run(&["cache", "evict", "wide:1", "--on", "c1"]).json(), "c1");
     assert_eq!(evicted["kept"], 0, "{evicted}");
     assert_eq!(of(&grid.run(&["cache", "status", "wide:1"]).json(), "c1")["held"], 0);

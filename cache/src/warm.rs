@@ -231,20 +231,24 @@ impl Shared {
         self.disk.as_ref().is_some_and(|disk| disk.pins().is_pinned(image))
     }
 
-    /// Ends a pin, and returns when that lasts. The image's chunks stay until their room is needed.
+    /// Ends a pin, and returns it when that lasts; of an image that is not pinned there is none. The
+    /// image's chunks stay until their room is needed.
     ///
     /// # Errors
     ///
-    /// [`Kind::Gone`] if the image is not pinned; otherwise what the disk says: it is still pinned
-    /// then.
-    pub async fn unpin(&self, image: &Digest) -> Result<()> {
+    /// What the disk says: it is still pinned then.
+    pub async fn unpin(&self, image: &Digest) -> Result<Option<Pin>> {
+        if self.disk.is_none() {
+            return Ok(None);
+        }
         let at = || format!("unpin image {}", image.short());
         self.recovered().await;
         let disk = self.disk_for_pins().at(at)?;
-        if !disk.pins().is_pinned(image) {
-            return Err(Error::new(Kind::Gone, "it is not pinned")).at(at);
-        }
-        order(disk, |reply| Command::RemovePin(*image, reply)).await.at(at)
+        let was = disk.pins().list().into_iter().find(|pin| pin.image == *image);
+        // Also if there is none: one that was given up may still be on its way to the disk, and a
+        // crash in between would leave it there.
+        order(disk, |reply| Command::RemovePin(*image, reply)).await.at(at)?;
+        Ok(was)
     }
 
     /// Returns when the log has been read in: what is not found before that may be there all the

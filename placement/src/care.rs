@@ -36,7 +36,8 @@ pub trait Care: Send + Sync + 'static {
     /// warming fails with `Full` if too much is pinned already.
     fn pin(&self, image: Digest) -> Answer<'_, Warming>;
 
-    /// Lets an image be evicted again.
+    /// Lets an image be evicted again, and ends a pin that is under way. Of an image that is not pinned
+    /// nothing is let go.
     fn unpin(&self, image: Digest) -> Answer<'_, Pinned>;
 
     /// Drops an image, but for what pinned images share with it; `Conflict` if it is pinned itself.

@@ -173,9 +173,9 @@ impl Care for Keeper {
 
     fn unpin(&self, image: Digest) -> Answer<'_, Pinned> {
         Box::pin(async move {
-            let was = self.cache.pins().into_iter().find(|pin| pin.image == image).map(pinned);
-            self.cache.unpin(&image).await?;
-            // Between the two somebody else may have pinned or unpinned it.
+            // Else what is under way would pin it again.
+            self.warmings.stop_pin(&image).await;
+            let was = self.cache.unpin(&image).await?.map(pinned);
             Ok(was.unwrap_or(Pinned { image, chunks: 0, bytes: 0 }))
         })
     }

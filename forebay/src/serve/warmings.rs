@@ -21,8 +21,21 @@ pub struct Warmings {
 
 struct Order {
     at: Warming,
-    /// Dropped to end it.
-    cancel: Option<watch::Sender<()>>,
+    /// Told, or dropped, to end it. Nobody listens once it has ended.
+    cancel: watch::Sender<()>,
+}
+
+impl Order {
+    fn is_running(&self) -> bool {
+        self.at.state == WarmState::Running
+    }
+
+    fn end(&mut self) {
+        if self.is_running() {
+            self.at.state = WarmState::Cancelled;
+            self.cancel.send_replace(());
+        }
+    }
 }
 
 type Orders = BTreeMap<Digest, Order>;
@@ -50,7 +63,7 @@ impl Warmings {
     pub fn begin(&self, errands: &Errands, image: Digest, pins: bool) -> Result<Warming> {
         let mut orders = lock(&self.orders);
         if let Some(order) = orders.get(&image)
-            && order.at.state == WarmState::Running
+            && order.is_running()
             && (order.at.pins || !pins)
         {
             return Ok(order.at.clone());
@@ -71,19 +84,27 @@ impl Warmings {
         };
         let all = Arc::clone(&self.orders);
         errands.send(move |cache| run(cache, image, pins, all, cancelled))?;
-        orders.insert(image, Order { at: at.clone(), cancel: Some(cancel) });
+        orders.insert(image, Order { at: at.clone(), cancel });
         Ok(at)
     }
 
     /// Ends one.
     pub fn stop(&self, image: &Digest) -> Result<Warming> {
-        if let Some(order) = lock(&self.orders).get_mut(image)
-            && order.at.state == WarmState::Running
-        {
-            order.cancel = None;
-            order.at.state = WarmState::Cancelled;
+        if let Some(order) = lock(&self.orders).get_mut(image) {
+            order.end();
         }
         self.get(image)
+    }
+
+    /// Ends one if it is to pin, and returns when nothing is done for it any more.
+    pub async fn stop_pin(&self, image: &Digest) {
+        let order = lock(&self.orders).get_mut(image).filter(|order| order.at.pins).map(|order| {
+            order.end();
+            order.cancel.clone()
+        });
+        if let Some(cancel) = order {
+            cancel.closed().await;
+        }
     }
 }
 
@@ -92,7 +113,7 @@ fn make_room(orders: &mut Orders) -> Result<()> {
     if orders.len() < MAX {
         return Ok(());
     }
-    let ended = orders.iter().find(|(_, order)| order.at.state != WarmState::Running);
+    let ended = orders.iter().find(|(_, order)| !order.is_running());
     let Some(image) = ended.map(|(image, _)| *image) else {
         let after = std::time::Duration::from_secs(10);
         let what = format!("{MAX} images are on their way into this cache already");
@@ -115,9 +136,9 @@ async fn run(
     let note = |change: &dyn Fn(&mut Warming)| {
         let mut orders = lock(&orders);
         // Another may have taken its place.
-        let order = orders.get_mut(&image).filter(|order| {
-            order.cancel.as_ref().is_some_and(|cancel| cancel.subscribe().same_channel(&mine))
-        });
+        let order = orders
+            .get_mut(&image)
+            .filter(|order| order.is_running() && order.cancel.subscribe().same_channel(&mine));
         if let Some(order) = order {
             change(&mut order.at);
         }
@@ -178,5 +199,19 @@ mod tests {
         warmings.begin(&errands, image, true).unwrap();
         let failure = ended(&warmings, &image).await.failure();
         assert_eq!(failure.kind(), Kind::Unsupported, "{failure}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pin_under_way_is_ended_and_a_warming_is_not() {
+        let ((errands, _dir), warmings) = (errands(true).await, Warmings::default());
+        let (pins, warms) = (Digest::of_stored(b"pins"), Digest::of_stored(b"warms"));
+        warmings.begin(&errands, pins, true).unwrap();
+        warmings.begin(&errands, warms, false).unwrap();
+        for image in [&pins, &warms, &pins, &Digest::of_stored(b"never ordered")] {
+            warmings.stop_pin(image).await;
+        }
+        assert_eq!(warmings.get(&pins).unwrap().state, WarmState::Cancelled);
+        assert_eq!(warmings.get(&warms).unwrap().state, WarmState::Running);
+        assert_eq!(lock(&warmings.orders)[&pins].cancel.receiver_count(), 0, "its work has ended");
     }
 }

@@ -368,7 +368,7 @@ async fn care(
                 What::Unpin => {
                     // From now on it may be gone; it need not be.
                     host.pinned.borrow_mut().remove(&image);
-                    cache.shared().unpin(&image).await
+                    cache.shared().unpin(&image).await.map(drop)
                 }
             };
             let (life, said) = (host.life(), done.map_err(|e| e.kind().name()));
