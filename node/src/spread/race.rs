@@ -19,12 +19,15 @@ use image::{ChunkSet, ChunkSink, Error, Frame, Kind, ReadContext, Result};
 use tokio::sync::mpsc;
 
 use super::health::Health;
-use super::policy::{Underway, Verdict};
+use super::policy::{Policy, Underway, Verdict};
 use super::window::Sample;
 use super::{Dial, Spread};
 
 /// Asks one cache for what was missing when this was made; chunks go to the [`Frames`].
 pub(super) type Ask<S> = Box<dyn FnOnce(Rc<S>, Frames) -> LocalBoxFuture<'static, Result<()>>>;
+
+/// When everybody has been asked, the last is given so long for a chunk; four times as long the next time.
+const FIRST_ROUND: Duration = Duration::from_secs(4);
 
 /// What is asked, of any cache.
 pub(super) trait Job<S> {
@@ -141,6 +144,10 @@ pub(super) struct Race<'a, D: Dial> {
     /// Whom to ask, and how many of them have been.
     turn: Vec<usize>,
     asked: usize,
+    /// How often everybody had been asked, and it began anew.
+    rounds: u32,
+    /// Legs so far: the next one's number.
+    began: usize,
     legs: Vec<Leg>,
     frames: mpsc::Receiver<(usize, u32, Frame)>,
     to: mpsc::Sender<(usize, u32, Frame)>,
@@ -153,7 +160,19 @@ impl<'a, D: Dial> Race<'a, D> {
         let turn = spread.turn(&ctx, section, &caches);
         let (to, frames) = mpsc::channel(1);
         let (legs, failures) = (Vec::new(), Vec::new());
-        Self { spread, ctx, caches, turn, asked: 0, legs, frames, to, failures }
+        Self {
+            spread,
+            ctx,
+            caches,
+            turn,
+            asked: 0,
+            rounds: 0,
+            began: 0,
+            legs,
+            frames,
+            to,
+            failures,
+        }
     }
 
     /// Returns when everything was delivered, or nobody is left to ask.
@@ -179,7 +198,8 @@ impl<'a, D: Dial> Race<'a, D> {
         let Some(cache) = self.turn.get(self.asked).map(|i| self.caches[*i].clone()) else {
             return false;
         };
-        let number = self.asked;
+        let number = self.began;
+        self.began += 1;
         self.asked += 1;
         let (way, ask) = (self.spread.way(&cache), job.ask());
         let frames = Frames { leg: number, to: self.to.clone() };
@@ -285,7 +305,6 @@ impl<'a, D: Dial> Race<'a, D> {
     fn look<J: Job<D::Source>>(&mut self, job: &J) {
         let now = self.spread.now();
         for at in (0..self.legs.len()).rev() {
-            let alone = self.legs.len() == 1;
             let leg = &mut self.legs[at];
             if leg.waited < leg.look_at {
                 continue;
@@ -296,26 +315,49 @@ impl<'a, D: Dial> Race<'a, D> {
             leg.counted |= counted;
             let (Verdict::Wait(again) | Verdict::Late(again) | Verdict::Leave(again)) = verdict;
             leg.look_at = leg.waited + again;
-            let next = self.turn.get(self.asked).map(|i| self.caches[*i].name.as_str());
-            let mut policy = self.spread.health.policy();
             match verdict {
                 Verdict::Wait(_) => {}
-                Verdict::Late(_) => {
-                    let other = alone && next.is_some_and(|name| policy.is_in(name));
-                    if other && policy.may_hedge() {
-                        drop(policy);
-                        self.ask_next(job);
-                    }
-                }
-                Verdict::Leave(_) => {
-                    let other = !alone || next.is_some_and(|name| policy.is_alive(name));
-                    drop(policy);
-                    if other {
-                        self.leave(at, now);
-                    }
-                }
+                Verdict::Late(_) => self.hedge(job, Policy::is_in),
+                Verdict::Leave(_) if self.has_better(at) => self.leave(at, now),
+                // Everybody left is worse off. It is helped by the next, however slow that is.
+                Verdict::Leave(_) => self.hedge(job, Policy::is_alive),
             }
         }
+    }
+
+    /// Asks the next in turn besides, if it is fit and the budget allows it.
+    fn hedge<J: Job<D::Source>>(&mut self, job: &J, fit: impl Fn(&Policy, &str) -> bool) {
+        let next = self.turn.get(self.asked).map(|i| self.caches[*i].name.as_str());
+        let mut policy = self.spread.health.policy();
+        let other = self.legs.len() == 1 && next.is_some_and(|name| fit(&policy, name));
+        if other && policy.may_hedge() {
+            drop(policy);
+            self.ask_next(job);
+        }
+    }
+
+    /// Whether another who is asked, or can be, is better than this one. A cache that is in is not left for
+    /// one that limps. The last is left for those that were left before, if it limps or gives nothing for
+    /// long, each time for longer: a store that is slow makes all of them late.
+    fn has_better(&mut self, at: usize) -> bool {
+        let policy = self.spread.health.policy();
+        let leg = &self.legs[at];
+        let this = leg.cache.name.as_str();
+        let (limps, dead) = (!policy.is_in(this), !policy.is_alive(this));
+        let better = |name: &str| policy.is_in(name) || (dead && policy.is_alive(name));
+        let beside = self.legs.iter().any(|leg| leg.cache.name != this && better(&leg.cache.name));
+        let next = self.turn.get(self.asked).map(|i| self.caches[*i].name.as_str());
+        if beside || next.is_some_and(better) {
+            return true;
+        }
+        let again = |i: &usize| self.caches[*i].name != this && policy.is_in(&self.caches[*i].name);
+        let again: Vec<_> = self.turn.iter().copied().filter(again).collect();
+        let long = FIRST_ROUND.saturating_mul(1 << (2 * self.rounds).min(16));
+        let anew = self.legs.len() == 1 && !again.is_empty() && (limps || leg.gap >= long);
+        if anew {
+            (self.turn, self.asked, self.rounds) = (again, 0, self.rounds + 1);
+        }
+        anew
     }
 
     fn leave(&mut self, at: usize, now: Duration) {

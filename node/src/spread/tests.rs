@@ -544,6 +544,37 @@ async fn a_cache_that_limps_is_left_out_until_it_has_proved_itself() {
     assert_eq!(whom(&caches), [slow; 4]);
 }
 
+/// On a crowded network all are late at times: that is no reason to end at the one that limps.
+#[tokio::test(start_paused = true)]
+async fn who_is_late_is_not_left_for_who_limps_and_who_limps_is_left_for_who_was() {
+    let caches = Rc::new(Caches::default());
+    let spread = spread(&caches);
+    let [first, second, third] = turn();
+    let pause = |ms| Manners { pause: Duration::from_millis(ms), ..Manners::default() };
+    (0..3).for_each(|number| caches.behaves(number, pause(5)));
+    get_to_know(&spread, 30).await;
+    // Nobody knows yet that the third limps. The others stop in the middle, once.
+    caches.behaves(third, pause(20_000));
+    let stops = Manners { gives: Some(3), stops: true, ..pause(5) };
+    caches.behaves(first, stops.clone());
+    caches.behaves(second, stops);
+    let before = caches.now();
+    let reading = read(&spread, &BULK);
+    let better = async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        caches.behaves(first, pause(5));
+        caches.behaves(second, pause(5));
+        for _ in 0..8 {
+            read(&spread, &BULK).await.0.unwrap();
+        }
+    };
+    let ((result, got), ()) = tokio::join!(reading, better);
+    result.unwrap();
+    every_chunk_once(&got);
+    let took = caches.now() - before;
+    assert!(took < Duration::from_secs(30), "{took:?}: it came back from the one that limps");
+}
+
 #[tokio::test(start_paused = true)]
 async fn requests_at_a_cache_that_limps_go_elsewhere() {
     let caches = Rc::new(Caches::default());
