@@ -94,17 +94,22 @@ pub async fn to_push(grid: &Grid, parent: Option<&str>) -> Result<(Option<Digest
     Ok((parent, client))
 }
 
-/// The first of the servers that can be reached.
+/// The first of the servers that can be reached. If none can, and one is busy, the answer is to ask again.
 async fn first_of(servers: &[CacheInfo], way: &Way) -> Result<Client> {
-    let mut last = Error::new(Kind::Retry, "no receiver answers");
+    let mut why = Error::new(Kind::Retry, "no receiver answers");
     for server in servers {
         let name = || format!("server {}", server.name);
         match way.connect(server, 0).await.at(name) {
-            Err(e) if matches!(e.kind(), Kind::Retry | Kind::Busy(_)) => last = e,
+            Err(e) if matches!(e.kind(), Kind::Busy(_)) => why = e,
+            Err(e) if e.kind() == Kind::Retry => {
+                if why.kind() == Kind::Retry {
+                    why = e;
+                }
+            }
             other => return other,
         }
     }
-    Err(last)
+    Err(why)
 }
 
 /// Keeps the ticket of a push good, until its runtime ends. While placement is away the push goes on

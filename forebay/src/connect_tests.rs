@@ -54,6 +54,10 @@ fn now() -> u64 {
 
 impl Served {
     fn start(dir: &std::path::Path) -> Self {
+        Self::within(dir, ServerLimits::default())
+    }
+
+    fn within(dir: &std::path::Path, limits: ServerLimits) -> Self {
         let authority = Authority::open(&dir.join("ca"), now()).unwrap();
         let papers = authority.issue(api::grid::Role::Server, "c1", now()).unwrap();
         let node = authority.issue(api::grid::Role::Node, "n1", now()).unwrap();
@@ -76,7 +80,6 @@ impl Served {
         tokio::task::spawn_local(async move {
             let source = OneTable(Arc::new(manifest), Arc::new(table));
             let shutdown = async { drop(stopped.await) };
-            let limits = ServerLimits::default();
             stream::serve(endpoint, source, None::<fn(Digest) -> NoSink>, auth, limits, shutdown)
                 .await;
         });
@@ -141,4 +144,19 @@ async fn a_session_outlives_the_ticket_that_it_was_opened_with() {
     let weak = client.downgrade();
     drop(client);
     assert!(weak.upgrade().is_none());
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_busy_server_is_waited_for_though_another_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = ServerLimits { per_peer: 0, ..ServerLimits::default() };
+    let served = Served::within(dir.path(), full);
+    // A port that was free a moment ago: nobody listens there.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nobody = socket.local_addr().unwrap();
+    drop(socket);
+    let dead = CacheInfo { endpoints: vec![nobody], ..served.cache.clone() };
+    let (_renew, way) = Way::new(&served.answer(), quic_client(&served.node).unwrap()).unwrap();
+    let e = first_of(&[served.cache.clone(), dead], &way).await.map(|_| ()).unwrap_err();
+    assert!(matches!(e.kind(), Kind::Busy(_)), "{e:?}");
 }
