@@ -68,13 +68,26 @@ pub(crate) async fn read(
     mut take: impl FnMut(Bytes),
 ) -> Result<bool> {
     let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
-    let read = timeout(patience, recv.read_chunks(&mut pieces)).await;
-    let read = read.map_err(|_| {
-        Error::new(Kind::Retry, format!("nothing came for {} s", patience.as_secs_f32()))
-    })?;
+    let read =
+        timeout(patience, recv.read_chunks(&mut pieces)).await.map_err(|_| late(patience))?;
     let Some(n) = read.map_err(read_error)? else { return Ok(false) };
     pieces.into_iter().take(n).for_each(&mut take);
     Ok(true)
+}
+
+/// The same for no more than `most` bytes: what is beyond stays with QUIC, and its sender without room for
+/// more.
+pub(crate) async fn read_some(
+    recv: &mut RecvStream,
+    patience: Duration,
+    most: usize,
+) -> Result<Option<Bytes>> {
+    let read = timeout(patience, recv.read_chunk(most, true)).await.map_err(|_| late(patience))?;
+    Ok(read.map_err(read_error)?.map(|chunk| chunk.bytes))
+}
+
+fn late(patience: Duration) -> Error {
+    Error::new(Kind::Retry, format!("nothing came for {} s", patience.as_secs_f32()))
 }
 
 /// Writes buffers without copying them. Does not return while the other side and the send window have

@@ -4,16 +4,20 @@ mod common;
 
 use std::time::Duration;
 
+use api::Grant;
 use bytes::Bytes;
 use common::{Grid, MemImage, Member, World, pull_and_check};
 use forebay_stream::Client;
 use forebay_stream::messages::{Limits, Message, decode};
+use forebay_stream::server::Memory;
 use forebay_stream::session::control::ClientControl;
 use forebay_stream::transport::{client_config, close_code, stream_code};
 use forebay_stream::wire::{Header, Type};
 use futures::future::join_all;
+use image::seam::ImagePlan;
 use image::{
-    ChunkSet, ChunkSink, ChunkSource, Error, Frame, Kind, Place, Priority, ReadContext, Result,
+    ChunkSet, ChunkSink, ChunkSource, Domain, Error, Frame, Kind, Place, Priority, ReadContext,
+    Result,
 };
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream};
 
@@ -27,11 +31,16 @@ async fn silent(grid: &Grid, member: &Member) -> Connection {
 
 /// A connection that has said HELLO and shown a ticket to pull. Its control stream must be kept.
 async fn greeted(grid: &Grid) -> (Connection, SendStream, RecvStream) {
+    greeted_with(grid, grid.pull_grant()).await
+}
+
+/// The same with a ticket for something.
+async fn greeted_with(grid: &Grid, grant: Grant) -> (Connection, SendStream, RecvStream) {
     let member = grid.world.ca.member("raw");
     let quic = silent(grid, &member).await;
     let (mut send, mut recv) = quic.open_bi().await.unwrap();
     let mut control = ClientControl::new(Limits::default());
-    control.ticket(&grid.ticket(grid.pull_grant(), &member)).unwrap();
+    control.ticket(&grid.ticket(grant, &member)).unwrap();
     send.write_all(&control.poll_transmit().unwrap()).await.unwrap();
     let mut events = 0;
     while events < 2 {
@@ -51,6 +60,11 @@ async fn refusal(quic: &Connection, bytes: &[u8], finish: bool) -> Error {
     if finish {
         send.finish().unwrap();
     }
+    error(&mut recv).await
+}
+
+/// The ERROR that ends a stream.
+async fn error(recv: &mut RecvStream) -> Error {
     let answer: Bytes = recv.read_to_end(1 << 16).await.unwrap().into();
     match decode(&answer).unwrap().0 {
         Message::Error(e) => e,
@@ -75,7 +89,7 @@ fn hostile_requests_are_refused_and_the_connection_lives() {
             (&huge, false, Kind::Invalid, "length of the body"),
             (&frame.encode()[..100], false, Kind::Invalid, "FRAME where"),
             (&Message::Commit(Bytes::new()).encode(), false, Kind::Invalid, "COMMIT where"),
-            (&offer.encode(), false, Kind::Gone, "push session 1"),
+            (&offer.encode(), false, Kind::Gone, "no push session"),
             (&request[..request.len() - 1], true, Kind::Invalid, "ended before a whole request"),
             (b"\xff\xff\0\0\0\0\0\0", false, Kind::Unsupported, "message type 65535"),
         ];
@@ -86,6 +100,81 @@ fn hostile_requests_are_refused_and_the_connection_lives() {
         }
         assert!(quic.close_reason().is_none());
         assert_eq!(grid.world.source.0.started.get(), 0);
+    });
+}
+
+#[test]
+fn nothing_of_an_offer_is_taken_from_who_pushes_nothing() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (quic, _send, _recv) = greeted(grid).await;
+        let lent = grid.world.limits.memory.lent();
+        let longest = Type::Offer.max_body();
+        let header = Header::new(Type::Offer, longest).to_bytes();
+        // The answer does not wait for a body, and what comes of one is thrown away: these are far more bytes
+        // than the connection's window.
+        let whole = [&header[..], &vec![0; longest]].concat();
+        let offers = (0..200).map(async |n| match n % 2 {
+            0 => refusal(&quic, &header, false).await,
+            _ => {
+                let (mut send, mut recv) = quic.open_bi().await.unwrap();
+                let (e, _) = futures::join!(error(&mut recv), send.write_all(&whole));
+                e
+            }
+        });
+        for e in join_all(offers).await {
+            assert_eq!(e.kind(), Kind::Gone, "{e}");
+        }
+        assert_eq!(grid.world.limits.memory.lent(), lent);
+    });
+}
+
+/// A push session on a connection; its stream.
+async fn push_session(grid: &Grid, quic: &Connection) -> (SendStream, RecvStream) {
+    let geometry = *grid.image().manifest.geometry();
+    let plan = ImagePlan { domain: Domain::PUBLIC, geometry, parent: None };
+    let (mut send, mut recv) = quic.open_bi().await.unwrap();
+    let open = Message::OpenPush { ctx: ReadContext::default(), plan };
+    send.write_all(&open.encode()).await.unwrap();
+    recv.read_exact(&mut [0; 16]).await.unwrap();
+    (send, recv)
+}
+
+#[test]
+fn a_commit_takes_memory_before_its_body_and_is_not_waited_for_long() {
+    let mut world = World::new(MemImage::small());
+    world.limits.stall = Duration::from_secs(2);
+    world.run(async |grid| {
+        let (quic, _send, _recv) =
+            greeted_with(grid, Grant::Push { domain: 0, parent: None }).await;
+        let (mut send, mut recv) = push_session(grid, &quic).await;
+        let _idle = push_session(grid, &quic).await;
+        let lent = || grid.world.limits.memory.lent().bytes;
+        let before = lent();
+        let header = Header::new(Type::Commit, Type::Commit.max_body()).to_bytes();
+        send.write_all(&header).await.unwrap();
+        while lent() < before + (20 << 20) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let e = error(&mut recv).await;
+        assert!(e.message().contains("nothing came for 2 s"), "{e}");
+        grid.world.sink.until(|r| r.closed == 1).await;
+        assert_eq!(lent(), before);
+        assert!(quic.close_reason().is_none());
+    });
+}
+
+#[test]
+fn a_commit_for_which_there_is_no_memory_is_busy() {
+    let mut world = World::new(MemImage::small());
+    world.limits.memory = Memory::new(8 << 20);
+    world.run(async |grid| {
+        let (quic, _send, _recv) =
+            greeted_with(grid, Grant::Push { domain: 0, parent: None }).await;
+        let (mut send, mut recv) = push_session(grid, &quic).await;
+        let header = Header::new(Type::Commit, Type::Commit.max_body()).to_bytes();
+        send.write_all(&header).await.unwrap();
+        let e = error(&mut recv).await;
+        assert!(matches!(e.kind(), Kind::Busy(_)), "{e}");
     });
 }
 

@@ -83,6 +83,19 @@ impl Account {
         })
     }
 
+    /// The same for a message that may be longer than all of the connection's own: what is beyond that is lent
+    /// besides, or busy.
+    pub(super) async fn take_long(&self, bytes: usize) -> Result<Room> {
+        let beyond = bytes.saturating_sub(self.budget.most());
+        let besides = match beyond {
+            0 => None,
+            beyond => Some(self.loan.borrow().extra(beyond).ok_or_else(|| {
+                Error::new(Kind::Busy(BUSY), "there is no memory for a message so long")
+            })?),
+        };
+        Ok(Room { _own: self.take(bytes, Priority::Background).await?, _besides: besides })
+    }
+
     /// Writes buffers without copying them, guests' first. It is an error if nothing is taken for too long.
     pub(super) async fn write(
         &self,
@@ -191,8 +204,14 @@ fn share(most: usize, connections: usize) -> usize {
     (most / connections).max(LEAST_WINDOW)
 }
 
+/// Memory for a long message. Dropped, it is given back.
+pub(super) struct Room {
+    _own: OwnedSemaphorePermit,
+    _besides: Option<Extra>,
+}
+
 /// When a client should ask again: a few frames later.
-const BUSY: Duration = Duration::from_secs(1);
+pub(super) const BUSY: Duration = Duration::from_secs(1);
 
 /// A guest's answer is being written: the others wait, and the window is open.
 struct Writing<'a>(&'a Account);

@@ -66,6 +66,11 @@ impl Budget {
         }
     }
 
+    /// Most that one request can take.
+    pub(crate) fn most(&self) -> usize {
+        self.units.get().shared as usize * UNIT
+    }
+
     /// Waits for room for `bytes`. What is more than the whole budget waits until all of it is free.
     pub(crate) async fn take(
         &self,

@@ -18,10 +18,10 @@ use tokio::time::timeout;
 
 use super::account::Account;
 use super::push::PushState;
-use super::{Shared, pull, push};
+use super::{ServerLimits, Shared, intake, pull, push};
 use crate::io;
 use crate::messages::{Limits, Message};
-use crate::session::control::{Peer, ServerControl, ServerEvent, as_request};
+use crate::session::control::{Peer, ServerControl, ServerEvent};
 use crate::session::push::Replies;
 use crate::transport::{close_code, stream_code};
 use crate::wire::Type;
@@ -52,6 +52,8 @@ pub(super) struct Conn<S, F, P> {
     /// Push sessions that are being opened or are open.
     pub(super) push_count: Cell<u32>,
     pub(super) next_push: Cell<u64>,
+    /// Held by the section that waits for memory.
+    pub(super) next_section: tokio::sync::Mutex<()>,
     control: RefCell<ServerControl>,
     theirs: Cell<Limits>,
     geometries: RefCell<HashMap<Digest, Geometry>>,
@@ -185,6 +187,7 @@ where
         pushes: RefCell::new(HashMap::new()),
         push_count: Cell::new(0),
         next_push: Cell::new(1),
+        next_section: tokio::sync::Mutex::default(),
         control: RefCell::new(control),
         theirs: Cell::new(Limits::default()),
         geometries: RefCell::new(HashMap::new()),
@@ -356,18 +359,15 @@ async fn request<S, F, K>(
     let given_up = send.stopped();
     let work = async {
         let mut replies = Replies::new();
-        let first = timeout(limits.handshake, first_message(&mut recv, &mut replies, limits.stall));
-        let result = match first.await {
-            Err(_) => Err(Error::new(Kind::Invalid, "the request did not come in time")),
-            Ok(Err(e)) => Err(as_request(e)),
-            Ok(Ok(Message::OpenPush { ctx, plan })) => {
+        let result = match first_message(&conn, &mut recv, &mut replies).await {
+            Err(e) => Err(e),
+            Ok(First::Push { ctx, plan }) => {
                 push::session::<S, F, K>(&conn, &mut send, &mut recv, replies, &ctx, plan).await
             }
-            Ok(Ok(Message::Offer { session, section, table })) => {
-                let offer = push::Offer { session, section, table };
+            Ok(First::Section(offer)) => {
                 push::section::<S, F, K::Session>(&conn, &mut send, &mut recv, replies, offer).await
             }
-            Ok(Ok(other)) => pull::answer(&conn, &mut send, other).await,
+            Ok(First::Read(request)) => pull::answer(&conn, &mut send, request).await,
         };
         if let Err(e) = result {
             conn.log_refusal(&e);
@@ -386,20 +386,35 @@ async fn request<S, F, K>(
     }
 }
 
-/// The request itself.
-async fn first_message(
+/// What a stream is for.
+enum First {
+    Push { ctx: ReadContext, plan: ImagePlan },
+    Section(push::Offer),
+    Read(Message),
+}
+
+/// The request itself. All but an OFFER are short; of that nothing is taken before there is room for it.
+async fn first_message<S: ChunkSource, F, P>(
+    conn: &Conn<S, F, P>,
     recv: &mut RecvStream,
     replies: &mut Replies,
-    patience: Duration,
-) -> Result<Message> {
+) -> Result<First> {
     const REQUESTS: [Type; 5] =
         [Type::GetManifest, Type::GetTable, Type::GetChunks, Type::OpenPush, Type::Offer];
-    loop {
-        if let Some(message) = replies.poll(&REQUESTS)? {
-            return Ok(message);
+    let ServerLimits { handshake, stall, .. } = conn.shared.limits;
+    let slow = |_| Error::new(Kind::Invalid, "the request did not come in time");
+    let header = intake::header(recv, replies, &REQUESTS, stall, stall);
+    let header = timeout(handshake, header).await.map_err(slow)??.ok_or_else(intake::cut_off)?;
+    let room = match header.ty {
+        Type::Offer => Some(push::room(conn, header.len as usize).await?),
+        _ => None,
+    };
+    let message = intake::message(recv, replies, &REQUESTS, stall);
+    Ok(match (timeout(handshake, message).await.map_err(slow)??, room) {
+        (Message::OpenPush { ctx, plan }, _) => First::Push { ctx, plan },
+        (Message::Offer { session, section, table }, Some(room)) => {
+            First::Section(push::Offer { session, section, table, room })
         }
-        if !io::read(recv, patience, |piece| replies.feed(piece)).await? {
-            return Err(Error::new(Kind::Invalid, "the stream ended before a whole request"));
-        }
-    }
+        (other, _) => First::Read(other),
+    })
 }

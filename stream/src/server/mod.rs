@@ -9,14 +9,15 @@
 //! One endpoint, one thread: everything runs on the caller's current-thread runtime, so the source
 //! and the sink need not be `Send`. A server has one per core.
 //!
-//! Memory: what is sent and not taken, and the frames in work, are lent to a connection out of
-//! [`ServerLimits::memory`], which all cores of a process share; a little at first, more to who reads. A slow
-//! reader holds what it was lent and slows nobody. What a client sends is bounded by
-//! [`crate::transport::Tuning::request_window`], until it sends an image.
+//! Memory: what is sent and not taken, the frames in work, and the receive window are lent to a connection out
+//! of [`ServerLimits::memory`], which all cores of a process share; a little at first, more to who reads. A slow
+//! reader holds what it was lent and slows nobody. No more is read of a stream than the message that is expected
+//! on it, and of one that may be long (OFFER, FRAME, COMMIT) no more than its header before there is room for it.
 
 mod account;
 mod budget;
 mod connection;
+mod intake;
 mod memory;
 mod pull;
 mod push;

@@ -143,10 +143,42 @@ impl Inbox {
 
     /// The next whole message, or `None` until more bytes are fed.
     pub fn poll(&mut self, gate: &mut impl Gate) -> Result<Option<Message>> {
+        self.until_failed(|inbox| inbox.advance(gate))
+    }
+
+    /// The header of the next message, or `None` until enough bytes are fed. Its body is kept from then on.
+    pub fn begin(&mut self, gate: &mut impl Gate) -> Result<Option<Header>> {
+        self.until_failed(|inbox| {
+            if let State::Header(head) = &mut inbox.state
+                && let Some(bytes) = head.fill(&mut inbox.pieces)
+            {
+                inbox.state = admitted(bytes, gate)?;
+            }
+            match &inbox.state {
+                State::Body { header, .. } | State::FrameHead { header, .. } => Ok(Some(*header)),
+                State::Header(_) | State::Payload { .. } => Ok(None),
+            }
+        })
+    }
+
+    /// How many bytes are to be fed until there is something new to say: until the header is whole, or the
+    /// body. Who reads no more than that has nothing lying here beside the message itself.
+    pub fn missing(&self) -> usize {
+        let (len, have) = match &self.state {
+            State::Header(head) => (HEADER_LEN, head.have),
+            State::Body { header, body } => (header.len as usize, body.len()),
+            State::FrameHead { head, .. } => (FRAME_HEAD, head.have),
+            State::Payload { len, bytes, .. } => (*len, bytes.len()),
+        };
+        let waiting: usize = self.pieces.iter().map(Bytes::len).sum();
+        (len - have).saturating_sub(waiting)
+    }
+
+    fn until_failed<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if let Some(e) = &self.failed {
             return Err(e.clone());
         }
-        let result = self.advance(gate);
+        let result = step(self);
         if let Err(e) = &result {
             self.failed = Some(e.clone());
             self.pieces.clear();
@@ -172,9 +204,7 @@ impl Inbox {
             let next = match &mut self.state {
                 State::Header(head) => {
                     let Some(bytes) = head.fill(&mut self.pieces) else { return Ok(None) };
-                    let header = Header::parse(bytes)?;
-                    gate.admit(&header)?;
-                    begin_body(header)?
+                    admitted(bytes, gate)?
                 }
                 State::Body { header, body } => {
                     if !fill(body, header.len as usize, &mut self.pieces) {
@@ -200,6 +230,12 @@ impl Inbox {
             self.state = next;
         }
     }
+}
+
+fn admitted(bytes: &[u8; HEADER_LEN], gate: &mut impl Gate) -> Result<State> {
+    let header = Header::parse(bytes)?;
+    gate.admit(&header)?;
+    begin_body(header)
 }
 
 fn begin_body(header: Header) -> Result<State> {

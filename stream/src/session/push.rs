@@ -42,6 +42,16 @@ impl Replies {
         }
     }
 
+    /// The header of the next message, which must be of one of these types; `None` until more bytes are fed.
+    pub fn begin(&mut self, expected: &[Type]) -> Result<Option<Header>> {
+        self.inbox.begin(&mut Only(expected))
+    }
+
+    /// How many bytes are to be fed until there is something new to say.
+    pub fn missing(&self) -> usize {
+        self.inbox.missing()
+    }
+
     /// The stream has ended: an error if that was inside a message.
     pub fn end(&self) -> Result<()> {
         self.inbox.end()
@@ -145,6 +155,11 @@ impl SectionUpload {
     /// Takes the next bytes of the stream.
     pub fn feed(&mut self, bytes: Bytes) {
         self.inbox.feed(bytes);
+    }
+
+    /// How many bytes are to be fed until there is something new to say.
+    pub fn missing(&self) -> usize {
+        self.inbox.missing()
     }
 
     /// What comes next, or `None` until more bytes are fed (and for ever after the end).

@@ -20,6 +20,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub use socket::{MAX_BATCH, SplitSocket};
 pub use tls::{ALPN, Papers, client_config, server_config};
 
+/// Bytes of a connection that are taken by a server before they are looked at, until an image is sent on it
+/// ([`crate::ServerLimits::push_window`]): every request that a connection may have in flight, and an OFFER.
+pub const REQUEST_WINDOW: u32 = 256 << 10;
+
 /// Settings of a connection. The defaults are for a grid: little loss, round trips below some
 /// milliseconds, 10 Gb/s and more.
 #[derive(Clone, Debug)]
@@ -44,9 +48,6 @@ pub struct Tuning {
     /// memory that a peer can fill. It is more than [`crate::ClientLimits::bulk`] stream windows: what
     /// slow readers leave lying does not keep a guest's answer out.
     pub connection_window: u32,
-    /// Bytes of a connection that are taken by a server before they are looked at, until an image is sent
-    /// on it: requests are short.
-    pub request_window: u32,
     /// Bytes of a connection that were written and are not acknowledged, at first: servers adjust it
     /// ([`crate::ServerLimits::window`]).
     pub send_window: u64,
@@ -67,7 +68,6 @@ impl Default for Tuning {
             initial_window: 1 << 20,
             stream_window: 2 << 20,
             connection_window: 32 << 20,
-            request_window: 2 << 20,
             send_window: 8 << 20,
             idle_timeout: Duration::from_secs(12),
             keep_alive: Duration::from_secs(4),
@@ -117,7 +117,7 @@ impl Tuning {
             .map_err(|e| Error::new(Kind::Invalid, format!("TLS for QUIC: {e}")))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(Arc::new(self.transport(1, self.request_window)?))
+            .transport_config(Arc::new(self.transport(1, REQUEST_WINDOW)?))
             .migration(false)
             .max_incoming(1024)
             .incoming_buffer_size(64 << 10)

@@ -291,6 +291,10 @@ pub struct Received {
     pub committed: Vec<Digest>,
     /// Sessions that were dropped.
     pub closed: usize,
+    /// Sections that are or were being sealed.
+    pub sealing: usize,
+    /// Seals wait while this is set.
+    pub hang_seal: bool,
     /// Refuses the next seal.
     pub fail_seal: Option<Error>,
     /// Refuses the next commit.
@@ -383,6 +387,9 @@ impl SectionSink for MemSection {
     }
 
     async fn seal(self) -> Result<()> {
+        self.sink.received.borrow_mut().sealing += 1;
+        self.sink.changed.notify_waiters();
+        self.sink.until(|r| !r.hang_seal).await;
         let mut received = self.sink.received.borrow_mut();
         if let Some(e) = received.fail_seal.take() {
             return Err(e);
