@@ -30,6 +30,10 @@ use crate::wire::Type;
 /// How long a refusal is waited for after the server has stopped taking bytes.
 const REFUSAL: Duration = Duration::from_secs(5);
 
+/// How often a section is offered to a server that says that it is busy: for ten minutes, at the second that
+/// servers ask for.
+const OFFERS: u32 = 600;
+
 /// A request stream, and the answers on it.
 #[derive(Debug)]
 struct Talk {
@@ -118,22 +122,35 @@ impl ImageSink for Client {
     }
 }
 
+impl PushSession {
+    async fn offer_once(&self, section: u32, table: &SectionTable) -> Result<(ChunkSet, Talk)> {
+        let offer = Message::Offer { session: self.id, section, table: table.to_bytes() };
+        let request = self.session.request(&offer, Priority::Background, self.patience).await?;
+        let mut talk = Talk::new(request, self.patience);
+        match talk.reply(Type::Want).await? {
+            Message::Want(want) => Ok((want, talk)),
+            other => Err(unexpected(other.ty(), &[Type::Want])),
+        }
+    }
+}
+
 impl ImageSession for PushSession {
     type Section = PushSection;
 
+    /// A server that is busy is asked again when it says so: the other sections make room.
     async fn offer(&self, section: u32, table: &SectionTable) -> Result<(ChunkSet, PushSection)> {
-        let offer = Message::Offer { session: self.id, section, table: table.to_bytes() };
         let place = || format!("{}: section {section}", self.session.name());
-        let offered = async {
-            let session = &self.session;
-            let request = session.request(&offer, Priority::Background, self.patience).await?;
-            let mut talk = Talk::new(request, self.patience);
-            match talk.reply(Type::Want).await? {
-                Message::Want(want) => Ok((want, talk)),
-                other => Err(unexpected(other.ty(), &[Type::Want])),
+        let mut offers = 1;
+        let (want, talk) = loop {
+            match self.offer_once(section, table).await {
+                Err(e) if offers < OFFERS => {
+                    let Kind::Busy(after) = e.kind() else { return Err(e.at(place())) };
+                    tokio::time::sleep(after).await;
+                    offers += 1;
+                }
+                offered => break offered.at(place)?,
             }
         };
-        let (want, talk) = offered.await.at(place)?;
         OfferedSection::check_want(table, &want).at(place)?;
         let left = want.clone();
         let session = self.session.clone();

@@ -3,10 +3,11 @@
 mod common;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use api::Grant;
 use common::{MemImage, World};
-use forebay_stream::Client;
+use forebay_stream::{Client, Memory};
 use image::error::Result;
 use image::seam::{ImagePlan, ImageSession};
 use image::{Digest, Domain, Error, ImageSink, Kind, ReadContext, SectionSink};
@@ -42,6 +43,52 @@ fn a_whole_image_is_pushed_and_committed() {
         assert_eq!(received.chunks.len(), image.plain.len());
         assert!(received.chunks.iter().all(|(at, plain)| image.plain[at] == *plain));
         assert_eq!(received.committed, [image.id]);
+    });
+}
+
+/// Four sections, of which the frames of one take all the memory of a connection that gets no more than it
+/// has at first.
+fn scarce() -> World {
+    let image = MemImage::new(4 * (64 << 20), 18, |s, c, len| match c {
+        0..4 => common::noise(u64::from(100 * s + c) + 1, len),
+        _ => Vec::new(),
+    });
+    let mut world = World::new(image);
+    world.limits.memory = Memory::new(8 << 20);
+    world
+}
+
+#[test]
+fn sections_for_which_there_is_no_memory_wait_their_turn() {
+    scarce().run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        let sections = (0..4).map(|section| push_section(&session, image, section));
+        for pushed in futures::future::join_all(sections).await {
+            assert_eq!(pushed.unwrap(), 4);
+        }
+        assert_eq!(session.commit(&image.manifest).await.unwrap(), image.id);
+    });
+}
+
+#[test]
+fn a_section_that_is_being_sealed_leaves_its_memory_to_the_next() {
+    scarce().run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let (image, sink) = (grid.image(), &grid.world.sink);
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        sink.received.borrow_mut().hang_seal = true;
+        let next = async {
+            sink.until(|r| r.sealing == 1).await;
+            let offer = session.offer(1, &image.tables[1]);
+            let offered = tokio::time::timeout(Duration::from_secs(10), offer).await;
+            sink.received.borrow_mut().hang_seal = false;
+            sink.changed.notify_waiters();
+            offered.expect("there is memory for it").map(|(want, _)| want.count())
+        };
+        let (first, next) = futures::join!(push_section(&session, image, 0), next);
+        assert_eq!((first.unwrap(), next.unwrap()), (4, 4));
     });
 }
 
