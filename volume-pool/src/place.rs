@@ -53,6 +53,8 @@ pub(crate) struct Opened {
     pub(crate) place: Place,
     pub(crate) file: BlockFile,
     pub(crate) fresh: bool,
+    /// What is at the path and will be replaced, locked: nobody may begin to use it meanwhile.
+    pub(crate) replaced: Option<BlockFile>,
 }
 
 impl Place {
@@ -170,7 +172,7 @@ fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
             let place = Place::Device { path: path.to_owned() };
             lock(&file, path)?;
             refuse_used(&file, path)?;
-            return Ok(Some(Opened { place, file, fresh: false }));
+            return Ok(Some(Opened { place, file, fresh: false, replaced: None }));
         }
         Ok(file) => Some(file),
         Err(e) if e.kind() == ErrorKind::NotFound => None,
@@ -178,7 +180,7 @@ fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
         Err(e) if e.kind() == ErrorKind::ResourceBusy => return Err(busy(path)),
         Err(e) => return Err(io(e)),
     };
-    // Whatever becomes of the name, whoever uses the old file would lose it.
+    // Whatever becomes of the name, whoever uses the old file would lose it: it stays locked to the end.
     if let Some(old) = &there {
         lock(old, path)?;
         refuse_used(old, path)?;
@@ -186,12 +188,12 @@ fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
     // An interrupted pull is gone on with, whatever is at the path. Else an earlier image is changed
     // in place, so that only what differs has to travel; but not if it has other names: whoever made
     // those wants the old bytes there.
-    let (file, fresh, was_complete) = match fs.open(partial, OpenMode::write()) {
-        Ok(file) => (file, false, false),
-        Err(e) if e.kind() == ErrorKind::NotFound => match there.filter(has_no_other_name) {
-            Some(old) => (old, false, true),
-            None => match fs.open(partial, OpenMode::create_new()) {
-                Ok(file) => (file, true, false),
+    let (file, fresh, replaced) = match fs.open(partial, OpenMode::write()) {
+        Ok(file) => (file, false, there),
+        Err(e) if e.kind() == ErrorKind::NotFound => match there {
+            Some(old) if has_no_other_name(&old) => return Ok(complete(path, partial, old)),
+            there => match fs.open(partial, OpenMode::create_new()) {
+                Ok(file) => (file, true, there),
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(None),
                 Err(e) => return Err(io(e)),
             },
@@ -200,11 +202,19 @@ fn try_open(fs: &Fs, path: &Path, partial: &Path) -> Result<Option<Opened>> {
     };
     lock(&file, path)?;
     // Between the open and the lock whoever had it may have finished and moved it.
-    let name = if was_complete { path } else { partial };
-    if !file.same_file(name).unwrap_or(false) {
+    if !file.same_file(partial).unwrap_or(false) {
         return Ok(None);
     }
-    Ok(Some(Opened { place: Place::file(path, partial, was_complete), file, fresh }))
+    let place = Place::file(path, partial, false);
+    Ok(Some(Opened { place, file, fresh, replaced }))
+}
+
+/// An earlier image, locked, that is to be changed in place; nothing if it was moved before it was
+/// locked.
+fn complete(path: &Path, partial: &Path, file: BlockFile) -> Option<Opened> {
+    let place = Place::file(path, partial, true);
+    let is_still = file.same_file(path).unwrap_or(false);
+    is_still.then_some(Opened { place, file, fresh: false, replaced: None })
 }
 
 fn has_no_other_name(file: &BlockFile) -> bool {

@@ -27,6 +27,8 @@ pub struct Target {
     file: BlockFile,
     geometry: Geometry,
     fresh: bool,
+    /// See [`Opened::replaced`].
+    _replaced: Option<BlockFile>,
     /// Set once the file may be changed: it has its partial name, durably, and its size.
     begun: Mutex<Option<Begun>>,
 }
@@ -56,9 +58,9 @@ impl Target {
 
     /// The same on any file system.
     pub fn open_in(fs: &Fs, path: &Path, geometry: Geometry) -> Result<Self> {
-        let Opened { place, file, fresh } = place::open(fs, path)?;
-        let begun = Mutex::new(None);
-        let target = Self { fs: fs.clone(), place, file, geometry, fresh, begun };
+        let Opened { place, file, fresh, replaced } = place::open(fs, path)?;
+        let (fs, begun) = (fs.clone(), Mutex::new(None));
+        let target = Self { fs, place, file, geometry, fresh, _replaced: replaced, begun };
         if target.file.kind() == FileKind::Block {
             target.check_device()?;
         }

@@ -231,10 +231,21 @@ fn an_image_that_a_virtual_machine_uses_is_refused_untouched() {
     assert_eq!(std::fs::read(&path).unwrap(), old.bytes);
     drop(machine);
     std::fs::remove_file(&partial).unwrap();
-    let ours = Target::open(&path, new.geometry()).unwrap();
-    let machine = Fs::os().open(&path, OpenMode::write()).unwrap();
-    assert!(machine.other_user().unwrap().is_some(), "none can start meanwhile");
-    drop(ours);
+    let other = dir.path().join("other");
+    for prepare in [
+        // It is changed in place; it is replaced by what an interrupted pull left; it has another name.
+        &|| {},
+        &|| std::fs::write(&partial, &new.bytes).unwrap(),
+        &|| std::fs::hard_link(&path, &other).unwrap(),
+    ] as [&dyn Fn(); 3]
+    {
+        prepare();
+        let ours = Target::open(&path, new.geometry()).unwrap();
+        let machine = Fs::os().open(&path, OpenMode::write()).unwrap();
+        assert!(machine.other_user().unwrap().is_some(), "none can start meanwhile");
+        drop(ours);
+        let _ = std::fs::remove_file(&partial);
+    }
 }
 
 #[test]
