@@ -105,7 +105,7 @@ pub enum SyncWhat {
 pub struct Space {
     /// Allocated to the file: holes take none.
     pub allocated: u64,
-    /// Free for who is not root.
+    /// Free for this process: what is kept back for root counts if it runs as root.
     pub free: u64,
 }
 

@@ -252,7 +252,7 @@ impl Backing for OsFile {
             return Ok(None);
         }
         let allocated = sys::fstat(&self.fd)?.st_blocks as u64 * 512;
-        let free = system.f_bavail.saturating_mul(system.f_frsize as u64);
+        let free = free(&system, rustix::process::geteuid().is_root());
         Ok(Some(Space { allocated, free }))
     }
 
@@ -289,6 +289,12 @@ impl Backing for OsFile {
     }
 }
 
+/// Bytes that a file system has left, with what it keeps back for root or without.
+fn free(system: &sys::StatFs, for_root: bool) -> u64 {
+    let blocks = if for_root { system.f_bfree } else { system.f_bavail };
+    blocks.saturating_mul(system.f_frsize as u64)
+}
+
 fn fallocate(fd: &OwnedFd, how: FallocateFlags, range: Range<u64>) -> io::Result<()> {
     loop {
         return match sys::fallocate(fd, how, range.start, range.end - range.start) {
@@ -297,5 +303,17 @@ fn fallocate(fd: &OwnedFd, how: FallocateFlags, range: Range<u64>) -> io::Result
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Err(unsupported()),
             Err(errno) => Err(errno.into()),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_may_use_what_is_kept_back_for_it() {
+        let mut system = sys::statfs("/").unwrap();
+        (system.f_bfree, system.f_bavail, system.f_frsize) = (1000, 950, 4096);
+        assert_eq!((free(&system, true), free(&system, false)), (1000 * 4096, 950 * 4096));
     }
 }
