@@ -214,6 +214,33 @@ fn real_a_mounted_device_is_imported_only_if_nothing_writes_to_it() {
 }
 
 #[test]
+fn real_a_device_that_a_virtual_machine_writes_to_is_not_imported() {
+    if !wanted() {
+        return;
+    }
+    let grid = Grid::start();
+    let device = Device::over(&grid.disk("d.raw", &Disk::new("abcd")), 512);
+    let import = ["import", path(&device.at), "d:1", "--format", "raw"];
+    for writes in [true, false] {
+        let socket = grid.dir.join(format!("nbd-{writes}"));
+        let mut machine = Command::new("qemu-nbd");
+        machine.args(["--persistent", "-f", "raw", "-k"]).arg(&socket).arg(&device.at);
+        if !writes {
+            machine.arg("--read-only");
+        }
+        let mut machine = Background::start(&mut machine);
+        until("qemu-nbd", || socket.exists());
+        let import = grid.run(&import);
+        if writes {
+            import.fails(73, &[path(&device.at), "virtual machine"]);
+        } else {
+            import.json();
+        }
+        machine.kill();
+    }
+}
+
+#[test]
 fn real_a_disk_that_a_loop_device_or_a_virtual_machine_uses_is_not_pulled_over() {
     if !wanted() {
         return;

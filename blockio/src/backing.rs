@@ -221,6 +221,16 @@ pub trait Backing: Send + Sync + fmt::Debug {
         Ok(None)
     }
 
+    /// Keeps programs that lock byte ranges, as QEMU does, from writing to the file; `false` if one does
+    /// already. Nobody can on most backings.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn deny_writers(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     /// What the file takes and could take; `None` where writing so many bytes may take fewer.
     ///
     /// # Errors

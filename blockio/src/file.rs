@@ -59,7 +59,8 @@ impl BlockFile {
     }
 
     /// Whether a device that is busy when it is [claimed](OpenMode::claimed) is mounted, it or a part
-    /// of it, and for reading only: then nothing changes it.
+    /// of it, and for reading only, and nothing else is made of it (LVM, RAID, swap, …): then nothing
+    /// changes it, until somebody mounts it anew.
     ///
     /// # Errors
     ///
@@ -309,6 +310,16 @@ impl BlockFile {
     /// What the system says.
     pub fn other_user(&self) -> io::Result<Option<String>> {
         self.backing().other_user().map_err(|error| self.at("lock", None, error))
+    }
+
+    /// Keeps programs that lock byte ranges, as QEMU does, from writing to this file until the last clone
+    /// is dropped; those that only read it are welcome. `false` if one writes to it already.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn deny_writers(&self) -> io::Result<bool> {
+        self.backing().deny_writers().map_err(|error| self.at("lock", None, error))
     }
 
     /// What a regular file takes of its file system, and what that has left; `None` for devices and

@@ -93,26 +93,28 @@ fn claim(path: &Path, mode: OpenMode) -> OFlags {
 
 /// See [`BlockFile::is_mounted_to_read`](crate::BlockFile::is_mounted_to_read).
 pub(crate) fn is_mounted_to_read(path: &Path) -> io::Result<bool> {
-    let device = sys::stat(path)?.st_rdev;
     let number = |device| format!("{}:{}", sys::major(device), sys::minor(device));
-    // The device, and its partitions.
-    let mut numbers = vec![number(device)];
-    let parts = std::fs::read_dir(format!("/sys/dev/block/{}", numbers[0]));
-    for part in parts.into_iter().flatten().flatten() {
-        if part.path().join("partition").exists()
-            && let Ok(number) = std::fs::read_to_string(part.path().join("dev"))
-        {
-            numbers.push(number.trim_end().to_owned());
-        }
+    let device = number(sys::stat(path)?.st_rdev);
+    let devices = in_use::with_partitions(Path::new("/sys/dev/block").join(&device));
+    let mut numbers = vec![device];
+    for part in &devices[1..] {
+        numbers.push(std::fs::read_to_string(part.join("dev"))?.trim_end().to_owned());
+    }
+    let leads_here = |path: &Path| {
+        sys::stat(path).is_ok_and(|s| {
+            FileType::from_raw_mode(s.st_mode) == FileType::BlockDevice
+                && numbers.contains(&number(s.st_rdev))
+        })
+    };
+    // A mount is not the only reason why a device cannot be claimed.
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if devices.iter().any(|d| in_use::has_holders(d)) || in_use::swapped_to(&swaps, leads_here) {
+        return Ok(false);
     }
     let is_this = |found: &str, source: &str| {
         numbers.iter().any(|n| n == found)
             // Some file systems have a number of their own.
-            || (source.starts_with('/')
-                && sys::stat(source).is_ok_and(|s| {
-                    FileType::from_raw_mode(s.st_mode) == FileType::BlockDevice
-                        && numbers.contains(&number(s.st_rdev))
-                }))
+            || (source.starts_with('/') && leads_here(Path::new(source)))
     };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     Ok(in_use::mounted_to_read(&mounts, is_this))
@@ -239,6 +241,10 @@ impl Backing for OsFile {
         let is_this = |path: &Path| self.same_file(path).unwrap_or(false);
         let device = in_use::loop_device(Path::new("/sys/block"), is_this);
         Ok(device.map(|d| format!("/dev/{d} is attached to it: `losetup -d /dev/{d}` first")))
+    }
+
+    fn deny_writers(&self) -> io::Result<bool> {
+        in_use::deny_writers(self.fd.as_fd())
     }
 
     fn space(&self) -> io::Result<Option<Space>> {

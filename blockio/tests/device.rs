@@ -94,6 +94,21 @@ fn a_device_has_one_writer() {
 }
 
 #[test]
+fn who_reads_a_device_sees_a_machine_that_writes_to_it_and_keeps_others_out() {
+    let Some(disk) = Loop::new() else { return };
+    // Locks of every byte, among them those by which QEMU says that it writes.
+    let machine = BlockFile::open(&disk.device, OpenMode::write()).unwrap();
+    assert_eq!(machine.other_user().unwrap(), None);
+    assert!(!BlockFile::open(&disk.device, OpenMode::read()).unwrap().deny_writers().unwrap());
+    drop(machine);
+    let reader = BlockFile::open(&disk.device, OpenMode::read().claimed()).unwrap();
+    assert!(reader.deny_writers().unwrap());
+    let other = BlockFile::open(&disk.device, OpenMode::read()).unwrap();
+    assert!(other.deny_writers().unwrap(), "who reads too is no harm");
+    assert!(!BlockFile::is_mounted_to_read(&disk.device).unwrap(), "claimed, and not by a mount");
+}
+
+#[test]
 fn engines_work_on_devices() {
     let Some(disk) = Loop::new() else { return };
     let arena = Arena::new("test", 64 << 10, 4 * (64 << 10)).unwrap();

@@ -214,6 +214,10 @@ impl Backing for FailingFile {
         self.backing().other_user()
     }
 
+    fn deny_writers(&self) -> io::Result<bool> {
+        self.backing().deny_writers()
+    }
+
     fn space(&self) -> io::Result<Option<Space>> {
         self.backing().space()
     }

@@ -196,9 +196,25 @@ impl DiskSource {
     }
 }
 
-/// Opens a file, or a block device that nothing writes to meanwhile: mounted for reading only, or not at
-/// all, which stays so while it is open. Of files it is found out at the end whether they changed.
+/// Opens a file, or a block device that nobody is seen to write to: mounted for reading only (it could
+/// be mounted anew, for writing, while it is read), or not at all, which stays so while it is open; and
+/// no virtual machine writes to it, which stays so too. A program that opened a device without claiming
+/// or locking it is not seen. Of files it is found out at the end whether they changed.
 fn open_unchanging(path: &Path) -> Result<BlockFile> {
+    let file = open_unclaimed(path)?;
+    if file.kind() == FileKind::Block && !file.deny_writers().map_err(read_error)? {
+        let what = format!(
+            "{}: in use: a program, perhaps a virtual machine, has locked it to write to it: end that, \
+             or import a snapshot",
+            path.display()
+        );
+        return Err(Error::new(Kind::Conflict, what));
+    }
+    Ok(file)
+}
+
+/// Opens a file, or a block device that nothing has mounted to write to, or made a part of itself.
+fn open_unclaimed(path: &Path) -> Result<BlockFile> {
     let busy = |e: &std::io::Error| e.kind() == std::io::ErrorKind::ResourceBusy;
     match BlockFile::open(path, OpenMode::read().claimed()) {
         Err(e) if busy(&e) && BlockFile::is_mounted_to_read(path).unwrap_or(false) => {
