@@ -68,3 +68,18 @@ fn human(report: &StoreReport) -> String {
     }
     if report.bad.is_empty() { text + "\nall good" } else { text }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_orphans_are_not_known_is_said_where_all_was_looked_at() {
+        let whole = StoreReport::default();
+        let known = StoreReport { orphans: Some(Vec::new()), ..whole.clone() };
+        let part = StoreReport { next: Some("1".into()), ..whole.clone() };
+        let rest = StoreReport { before: 1, ..whole.clone() };
+        let says = [whole, known, part, rest].map(|r| human(&r).contains("is not known"));
+        assert_eq!(says, [true, false, false, false]);
+    }
+}
