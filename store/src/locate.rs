@@ -103,7 +103,7 @@ impl Shared {
                     self.keep_head(image, &head);
                     return Ok((Some(head), next));
                 }
-                Err(error) if is_lost(&error) => {
+                Err(error) if is_bad_place(&error) => {
                     tracing::warn!(%error, "a locator is unreadable; trying the one before");
                 }
                 Err(e) => return Err(e),
@@ -145,7 +145,7 @@ impl Shared {
         let bad = match self.head(image).await? {
             Some(head) => match self.block(image, &head, section, table).await {
                 Ok(spots) => return Ok(spots.iter().copied().map(Some).collect()),
-                Err(e) if is_lost(&e) => Some((head.seq, e)),
+                Err(e) if is_bad_place(&e) => Some((head.seq, e)),
                 Err(e) => return Err(e),
             },
             None => None,
@@ -242,7 +242,7 @@ impl Shared {
                 _ => self.rebuild_locator(image, bad).await?,
             };
             match self.spots_of(image, &head).await {
-                Err(e) if is_lost(&e) => bad = Some(head.seq),
+                Err(e) if is_bad_place(&e) => bad = Some(head.seq),
                 other => return other,
             }
         }

@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use forebay_store::testing::{Fault, Verb};
 use forebay_store::{Receiver, Store};
 use image::{Frame, FrameHeader, Kind, Priority, ReadContext};
 use object_store::path::Path;
@@ -106,6 +107,26 @@ async fn locators_are_made_anew() {
     let store = bench.reopen(54).await;
     assert_eq!(Disk::pull(&store, &disk.image()).await.unwrap(), disk);
     assert_eq!(bench.objects.keys_of("locators").await, locators);
+}
+
+#[tokio::test]
+async fn a_locator_in_a_bad_place_of_a_disk_is_made_anew_and_stops_no_collection() {
+    let bench = Bench::new().await;
+    let disk = tiny();
+    disk.push(&bench.receiver(), None).await.unwrap();
+    let key = only(&bench, "locators").await.to_string();
+    let bad = move |verb, k: &str| {
+        (verb == Verb::Get && k == key).then_some(Fault::Refuse(std::io::ErrorKind::Other))
+    };
+    bench.objects.fail(bad);
+    bench.wait();
+    for _ in 0..2 {
+        assert_eq!(Disk::pull(&bench.reopen(2).await, &disk.image()).await.unwrap(), disk);
+        bench.gc(&[disk.image()]).await;
+        bench.wait();
+    }
+    assert_eq!(bench.objects.keys_of("locators").await.len(), 1, "the bad one is garbage");
+    assert_eq!(Disk::pull(&bench.reopen(3).await, &disk.image()).await.unwrap(), disk);
 }
 
 #[tokio::test]
