@@ -73,7 +73,7 @@ pub const KEYS: &[Key] = &[
         "serve.memory",
         Form::Size,
         "256MiB",
-        "memory for what is on its way to readers, over all connections; each takes 1 MiB at least",
+        "memory for what is on its way, over all connections; each takes 768 KiB at least",
     ),
     key(
         "store.at",

@@ -20,7 +20,8 @@ use super::publish;
 use super::warmings::Warmings;
 use crate::config::Config;
 
-/// A cache that drains ends when nobody has asked it for so long: nodes hear of it within half of that.
+/// A cache that drains ends when nobody has asked it for so long. It is longer than pulls take to hear of it:
+/// they ask placement every 15 s (`REFRESH` in `connect.rs`).
 const QUIET: Duration = Duration::from_secs(20);
 
 /// Takes care of the cache of this process.
