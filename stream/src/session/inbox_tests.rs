@@ -41,6 +41,36 @@ fn a_body_is_admitted_before_a_byte_of_it_is_there() {
 }
 
 #[test]
+fn who_feeds_what_is_missing_has_each_header_before_its_body_and_nothing_beside() {
+    let messages =
+        [Message::Manifest(Bytes::from_static(b"manifest")).encode(), Message::End.encode()];
+    let (mut stream, mut gate) = (Bytes::from(messages.concat()), Asked::default());
+    let mut inbox = Inbox::new();
+    for (ty, len) in [(Type::Manifest, 8), (Type::End, 0)] {
+        assert_eq!(inbox.begin(&mut gate).unwrap(), None);
+        inbox.feed(stream.split_to(3));
+        assert_eq!(inbox.begin(&mut gate).unwrap(), None);
+        assert_eq!(inbox.missing(), HEADER_LEN - 3);
+        inbox.feed(stream.split_to(inbox.missing()));
+        for _ in 0..2 {
+            assert_eq!(inbox.begin(&mut gate).unwrap(), Some(Header::new(ty, len)));
+        }
+        assert_eq!(inbox.missing(), len);
+        inbox.feed(stream.split_to(len));
+        assert_eq!(inbox.poll(&mut gate).unwrap().unwrap().ty(), ty);
+    }
+    assert_eq!(gate.0, ["MANIFEST 8", "END 0"]);
+    let frame = frame_message();
+    let mut pieces = 0;
+    let (mut inbox, mut left) = (Inbox::new(), frame);
+    while inbox.poll(&mut gate).unwrap().is_none() {
+        inbox.feed(left.split_to(inbox.missing()));
+        pieces += 1;
+    }
+    assert_eq!((pieces, left.len()), (3, 0));
+}
+
+#[test]
 fn a_frame_is_admitted_by_its_header_and_then_buffered_exactly() {
     let bytes = frame_message();
     let (mut inbox, mut gate) = (Inbox::new(), Asked::default());
