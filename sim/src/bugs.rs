@@ -14,6 +14,8 @@ pub enum Bug {
     UncheckedTables,
     /// A pull calls itself durable, and has synced nothing.
     UnsyncedFinish,
+    /// A cache does not look after what is pinned.
+    Untended,
     /// A server asks the store for each reader anew.
     NoSharing,
     /// A cache forgets what it has fetched.
@@ -27,10 +29,11 @@ pub enum Bug {
 }
 
 /// All of them, with the invariant that each breaks.
-pub const ALL: [(Bug, Invariant); 8] = [
+pub const ALL: [(Bug, Invariant); 9] = [
     (Bug::AlteredFrames, Invariant::RightFrames),
     (Bug::UncheckedTables, Invariant::RightBytes),
     (Bug::UnsyncedFinish, Invariant::Durable),
+    (Bug::Untended, Invariant::Kept),
     (Bug::NoSharing, Invariant::SingleFlight),
     (Bug::Forgets, Invariant::Egress),
     (Bug::Greedy, Invariant::Memory),

@@ -63,6 +63,11 @@ impl Truth {
         Ok(Self { image, geometry, tables, manifest, plain, frames })
     }
 
+    /// The length of its longest frame, in bytes.
+    pub fn longest_frame(&self) -> u64 {
+        self.frames.values().map(|frame| frame.bytes().len() as u64).max().unwrap_or(0)
+    }
+
     /// The digest of a chunk.
     pub fn digest(&self, section: u32, chunk: u32) -> Digest {
         let table = self.tables.get(section as usize);

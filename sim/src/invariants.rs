@@ -5,6 +5,7 @@
 //! | right frames | at the door of each cache: every frame that goes out |
 //! | right bytes | on each node's disk: every write, every name |
 //! | durable | after each power cut: what a pull called done is there; at the end: what was pinned is |
+//! | kept | at the end, when the disk works: all chunks of what is pinned are on it |
 //! | single flight | between a cache and the store: nothing is asked for twice at once |
 //! | egress | there as well: with room for everything nothing comes twice |
 //! | memory | each cache's own account, compared with its budget |
@@ -39,6 +40,8 @@ pub enum Invariant {
     RightBytes,
     /// A pull that was done durably is done after a power cut; what was pinned is pinned.
     Durable,
+    /// A cache with a disk that works has all chunks of what is pinned there, if it may take so much.
+    Kept,
     /// One fetch for all who ask.
     SingleFlight,
     /// What a cache has room for it fetches once.
@@ -205,8 +208,7 @@ impl Watch {
                 status.disk_queued_bytes,
                 at_least_a_frame(budget.in_flight / 4),
             ),
-            // What is found at start may be too much: it is all read in first.
-            ("files", if status.is_recovering() { 0 } else { status.disk_bytes }, disk),
+            ("files", if may_exceed(status) { 0 } else { status.disk_bytes }, disk),
         ];
         for (what, found, bound) in bounds {
             if found > bound {
@@ -244,6 +246,12 @@ impl Watch {
     pub fn unpinned(&self, life: Life, image: &Digest) {
         let what = format!("{life} had pinned image {}, and has not any more", image.short());
         self.violated(Invariant::Durable, what);
+    }
+
+    /// A pinned image is not all on the disk, or nothing is written there.
+    pub fn not_kept(&self, life: Life, image: &Digest, how: &str) {
+        let what = format!("{life} does not keep pinned image {}: {how}", image.short());
+        self.violated(Invariant::Kept, what);
     }
 
     /// A cache that nobody uses any more.
@@ -306,6 +314,12 @@ impl Watch {
             self.violated(Invariant::Durable, what);
         }
     }
+}
+
+/// Whether a cache's files may take more than its budget: what is found at start is all read in first,
+/// and pins from before are kept although a smaller budget has no room for them.
+fn may_exceed(status: &Status) -> bool {
+    status.is_recovering() || status.pinned_bytes > status.pin_limit
 }
 
 /// A request to the store, until it is dropped.

@@ -206,10 +206,11 @@ impl Grid {
     async fn suffer(&self, trouble: Trouble) {
         let World { net, mood, .. } = &self.world;
         match trouble {
-            Trouble::CacheStops { cache, how, back } => {
+            Trouble::CacheStops { cache, how, back, disk } => {
                 self.caches[cache].stop(how).await;
                 if let Some(back) = back {
                     sleep(back).await;
+                    self.caches[cache].change_disk(disk);
                     self.caches[cache].start().expect("it has started before");
                 }
             }

@@ -111,11 +111,12 @@ pub struct Care {
 #[derive(Clone, Copy, Debug)]
 #[expect(
     missing_docs,
-    reason = "`lasts` and `back`: for how long; the others are named for what they are"
+    reason = "`lasts` and `back`: for how long; `disk`: its budget from then on, if that changes; the \
+              others are named for what they are"
 )]
 pub enum Trouble {
     /// A cache stops, and starts again after a while, or never.
-    CacheStops { cache: usize, how: Stop, back: Option<Duration> },
+    CacheStops { cache: usize, how: Stop, back: Option<Duration>, disk: Option<u64> },
     /// A node stops, and starts again.
     NodeStops { node: usize, how: Stop, back: Duration },
     /// Datagrams from a cache to a node, or back, or both ways, are lost.
@@ -173,8 +174,33 @@ impl Scenario {
             let trouble = scenario.draw_trouble(&mut chance, &mut one_lives_on);
             scenario.troubles.push((at, trouble));
         }
+        scenario.draw_disks(&mut Chance::new(seed, "disks"));
         scenario.troubles.sort_by_key(|(at, _)| *at);
         scenario
+    }
+
+    /// Other budgets after some restarts; and in half of all runs somebody pins an image, and a while
+    /// later the cache starts anew.
+    fn draw_disks(&mut self, chance: &mut Chance) {
+        for (_, trouble) in &mut self.troubles {
+            if let Trouble::CacheStops { disk, .. } = trouble {
+                *disk = draw_disk(chance);
+            }
+        }
+        if chance.one_in(2) {
+            return;
+        }
+        let cache = chance.within(0..self.caches.len() as u64) as usize;
+        let care = Care { what: What::Pin, image: chance.within(0..3) as usize };
+        let at = ms(chance.within(10..4_000));
+        self.troubles.push((at, Trouble::Cared { cache, care }));
+        let restart = Trouble::CacheStops {
+            cache,
+            how: chance.pick(&[Stop::Killed, Stop::PowerCut]),
+            back: Some(ms(chance.pick(&[1, 100, 2_000]))),
+            disk: draw_disk(chance),
+        };
+        self.troubles.push((at + ms(chance.within(500..LATEST - 4_000)), restart));
     }
 
     /// Some time; mostly one at which a node is at work.
@@ -205,6 +231,7 @@ impl Scenario {
                     cache,
                     how: chance.pick(&[Stop::Killed, Stop::PowerCut]),
                     back,
+                    disk: None,
                 }
             }
             3..5 => {
@@ -240,6 +267,11 @@ impl Scenario {
             _ => Trouble::Storm { cache, datagrams: chance.within(50..400) },
         }
     }
+}
+
+/// Another disk budget, in bytes.
+fn draw_disk(chance: &mut Chance) -> Option<u64> {
+    chance.pick(&[None, None, Some(1 << 20), Some(2 << 20), Some(32 << 20)])
 }
 
 fn quality(chance: &mut Chance) -> Quality {

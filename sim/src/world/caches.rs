@@ -34,12 +34,19 @@ const PORT: u16 = 4433;
 const DIR: &str = "/cache";
 /// So often the log is written, and the account looked at.
 const TICK: Duration = Duration::from_millis(10);
+/// What a segment takes for a single frame besides that: header, entry and trailer.
+const AROUND_FRAME: u64 = 64 + 48 + 64;
+/// By then everything that is pinned must be there: a fetch may fail for two minutes before pins are
+/// looked after again, a minute later, and a full disk is tried again after 30 s.
+const TENDED: Duration = Duration::from_secs(300);
 
 /// A cache and its disk.
 pub struct CacheHost {
     world: World,
     number: usize,
     plan: CachePlan,
+    /// The budget of its log now.
+    log: Cell<Option<u64>>,
     disk: RefCell<MemFs>,
     /// What its disk refuses.
     faults: FaultPlan,
@@ -86,6 +93,7 @@ impl CacheHost {
             world: world.clone(),
             number,
             plan: world.scenario.caches[number].clone(),
+            log: Cell::new(world.scenario.caches[number].disk),
             disk: RefCell::new(MemFs::new()),
             faults: FaultPlan::new(),
             starts: Cell::new(0),
@@ -106,7 +114,7 @@ impl CacheHost {
 
     fn budget(&self) -> Budget {
         let dir = PathBuf::from(DIR);
-        let disk = self.plan.disk.map(|bytes| DiskBudget { dir, bytes, reserve: 0 });
+        let disk = self.log.get().map(|bytes| DiskBudget { dir, bytes, reserve: 0 });
         Budget { memory: self.plan.memory, in_flight: self.plan.in_flight, disk }
     }
 
@@ -116,9 +124,20 @@ impl CacheHost {
             clock: Arc::new(move || trace.now()),
             fs: self.faults.wrap_fs(&fs),
             free_space: Arc::new(|_| Ok(u64::MAX)),
-            segment: self.plan.disk.map(|bytes| (bytes / 8).min(512 << 10)),
+            segment: self.segment(),
             scrub: self.plan.scrub,
             ..Options::default()
+        }
+    }
+
+    fn segment(&self) -> Option<u64> {
+        self.log.get().map(|bytes| (bytes / 8).min(512 << 10))
+    }
+
+    /// From the next start on its log may take `bytes`, if it has one.
+    pub fn change_disk(&self, bytes: Option<u64>) {
+        if self.running.borrow().is_none() {
+            self.log.set(self.log.get().map(|was| bytes.unwrap_or(was)));
         }
     }
 
@@ -279,10 +298,47 @@ impl CacheHost {
         self.look_at_files();
         self.look_at_egress();
         self.world.watch.at_rest(self.life(), &shared.status());
-        for image in self.pinned.borrow().iter().filter(|_| !self.damaged.get()) {
-            if !shared.is_pinned(image) {
-                self.world.watch.unpinned(self.life(), image);
+        self.look_at_pins(&shared).await;
+    }
+
+    /// Looks whether what was pinned is, and is all there.
+    async fn look_at_pins(&self, shared: &Arc<Shared>) {
+        let cache = self.cache("rest", Arc::clone(shared)).expect("a portable engine starts");
+        let pinned = self.pinned.borrow().clone();
+        for image in &pinned {
+            match shared.is_pinned(image) {
+                true if self.can_keep(&shared.status()) => self.wait_for_pin(&cache, image).await,
+                true => {}
+                false if self.damaged.get() => {}
+                false => self.world.watch.unpinned(self.life(), image),
             }
+        }
+    }
+
+    /// Whether its disk can hold what is pinned: it was not given up, the pins are within their limit,
+    /// and no frame is longer than a segment.
+    fn can_keep(&self, status: &Status) -> bool {
+        let off = self.damaged.get() && matches!(status.disk, DiskState::Off(_));
+        let longest = self.world.corpus.images.iter().map(|truth| truth.longest_frame());
+        let longest = longest.max().unwrap_or(0);
+        let fits = self.segment().is_some_and(|segment| longest + AROUND_FRAME <= segment);
+        !off && fits && status.pinned_bytes <= status.pin_limit
+    }
+
+    async fn wait_for_pin(&self, cache: &Cache<Origin>, image: &Digest) {
+        let until = self.world.trace.now() + TENDED;
+        loop {
+            let held = cache.held(&ReadContext::default(), image).await;
+            let here = held.map(|held| (held.all.disk_chunks, held.all.chunks));
+            let state = cache.shared().status().disk;
+            if state == DiskState::On && here.as_ref().is_ok_and(|(here, all)| here == all) {
+                return;
+            }
+            if self.world.trace.now() > until {
+                let how = format!("{here:?} chunks on disk, which is {state}");
+                return self.world.watch.not_kept(self.life(), image, &how);
+            }
+            sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -375,7 +431,12 @@ async fn care(
             host.world.trace.note(format_args!("{life}: {order:?}: {said:?}"));
         }
     };
-    let both = async { tokio::join!(biased; cache.tend(&ctx), obey) };
+    let tend = async {
+        if !host.world.has(Bug::Untended) {
+            cache.tend(&ctx).await;
+        }
+    };
+    let both = async { tokio::join!(biased; tend, obey) };
     // What is fetched for them ends with them.
     LocalSet::new().run_until(both).await;
     std::future::pending().await
