@@ -277,6 +277,25 @@ fn a_full_disk_is_read_and_not_written_until_there_is_room() {
 }
 
 #[test]
+fn tries_on_a_full_disk_leave_no_files() {
+    on_core(async {
+        let (image, source) = (image(), Fake::new([image()]));
+        let (fs, plan, clock) = (MemFs::new(), FaultPlan::new(), common::Clock::default());
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        rig.settle();
+        plan.limit_bytes(Some(10));
+        for _ in 0..5 {
+            rig.read(&image.all()).await.unwrap();
+            rig.settle();
+            assert!(matches!(rig.status().disk, DiskState::Full(_)));
+            assert!(segments(&fs).is_empty(), "{:?}", segments(&fs));
+            clock.advance(Duration::from_secs(30));
+            rig.settle();
+        }
+    });
+}
+
+#[test]
 fn a_disk_that_fails_to_write_is_switched_off_and_serving_goes_on() {
     on_core(async {
         let (image, source) = (image(), Fake::new([image()]));

@@ -374,7 +374,11 @@ impl LogWriter {
         let path = self.limits.dir.join(file_name(id));
         let file = self.outside.fs.open(path, OpenMode::create_new())?;
         self.next_id = next;
-        file.write_all_at(&header(id), 0)?;
+        if let Err(error) = file.write_all_at(&header(id), 0) {
+            // Else a full disk would fill with empty files.
+            let _ = self.outside.fs.remove_file(file.path());
+            return Err(error);
+        }
         self.add_segment(id, Segment::new(file.clone(), HEADER_LEN as u64));
         self.open = Some(Open { id, file, end: HEADER_LEN as u32, entries: Vec::new(), again: 0 });
         self.begin_eviction();
