@@ -78,9 +78,9 @@ impl Star {
 
     /// Gives what a server sends another rate.
     pub fn shape(&self, number: usize, rate: &str) {
-        // The bucket holds a whole GSO packet, and some milliseconds of what the shaper sleeps through.
-        let shaper =
-            format!("qdisc replace dev arm root tbf rate {rate} burst 131072 latency 20ms");
+        // The bucket holds less than a long GSO packet: those are cut up first, so that many connections
+        // share the queue as they do on a wire. The queue is that of a switch's port.
+        let shaper = format!("qdisc replace dev arm root tbf rate {rate} burst 60000 latency 50ms");
         run(Command::new("tc").args(["-n", ARMS[number].0]).args(shaper.split(' ')));
     }
 

@@ -25,7 +25,7 @@ const A_TWENTIETH: &str = "8333kbit";
 /// Bytes that the links bring in a second.
 const LINKS: f64 = 500e6 / 8.0;
 /// Of each section of the disk.
-const PIECE: u64 = 4 << 20;
+const PIECE: u64 = 10 << 20;
 
 /// The grid, its nodes, and the image.
 struct World {
