@@ -49,6 +49,17 @@ fn connections(grid: &Grid) -> usize {
     grid.world.limits.memory.lent().connections
 }
 
+/// Waits until there are so many connections: who lost a race on a slow machine is let go soon.
+async fn settles_at(grid: &Grid, n: usize) {
+    for _ in 0..1_000 {
+        if connections(grid) == n {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{} connections, not {n}", connections(grid));
+}
+
 #[test]
 fn each_core_of_a_client_connects_to_one_endpoint() {
     with_endpoints(4, async |grid, addresses| {
@@ -58,7 +69,7 @@ fn each_core_of_a_client_connects_to_one_endpoint() {
             let mut servers = addresses.to_vec();
             servers.rotate_left(core);
             cores.push(connect(grid, &member, servers).await);
-            assert_eq!(connections(grid), core + 1);
+            settles_at(grid, core + 1).await;
         }
         // Some requests at a time are no reason for another connection.
         let place = grid.image().place(0);
@@ -69,7 +80,7 @@ fn each_core_of_a_client_connects_to_one_endpoint() {
             join_all(reads).await;
             pull_and_check(core, grid.image()).await;
         }
-        assert_eq!(connections(grid), cores.len());
+        settles_at(grid, cores.len()).await;
     });
 }
 
@@ -126,11 +137,11 @@ fn an_endpoint_that_answers_late_keeps_no_connection() {
         let test = async {
             let member = grid.world.ca.member("node-1");
             let client = connect(grid, &member, vec![late, addresses[1]]).await;
-            assert_eq!(connections(grid), 1);
+            settles_at(grid, 1).await;
             begin.notify_one();
             tokio::time::sleep(Duration::from_millis(300)).await;
             pull_and_check(&client, grid.image()).await;
-            assert_eq!(connections(grid), 1, "who lost was let go");
+            settles_at(grid, 1).await;
         };
         tokio::select! {
             () = late_relay(&front, addresses[0], &begin) => {}
