@@ -271,7 +271,7 @@ impl Scenario {
 
 /// Another disk budget, in bytes.
 fn draw_disk(chance: &mut Chance) -> Option<u64> {
-    chance.pick(&[None, None, Some(1 << 20), Some(2 << 20), Some(32 << 20)])
+    chance.pick(&[None, Some(512 << 10), Some(768 << 10), Some(2 << 20), Some(32 << 20)])
 }
 
 fn quality(chance: &mut Chance) -> Quality {
