@@ -14,14 +14,14 @@ use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
 use placement::{Client, Clock, Papers};
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::commands::interrupted;
 use crate::config::Config;
 use crate::grid::{self, MEMBER};
 use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
-use crate::serve::keeper::Keeper;
+use crate::serve::keeper::{Drain, DrainOrders, Keeper};
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read,
     tell_systemd,
@@ -54,7 +54,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         clock: &clock,
     };
     let cores = Cores::start(config, chunks).await?;
-    let (drain, mut draining) = watch::channel(false);
+    let (drain, orders) = Drain::new();
     let keeper =
         Keeper::start(&name, config, &store, &cache, cores.memory(), metrics, Some(drain))?;
     let listener = listen(config).await?;
@@ -79,7 +79,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     announce(&CacheServing { name: name.clone(), chunks: at.endpoints.clone(), api: at.api }, json);
     let until = async {
         tokio::select! {
-            () = keep_serving(&placement, &name, at, lease.lease_secs, &mut draining) => {}
+            () = keep_serving(&placement, &name, at, lease.lease_secs, orders) => {}
             () = keeper.drained() => tracing::info!("drained"),
             () = interrupted => {}
         }
@@ -137,15 +137,18 @@ async fn keep_serving(
     name: &str,
     mut at: Serving,
     lease_secs: u64,
-    draining: &mut watch::Receiver<bool>,
+    mut orders: DrainOrders,
 ) {
     let mut pause = Duration::from_secs(lease_secs) / 3;
     loop {
         // Its keeper outlives this.
-        let _ = tokio::time::timeout(pause, draining.changed()).await;
-        at.draining = *draining.borrow_and_update();
+        let _ = tokio::time::timeout(pause, orders.ordered.changed()).await;
+        at.draining = *orders.ordered.borrow_and_update();
         pause = match placement.serving(name, &at).await {
-            Ok(lease) => Duration::from_secs(lease.lease_secs) / 3,
+            Ok(lease) => {
+                orders.told.send_replace(at.draining);
+                Duration::from_secs(lease.lease_secs) / 3
+            }
             Err(error) => {
                 tracing::warn!(%error, "placement was not told that this cache serves");
                 PAUSE

@@ -37,7 +37,36 @@ pub struct Keeper {
     errands: Errands,
     warmings: Warmings,
     /// `None` where it may not leave.
-    draining: Option<watch::Sender<bool>>,
+    draining: Option<Drain>,
+}
+
+/// Whether a cache is to drain, and whether placement has been told.
+pub struct Drain {
+    ordered: watch::Sender<bool>,
+    told: watch::Receiver<bool>,
+}
+
+/// The other end: for who tells placement.
+pub struct DrainOrders {
+    pub ordered: watch::Receiver<bool>,
+    pub told: watch::Sender<bool>,
+}
+
+impl Drain {
+    /// Of a cache that stays.
+    pub fn new() -> (Self, DrainOrders) {
+        let (ordered, orders) = watch::channel(false);
+        let (tells, told) = watch::channel(false);
+        (Self { ordered, told }, DrainOrders { ordered: orders, told: tells })
+    }
+
+    /// Returns when placement knows, or after a while: it is told again and again.
+    async fn order(&self, drain: bool) {
+        const IN_TIME: Duration = Duration::from_secs(10);
+        self.ordered.send_replace(drain);
+        let mut told = self.told.clone();
+        let _ = tokio::time::timeout(IN_TIME, told.wait_for(|told| *told == drain)).await;
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long it has been up is real time")]
@@ -46,7 +75,7 @@ fn now() -> Instant {
 }
 
 impl Keeper {
-    /// Takes over the care of `cache`. If it is to leave when it is told to, `draining` says so.
+    /// Takes over the care of `cache`, which may leave when it is told to if there is a `draining`.
     pub fn start(
         name: &str,
         config: &Config,
@@ -54,7 +83,7 @@ impl Keeper {
         cache: &Arc<Shared>,
         connections: Memory,
         metrics: PrometheusHandle,
-        draining: Option<watch::Sender<bool>>,
+        draining: Option<Drain>,
     ) -> Result<Arc<Self>> {
         let engine = EngineOptions { choice: super::engine(config)?, ..EngineOptions::default() };
         let errands = Errands::start(store.clone(), Arc::clone(cache), engine)?;
@@ -74,13 +103,13 @@ impl Keeper {
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.as_ref().is_some_and(|draining| *draining.borrow())
+        self.draining.as_ref().is_some_and(|drain| *drain.ordered.borrow())
     }
 
     /// Returns when it was told to drain and nobody has asked for anything for a while.
     pub async fn drained(&self) {
         let Some(draining) = &self.draining else { return std::future::pending().await };
-        let mut orders = draining.subscribe();
+        let mut orders = draining.ordered.subscribe();
         loop {
             // This end holds the sender itself.
             let _ = orders.wait_for(|draining| *draining).await;
@@ -207,7 +236,7 @@ impl Care for Keeper {
                             placement: it cannot drain; stop the process instead";
                 return Err(Error::new(Kind::Unsupported, what));
             };
-            draining.send_replace(order.drain);
+            draining.order(order.drain).await;
             Ok(self.now())
         })
     }
