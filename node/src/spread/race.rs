@@ -318,7 +318,7 @@ impl<'a, D: Dial> Race<'a, D> {
             match verdict {
                 Verdict::Wait(_) => {}
                 Verdict::Late(_) => self.hedge(job, Policy::is_in),
-                Verdict::Leave(_) if self.has_better(at) => self.leave(at, now),
+                Verdict::Leave(_) if self.finds_better(at) => self.leave(at, now),
                 // Everybody left is worse off. It is helped by the next, however slow that is.
                 Verdict::Leave(_) => self.hedge(job, Policy::is_alive),
             }
@@ -336,10 +336,11 @@ impl<'a, D: Dial> Race<'a, D> {
         }
     }
 
-    /// Whether another who is asked, or can be, is better than this one. A cache that is in is not left for
+    /// Whether another who is asked, or can be, is better than this one; begins the turn anew if that is how. A
+    /// cache that is in is not left for
     /// one that limps. The last is left for those that were left before, if it limps or gives nothing for
     /// long, each time for longer: a store that is slow makes all of them late.
-    fn has_better(&mut self, at: usize) -> bool {
+    fn finds_better(&mut self, at: usize) -> bool {
         let policy = self.spread.health.policy();
         let leg = &self.legs[at];
         let this = leg.cache.name.as_str();
