@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use image::{ChunkSet, ChunkSink, ChunkSource, Error, Frame, Kind, Place, ReadContext, Result};
 
@@ -222,10 +221,8 @@ impl<S: ChunkSource + 'static> Flight<S> {
             true => check_plain(frame, &job.key, job.plain_len),
             false => check_frame(frame, &job.key, job.plain_len).map_err(Error::from),
         };
-        // A copy of its own: what the source gives may be a slice of much more.
-        let owned = checked.and_then(|()| Ok(Frame::parse(Bytes::copy_from_slice(frame.bytes()))?));
-        match owned {
-            Ok(frame) => self.land(chunk, frame, Origin::Source),
+        match checked {
+            Ok(()) => self.land(chunk, frame.detached(), Origin::Source),
             Err(error) => {
                 let error = error.at("from the source");
                 tracing::warn!(key = %job.key, %error, "cache: a frame came damaged");
@@ -241,13 +238,13 @@ impl<S: ChunkSource + 'static> Flight<S> {
         self.progress.set(self.progress.get() + 1);
         let shared = &self.core.shared;
         // Before the entry goes: see `Flights`.
-        if origin != Origin::Memory {
-            shared.memory.insert(job.key, frame.clone());
-        }
-        if origin == Origin::Source
-            && let Some(disk) = &shared.disk
-        {
-            disk.offer(job.key, &frame);
+        match origin {
+            Origin::Memory => {}
+            Origin::Disk => shared.memory.insert_if_recalled(job.key, &frame),
+            Origin::Source => {
+                shared.memory.insert(job.key, frame.clone());
+                shared.disk.iter().for_each(|disk| disk.offer(job.key, &frame));
+            }
         }
         let waiters = shared.flights.land(&self.flight_key(&job));
         if waiters.is_empty() {

@@ -60,6 +60,15 @@ impl Memory {
         self.shards.of(&key.digest).insert_beside(key, frame, bytes, pinned);
     }
 
+    /// Keeps a copy of a frame that the disk has as well, if it is asked for again: what is asked
+    /// for once need not be kept twice, nor push out anything.
+    pub(crate) fn insert_if_recalled(&self, key: Key, frame: &Frame) {
+        let bytes = frame.bytes().len() as u64 + OVERHEAD;
+        if self.shards.of(&key.digest).recall(&key, bytes) {
+            self.insert(key, frame.detached());
+        }
+    }
+
     /// Drops a frame; whether it was there.
     pub(crate) fn remove(&self, key: &Key) -> bool {
         self.shards.of(&key.digest).remove(key).is_some()

@@ -5,14 +5,16 @@
 //!          serve ── what was in memory goes to the sink, while the flights fly
 //!          receive ─ frames as they land; what did not fit the mailbox is for the next round
 //! ```
-//! Mostly there is one round. A round boards no more than the memory tier can hold for a while, so
-//! that a slow reader with a small cache does not have everything fetched again and again.
+//! Mostly there is one round. A round boards no more than fits the mailbox, or than the memory tier can
+//! hold for a while, so that a slow reader with a small cache does not have everything fetched again
+//! and again.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use image::frame::HEADER_LEN;
 use image::{
     ChunkSet, ChunkSink, ChunkSource, Error, Kind, Manifest, Place, ReadContext, Result,
     SectionTable,
@@ -91,17 +93,20 @@ impl<'a, S: ChunkSource + 'static> Read<'a, S> {
     fn board(&mut self) -> Vec<u32> {
         let fetch = Arc::new(Fetch::default());
         let (mut hits, mut jobs) = (Vec::new(), BTreeMap::new());
-        let mut room = self.core.shared.batch;
+        let batch = self.core.shared.batch;
+        let mut room = batch;
         for chunk in self.left.clone().iter() {
             if !self.ctx.repair && self.core.shared.memory.contains(&self.job(chunk).key) {
                 hits.push(chunk);
                 continue;
             }
             let job = self.job(chunk);
-            if room == 0 || self.is_gone(chunk) {
+            let frame = u64::from(job.plain_len) + HEADER_LEN as u64;
+            // The first goes however long it is.
+            if (frame > room && room < batch) || self.is_gone(chunk) {
                 continue;
             }
-            room = room.saturating_sub(u64::from(job.plain_len));
+            room = room.saturating_sub(frame);
             match self.board_one(chunk, &job, &fetch) {
                 Boarded::Landed => hits.push(chunk),
                 Boarded::Joined => self.await_chunk(chunk, |counts| &counts.joined),

@@ -129,6 +129,16 @@ impl<K: Copy + Eq + Hash, V: Clone> S3Fifo<K, V> {
         }
     }
 
+    /// Notes that a value was asked for which is had elsewhere as well; whether it was asked for
+    /// lately already, and so is worth its place.
+    pub(crate) fn recall(&mut self, key: &K, bytes: u64) -> bool {
+        let again = self.ghosts.contains(key);
+        if !again {
+            self.ghosts.put(key, bytes);
+        }
+        again
+    }
+
     /// Takes a value out; whether it was there, and then in the main queue.
     pub(crate) fn remove(&mut self, key: &K) -> Option<bool> {
         let slot = &mut self.slots[self.map.remove(key)? as usize];
@@ -273,6 +283,10 @@ impl Ghosts {
             self.names.remove(&name);
             self.bytes -= bytes;
         }
+    }
+
+    fn contains<K: Hash>(&self, key: &K) -> bool {
+        self.names.contains(&self.hasher.hash_one(key))
     }
 
     fn take<K: Hash>(&mut self, key: &K) -> bool {

@@ -103,6 +103,20 @@ fn what_comes_back_soon_is_kept_longer() {
 }
 
 #[test]
+fn what_is_had_elsewhere_as_well_is_kept_when_it_is_recalled() {
+    let mut cache = S3Fifo::new(100);
+    assert!(!cache.recall(&1, 10));
+    assert!(cache.recall(&1, 10));
+    cache.insert(1, (), 10);
+    // It was asked for twice: the small queue is not for it.
+    (100..120).for_each(|key| _ = ask(&mut cache, key, 10));
+    assert!(cache.contains(&1));
+    // What was asked for long ago is like new.
+    (200..220).for_each(|key| assert!(!cache.recall(&key, 10)));
+    assert!(!cache.recall(&200, 10));
+}
+
+#[test]
 fn in_use_means_asked_for_again() {
     let mut cache = S3Fifo::new(1000);
     cache.insert(1, 'a', 10);

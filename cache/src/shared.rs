@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use blockio::Fs;
+use blockio::{Arena, Fs};
 use image::frame::MAX_FRAME;
 use image::geometry::SECTION_LEN;
 use image::{Digest, Domain, Error, Kind, Result};
@@ -124,7 +124,7 @@ pub struct Shared {
     pub(crate) counts: Counts,
     pub(crate) stall: Duration,
     pub(crate) window: u64,
-    /// Plain bytes that one read fetches ahead of its reader.
+    /// Bytes of frames, if they do not shrink, that one read fetches ahead of its reader.
     pub(crate) batch: u64,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -180,10 +180,15 @@ impl Shared {
             counts: Counts::default(),
             stall: options.stall,
             window: options.window,
-            batch: (frames / 4).clamp(1, SECTION_LEN),
+            batch: (frames / 4).max(options.window).clamp(1, SECTION_LEN),
             writer: Mutex::new(None),
         };
         Ok((Arc::new(shared), writer))
+    }
+
+    /// The buffers that most reads of the disk tier use, for an engine to register.
+    pub fn read_buffers(&self) -> Option<Arena> {
+        self.disk.as_ref().map(|disk| disk.buffers().clone())
     }
 
     /// How it is and what it has done so far.

@@ -197,6 +197,11 @@ impl Frame {
         &self.bytes
     }
 
+    /// A copy in an allocation of its own: these bytes may be a slice of much more.
+    pub fn detached(&self) -> Self {
+        Self { header: self.header, bytes: Bytes::copy_from_slice(&self.bytes) }
+    }
+
     /// The stored payload.
     pub fn payload(&self) -> &[u8] {
         &self.bytes[HEADER_LEN..]

@@ -29,6 +29,7 @@ pub(crate) use writer::{LogLimits, Outside};
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -90,11 +91,10 @@ impl Window {
         Self { from, len: (end - from) as usize, skip: (start - from) as usize, frame }
     }
 
-    /// The frame, or what there is of it, out of what was read. A copy, so that a reader who keeps
-    /// a frame does not keep others from the disk.
-    fn frame(&self, read: &[u8]) -> Bytes {
-        let end = read.len().min(self.skip + self.frame);
-        Bytes::copy_from_slice(&read[self.skip.min(end)..end])
+    /// Where in what was read the frame lies, or what there is of it.
+    fn frame(&self, read: usize) -> Range<usize> {
+        let end = read.min(self.skip + self.frame);
+        self.skip.min(end)..end
     }
 }
 
@@ -177,6 +177,11 @@ impl Disk {
         &self.scrub
     }
 
+    /// What most reads are read into.
+    pub(crate) fn buffers(&self) -> &Arena {
+        &self.small
+    }
+
     /// How it is.
     pub(crate) fn state(&self) -> DiskState {
         self.health.state()
@@ -244,7 +249,7 @@ impl Disk {
         buf.set_len(window.len);
         let read = engine.read_at(&file, buf, window.from);
         match tokio::time::timeout(self.timeout, read).await {
-            Ok((Ok(_), buf)) => self.judge(key, plain_len, &spot, window.frame(&buf), &file),
+            Ok((Ok(_), buf)) => self.judge(key, plain_len, &spot, self.frame(buf, &window), &file),
             Ok((Err(error), _)) => {
                 self.drop_frame(key, &spot);
                 self.health.note_failed_read(&error.to_string());
@@ -265,6 +270,19 @@ impl Disk {
             self.health.note_late_read(&self.no_answer(file));
         }
         buf
+    }
+
+    /// The frame out of what was read. Its reader may keep the buffer while half of them are free;
+    /// then it is a copy, so that slow readers do not keep others from the disk.
+    fn frame(&self, buf: Buf, window: &Window) -> Bytes {
+        let range = window.frame(buf.len());
+        match self.small.owns(&buf)
+            && self.small.available() * 2 >= self.small.slots()
+            && self.small.slots() > 1
+        {
+            true => Bytes::from(buf).slice(range),
+            false => Bytes::copy_from_slice(&buf[range]),
+        }
     }
 
     fn no_answer(&self, file: &BlockFile) -> String {
@@ -337,8 +355,13 @@ mod tests {
     use image::{Codec, Digest, Domain};
 
     /// A tier with one frame in it, room for one read at a time, and the runtime's time.
-    #[expect(clippy::disallowed_methods, reason = "the runtime's time is the test's")]
     fn disk_with_a_frame() -> (Disk, Key) {
+        disk_with_a_frame_and_buffers(1)
+    }
+
+    /// The same with room for so many reads.
+    #[expect(clippy::disallowed_methods, reason = "the runtime's time is the test's")]
+    fn disk_with_a_frame_and_buffers(buffers: u64) -> (Disk, Key) {
         let digest = Digest::of_chunk(b"x");
         let frame = Frame::new(Codec::Raw, Domain::PUBLIC, digest, 100, &[7; 100]);
         let key = Key { domain: Domain::PUBLIC, digest };
@@ -347,7 +370,8 @@ mod tests {
         let start = tokio::time::Instant::now();
         let clock: Clock = Arc::new(move || start.elapsed());
         let timeout = Duration::from_secs(2);
-        let means = Means { queue: 0, arena: 1, timeout, scrub: 0, clock };
+        let means =
+            Means { queue: 0, arena: buffers * SMALL_SLOT as u64, timeout, scrub: 0, clock };
         let disk = Disk::new(means, Arc::new(Pins::new(0, 0))).unwrap();
         disk.segments_mut().insert(3, Segment::new(file, 228));
         disk.index.insert(&key, Spot::new(3, 64, 164));
@@ -394,6 +418,20 @@ mod tests {
             tokio::time::sleep(health::NO_ANSWER).await;
         }
         assert_eq!(disk.state(), DiskState::Recovering);
+    }
+
+    #[tokio::test]
+    async fn who_keeps_frames_leaves_half_of_the_buffers() {
+        let (disk, key) = disk_with_a_frame_and_buffers(6);
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
+        let mut kept = Vec::new();
+        for read in 0..20 {
+            kept.push(disk.read(&engine, &key, 100).await.unwrap());
+            assert_eq!(disk.small.available(), 6 - (read + 1).min(3), "after read {read}");
+        }
+        assert!(kept.iter().all(|frame| *frame == kept[0]));
+        drop(kept);
+        assert_eq!(disk.small.available(), 6);
     }
 
     #[tokio::test]

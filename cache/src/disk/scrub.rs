@@ -250,7 +250,7 @@ impl LogWriter {
         let window = Window::of(entry.offset, entry.len, file.is_direct());
         buf.set_len(window.len);
         let read = file.read_at(&mut buf, window.from)?;
-        Ok(window.frame(&buf[..read]))
+        Ok(Bytes::copy_from_slice(&buf[window.frame(read)]))
     }
 
     fn scrub_buffer(&mut self) -> io::Result<Buf> {

@@ -23,6 +23,8 @@ use crate::grid::{TlsServer, quic_server};
 /// Connections of one certificate on a core. All commands of a machine share its certificate, and
 /// those of processes that were killed linger until they time out.
 const PER_PEER: usize = 512;
+/// Reads of the cache's disk that a core has under way.
+const DISK_READS: u32 = 64;
 
 /// Running cores.
 pub struct Cores {
@@ -168,7 +170,13 @@ fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
 
 fn open(core: &Core) -> Result<(quinn::Endpoint, Timed<CoreCache>)> {
     let endpoint = Tuning::default().server_endpoint(core.address, Arc::clone(&core.tls))?;
-    let options = EngineOptions { choice: core.engine, ..EngineOptions::default() };
+    let register = core.cache.read_buffers().into_iter().collect();
+    let options = EngineOptions {
+        choice: core.engine,
+        depth: DISK_READS,
+        register,
+        ..EngineOptions::default()
+    };
     let engine = Engine::start(options).map_err(|e| Error::io("starting file I/O", e))?;
     let cache = Cache::new(Timed::store(core.store.clone()), Arc::clone(&core.cache), engine);
     Ok((endpoint, Timed::requests(cache)))

@@ -19,13 +19,15 @@ use crate::Setup;
 use crate::bars::{Bars, Bound, median, mib};
 use crate::grid::{Grid, Place, Servers};
 use crate::network::{CLIENT, Pair, SERVER, SERVER_IP};
-use crate::process::{Answering, Background, beside, inside, json, on_core, settle};
+use crate::process::{Answering, Background, beside, cpu_seconds, inside, json, on_core, settle};
 
 const PLACE: Place = (SERVER, SERVER_IP, CLIENT);
 const SERVER_CORE: usize = 0;
 const CLIENT_CORE: usize = 1;
 /// Disk reads that the cache may have under way: 16 for each of the 8 requests of the client.
 const DEPTH: usize = 128;
+/// Times that the image is taken for one measurement: alone it takes a tenth of a second.
+const DRAINS: usize = 4;
 
 /// The image's frames: what is served, barely and not.
 struct Frames {
@@ -55,13 +57,22 @@ impl Client {
         Self(client)
     }
 
-    /// Bytes a second. What the client itself was busy says whether the server was what it waited for.
-    fn take(&mut self, frames: &Frames) -> f64 {
-        let said = self.0.ask();
-        let get = |key: &str| said[key].as_f64().unwrap();
-        assert!(get("bytes") >= frames.bytes as f64, "the whole image came");
-        let (speed, busy) = (get("bytes") / get("seconds"), get("cpu_seconds") / get("seconds"));
-        eprintln!("{}/s, the client {:.0} % busy", mib(speed), 100.0 * busy);
+    /// Bytes a second. How busy both ends were says which of them was waited for.
+    fn take(&mut self, frames: &Frames, server: &Background) -> f64 {
+        let (mut bytes, mut seconds, mut client) = (0.0, 0.0, 0.0);
+        let before = cpu_seconds(server.0.id());
+        for _ in 0..DRAINS {
+            let said = self.0.ask();
+            let get = |key: &str| said[key].as_f64().unwrap();
+            assert!(get("bytes") >= frames.bytes as f64, "the whole image came");
+            (bytes, seconds) = (bytes + get("bytes"), seconds + get("seconds"));
+            client += get("cpu_seconds");
+        }
+        let server = (cpu_seconds(server.0.id()) - before) / seconds;
+        let (speed, client) = (bytes / seconds, client / seconds);
+        let busy =
+            format!("the server {:.0} %, the client {:.0} % busy", 100.0 * server, 100.0 * client);
+        eprintln!("{}/s, {busy}", mib(speed));
         speed
     }
 }
@@ -69,7 +80,7 @@ impl Client {
 /// A bare quinn stream of them.
 struct Bare {
     address: String,
-    _server: Background,
+    server: Background,
 }
 
 impl Bare {
@@ -77,7 +88,7 @@ impl Bare {
         let mut serve = inside(Some(SERVER), beside("quinn-stream"));
         serve.arg("serve").arg(&setup.dir).arg(&frames.file).arg(SERVER_IP);
         let mut server = Background::start(&mut on_core(SERVER_CORE, &serve));
-        Self { address: server.first_line(), _server: server }
+        Self { address: server.first_line(), server }
     }
 
     fn client(&self, setup: &Setup) -> Client {
@@ -130,8 +141,8 @@ pub fn memory(setup: &Setup, bars: &mut Bars) {
     let (mut client, mut beside) = (served.client(), bare.client(setup));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..setup.runs {
-        theirs.push(beside.take(&frames));
-        ours.push(client.take(&frames));
+        theirs.push(beside.take(&frames, &bare.server));
+        ours.push(client.take(&frames, &grid.up));
     }
     let fetched = Served::fetched(grid, &frames);
     assert!(fetched < 1.01, "these were hits: the store was read {fetched:.2} times");
@@ -153,9 +164,9 @@ pub fn disk(setup: &Setup, bars: &mut Bars) {
     for _ in 0..setup.runs {
         settle();
         forget_pages(&cached);
-        ours.push(client.take(&frames));
+        ours.push(client.take(&frames, &grid.up));
         fios.push(fio(setup, &frames));
-        lower.push(beside.take(&frames).min(*fios.last().unwrap()));
+        lower.push(beside.take(&frames, &bare.server).min(*fios.last().unwrap()));
     }
     let fetched = Served::fetched(grid, &frames);
     assert!(fetched < 0.01, "these were hits: {fetched:.2} of the image came from the store");

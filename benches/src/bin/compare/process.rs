@@ -113,6 +113,16 @@ impl MemoryWatch {
     }
 }
 
+/// Processor time that the threads of a process have had so far.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let spent = tasks.map(|task| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("schedstat"));
+        stat.map_or(0, |stat| stat.split(' ').next().unwrap().parse::<u64>().unwrap())
+    });
+    spent.sum::<u64>() as f64 / 1e9
+}
+
 #[expect(clippy::disallowed_methods, reason = "samples are taken in real time")]
 pub fn pause(t: Duration) {
     std::thread::sleep(t);
