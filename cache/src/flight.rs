@@ -20,6 +20,7 @@ use futures::StreamExt;
 use image::{ChunkSet, ChunkSink, ChunkSource, Error, Frame, Kind, Place, ReadContext, Result};
 
 use crate::cache::Core;
+use crate::disk::Wanted;
 use crate::flights::{Fetch, FlightKey};
 use crate::gone::Absent;
 use crate::key::{Key, check_frame, check_plain};
@@ -142,27 +143,48 @@ impl<S: ChunkSource + 'static> Flight<S> {
 
     /// Lands what good copies there are here; returns the chunks without one.
     async fn use_copies(&self, chunks: Vec<u32>) -> Vec<u32> {
-        let copies = futures::stream::iter(chunks)
-            .map(|chunk| async move { (chunk, self.copy_of(chunk).await) })
-            .buffer_unordered(READS_AT_ONCE);
-        let mut copies = pin!(copies);
-        let mut lost = Vec::new();
-        while let Some((chunk, copy)) = copies.next().await {
-            match copy {
-                Some((frame, origin)) => self.land(chunk, frame, origin),
-                None => lost.push(chunk),
-            }
-        }
+        let mut lost = match self.ctx.repair {
+            true => self.check_copies(chunks).await,
+            false => self.read_copies(chunks).await,
+        };
         lost.sort_unstable();
         lost
     }
 
-    async fn copy_of(&self, chunk: u32) -> Option<(Frame, Origin)> {
-        let job = self.open.borrow().get(&chunk).copied()?;
-        if self.ctx.repair {
-            return self.good_copy_of(&job).await;
+    async fn read_copies(&self, chunks: Vec<u32>) -> Vec<u32> {
+        let Some(disk) = &self.core.shared.disk else { return chunks };
+        let wanted = |chunk| {
+            let Job { key, plain_len } = *self.open.borrow().get(&chunk)?;
+            Some(Wanted { chunk, key, plain_len })
+        };
+        let (runs, mut lost) = disk.runs(chunks.into_iter().filter_map(wanted));
+        let reads = futures::stream::iter(runs)
+            .map(|run| disk.read_run(&self.core.engine, run))
+            .buffer_unordered(READS_AT_ONCE);
+        let mut reads = pin!(reads);
+        while let Some(frames) = reads.next().await {
+            for (chunk, frame) in frames {
+                match frame {
+                    Some(frame) => self.land(chunk, frame, Origin::Disk),
+                    None => lost.push(chunk),
+                }
+            }
         }
-        Some((self.read_disk(&job).await?, Origin::Disk))
+        lost
+    }
+
+    /// Checks every copy of each; those that have a good one land.
+    async fn check_copies(&self, chunks: Vec<u32>) -> Vec<u32> {
+        let mut lost = Vec::new();
+        for chunk in chunks {
+            let job = self.open.borrow().get(&chunk).copied();
+            let Some(job) = job else { continue };
+            match self.good_copy_of(&job).await {
+                Some((frame, origin)) => self.land(chunk, frame, origin),
+                None => lost.push(chunk),
+            }
+        }
+        lost
     }
 
     async fn read_disk(&self, job: &Job) -> Option<Frame> {

@@ -302,7 +302,7 @@ fn segment_len(budget: u64, given: Option<u64>) -> Result<u64> {
 fn open_disk(in_flight: u64, options: &Options, pins: Arc<Pins>) -> Result<Disk> {
     let means = Means {
         queue: one_frame(in_flight / 4),
-        arena: in_flight / 8,
+        buffers: in_flight / 8,
         timeout: options.disk_timeout,
         scrub: options.scrub,
         clock: Arc::clone(&options.clock),

@@ -326,7 +326,8 @@ fn a_disk_that_fails_to_read_is_switched_off_and_serving_goes_on() {
         let mut rig = failing_rig(&source, &fs, &plan, &clock);
         rig.read(&image.all()).await.unwrap();
         rig.settle();
-        plan.fail(FaultOp::Read, 1, Fault::Io);
+        // All that lie side by side, and then the first of them alone.
+        (1..=2).for_each(|nth| _ = plan.fail(FaultOp::Read, nth, Fault::Io));
         image.check(&image.all(), rig.read(&image.all()).await.unwrap());
         assert_eq!(rig.status().disk, DiskState::On, "one failure is the sector's, not the disk's");
         assert_eq!((source.given_in_all(), rig.status().disk_hits), (21, 19));
@@ -343,6 +344,24 @@ fn a_disk_that_fails_to_read_is_switched_off_and_serving_goes_on() {
 }
 
 #[test]
+fn neighbours_are_read_in_one_go() {
+    on_core(async {
+        let image = TestImage::of(0..40, Stuff::Text);
+        let source = Fake::new([TestImage::of(0..40, Stuff::Text)]);
+        let (fs, plan, clock) = (MemFs::new(), FaultPlan::new(), common::Clock::default());
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        rig.read(&image.all()).await.unwrap();
+        rig.settle();
+        let before = plan.count(FaultOp::Read);
+        let odd = image.place(|chunk| chunk % 2 == 1 || chunk < 10);
+        image.check(&odd, rig.read(&odd).await.unwrap());
+        // The first ten together; between the others lies what nobody asked for.
+        assert_eq!(plan.count(FaultOp::Read) - before, 1 + 15);
+        assert_eq!(rig.status().disk_hits, 10 + 15);
+    });
+}
+
+#[test]
 fn failed_reads_among_good_ones_are_the_sectors_fault() {
     on_core(async {
         let image = TestImage::of(0..40, Stuff::Text);
@@ -352,7 +371,9 @@ fn failed_reads_among_good_ones_are_the_sectors_fault() {
         rig.read(&image.all()).await.unwrap();
         rig.settle();
         (1..20).for_each(|nth| _ = plan.fail(FaultOp::Read, 2 * nth, Fault::Io));
-        image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+        for chunk in 0..40 {
+            image.check(&image.one(chunk), rig.read(&image.one(chunk)).await.unwrap());
+        }
         assert_eq!(rig.status().disk, DiskState::On);
         assert_eq!(source.given_in_all(), 40 + 19);
     });

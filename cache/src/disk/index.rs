@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::key::Key;
@@ -48,6 +49,11 @@ impl Spot {
     /// Length of the frame in bytes.
     pub(crate) fn len(&self) -> u32 {
         self.len_and_uses & ((1 << USES_SHIFT) - 1)
+    }
+
+    /// Where the frame begins and ends in its segment.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.offset.into()..u64::from(self.offset) + u64::from(self.len())
     }
 
     /// How often the frame was read since it was written here, up to 3.

@@ -17,42 +17,35 @@ pub(crate) mod queue;
 mod evict;
 mod health;
 mod keep;
+mod reads;
 mod recover;
 mod scrub;
 mod writer;
 
 pub(crate) use health::Health;
 pub use health::{DiskHealth, DiskState};
+pub(crate) use reads::Wanted;
 pub use scrub::ScrubStatus;
 pub use writer::LogWriter;
 pub(crate) use writer::{LogLimits, Outside};
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use blockio::{Arena, BlockFile, Buf, Engine};
-use bytes::Bytes;
+use blockio::{Arena, BlockFile};
 use image::Frame;
-use image::frame::MAX_FRAME;
 
 use crate::disk::index::{Index, Spot};
 use crate::disk::queue::Queue;
+use crate::disk::reads::Buffers;
 use crate::disk::scrub::Orders;
-use crate::key::{Key, check_frame};
+use crate::key::Key;
 use crate::pins::Pins;
 use crate::shared::Clock;
-
-/// Reads past the page cache start and end on multiples of this, in bytes.
-const SECTOR: u64 = 4096;
-/// A frame of a 256 KiB chunk that did not shrink, with the sectors that it begins and ends in.
-const SMALL_SLOT: usize = 66 * SECTOR as usize;
-/// The longest frame, likewise.
-const LARGE_SLOT: usize = MAX_FRAME.next_multiple_of(SECTOR as usize) + SECTOR as usize;
 
 /// A segment that can be read.
 #[derive(Clone, Debug)]
@@ -70,40 +63,12 @@ impl Segment {
     }
 }
 
-/// What has to be read for a frame, in bytes.
-struct Window {
-    from: u64,
-    len: usize,
-    /// Where in it the frame begins, and how long that is.
-    skip: usize,
-    frame: usize,
-}
-
-impl Window {
-    /// Just the frame; past the page cache the sectors that it lies in.
-    fn of(offset: u32, len: u32, direct: bool) -> Self {
-        let (start, frame) = (u64::from(offset), len as usize);
-        if !direct {
-            return Self { from: start, len: frame, skip: 0, frame };
-        }
-        let from = start - start % SECTOR;
-        let end = (start + u64::from(len)).next_multiple_of(SECTOR);
-        Self { from, len: (end - from) as usize, skip: (start - from) as usize, frame }
-    }
-
-    /// Where in what was read the frame lies, or what there is of it.
-    fn frame(&self, read: usize) -> Range<usize> {
-        let end = read.min(self.skip + self.frame);
-        self.skip.min(end)..end
-    }
-}
-
 /// What the disk tier may take besides the disk.
 pub(crate) struct Means {
     /// Bytes that may wait to be written.
     pub(crate) queue: u64,
-    /// Bytes of each of two sizes that may be read at once.
-    pub(crate) arena: u64,
+    /// Bytes that may be read at once.
+    pub(crate) buffers: u64,
     /// A read, and the wait for its buffer, may take so long.
     pub(crate) timeout: Duration,
     /// Bytes that scrubbing reads per second.
@@ -120,8 +85,7 @@ pub(crate) struct Disk {
     health: Health,
     pins: Arc<Pins>,
     scrub: Orders,
-    small: Arena,
-    large: Arena,
+    buffers: Buffers,
     timeout: Duration,
     counts: Counts,
 }
@@ -138,7 +102,6 @@ pub(crate) struct Counts {
 impl Disk {
     /// A tier with nothing in it, recovering.
     pub(crate) fn new(means: Means, pins: Arc<Pins>) -> io::Result<Self> {
-        let arena = usize::try_from(means.arena).unwrap_or(usize::MAX);
         Ok(Self {
             index: Index::new(),
             queue: Queue::new(means.queue),
@@ -146,8 +109,7 @@ impl Disk {
             health: Health::new(means.clock),
             pins,
             scrub: Orders::new(means.scrub),
-            small: Arena::new("cache: disk reads", SMALL_SLOT, arena.max(SMALL_SLOT))?,
-            large: Arena::new("cache: disk reads", LARGE_SLOT, arena.max(LARGE_SLOT))?,
+            buffers: Buffers::new(means.buffers)?,
             timeout: means.timeout,
             counts: Counts::default(),
         })
@@ -179,7 +141,7 @@ impl Disk {
 
     /// What most reads are read into.
     pub(crate) fn buffers(&self) -> &Arena {
-        &self.small
+        &self.buffers.usual
     }
 
     /// How it is.
@@ -232,86 +194,6 @@ impl Disk {
         if self.pins.contains(key) { None } else { self.forget(key) }
     }
 
-    /// Reads a frame and checks it as [`check_frame`] does. One that is not what it should be is
-    /// forgotten; whatever goes wrong is a miss.
-    pub(crate) async fn read(&self, engine: &Engine, key: &Key, plain_len: u32) -> Option<Frame> {
-        if !self.health.is_read() {
-            return None;
-        }
-        let spot = self.index.find(key)?;
-        let Some(file) = self.segments().get(&spot.segment).map(|segment| segment.file.clone())
-        else {
-            self.index.remove(key, &spot);
-            return None;
-        };
-        let window = Window::of(spot.offset, spot.len(), file.is_direct());
-        let mut buf = self.buffer(window.len, &file).await?;
-        buf.set_len(window.len);
-        let read = engine.read_at(&file, buf, window.from);
-        match tokio::time::timeout(self.timeout, read).await {
-            Ok((Ok(_), buf)) => self.judge(key, plain_len, &spot, self.frame(buf, &window), &file),
-            Ok((Err(error), _)) => {
-                self.drop_frame(key, &spot);
-                self.health.note_failed_read(&error.to_string());
-                None
-            }
-            Err(_) => {
-                self.health.note_unanswered_read(&self.no_answer(&file));
-                None
-            }
-        }
-    }
-
-    /// Waits in line for a buffer, but no longer than for an answer of the disk.
-    async fn buffer(&self, len: usize, file: &BlockFile) -> Option<Buf> {
-        let arena = if len <= SMALL_SLOT { &self.small } else { &self.large };
-        let buf = tokio::time::timeout(self.timeout, arena.acquire()).await.ok();
-        if buf.is_none() {
-            self.health.note_late_read(&self.no_answer(file));
-        }
-        buf
-    }
-
-    /// The frame out of what was read. Its reader may keep the buffer while half of them are free;
-    /// then it is a copy, so that slow readers do not keep others from the disk.
-    fn frame(&self, buf: Buf, window: &Window) -> Bytes {
-        let range = window.frame(buf.len());
-        match self.small.owns(&buf)
-            && self.small.available() * 2 >= self.small.slots()
-            && self.small.slots() > 1
-        {
-            true => Bytes::from(buf).slice(range),
-            false => Bytes::copy_from_slice(&buf[range]),
-        }
-    }
-
-    fn no_answer(&self, file: &BlockFile) -> String {
-        format!("read {}: no answer in {:?}", file.path().display(), self.timeout)
-    }
-
-    /// Takes what was read for a frame, or finds out why it is none.
-    fn judge(
-        &self,
-        key: &Key,
-        plain_len: u32,
-        spot: &Spot,
-        bytes: Bytes,
-        file: &BlockFile,
-    ) -> Option<Frame> {
-        self.health.note_good_read();
-        let frame = Frame::parse(bytes);
-        match frame.and_then(|frame| check_frame(&frame, key, plain_len).map(|()| frame)) {
-            Ok(frame) => {
-                self.counts.hits.fetch_add(1, Ordering::Relaxed);
-                Some(frame)
-            }
-            Err(error) => {
-                self.drop_bad(key, spot, file.path(), &error);
-                None
-            }
-        }
-    }
-
     /// Forgets a frame that is not what it should be.
     pub(crate) fn drop_bad(
         &self,
@@ -351,7 +233,7 @@ impl Disk {
 mod tests {
     use super::*;
     use blockio::fake::MemFs;
-    use blockio::{EngineKind, EngineOptions, OpenMode};
+    use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
     use image::{Codec, Digest, Domain};
 
     /// A tier with one frame in it, room for one read at a time, and the runtime's time.
@@ -371,7 +253,7 @@ mod tests {
         let clock: Clock = Arc::new(move || start.elapsed());
         let timeout = Duration::from_secs(2);
         let means =
-            Means { queue: 0, arena: buffers * SMALL_SLOT as u64, timeout, scrub: 0, clock };
+            Means { queue: 0, buffers: 2 * buffers * reads::SLOT as u64, timeout, scrub: 0, clock };
         let disk = Disk::new(means, Arc::new(Pins::new(0, 0))).unwrap();
         disk.segments_mut().insert(3, Segment::new(file, 228));
         disk.index.insert(&key, Spot::new(3, 64, 164));
@@ -383,7 +265,7 @@ mod tests {
         let (disk, key) = disk_with_a_frame();
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
         assert!(disk.read(&engine, &key, 100).await.is_some());
-        let slot = disk.small.try_acquire().unwrap();
+        let slot = disk.buffers.usual.try_acquire().unwrap();
         for _ in 0..health::NO_ANSWER.as_secs() / 2 {
             assert!(disk.read(&engine, &key, 100).await.is_none());
         }
@@ -403,7 +285,7 @@ mod tests {
         let read = || disk.read(&engine, &key, 100);
         for _ in 0..20 {
             // Others have the buffer for so long that all who wait give up at once.
-            let slot = disk.small.try_acquire().unwrap();
+            let slot = disk.buffers.usual.try_acquire().unwrap();
             let line = futures::future::join_all((0..50).map(|_| read())).await;
             assert!(line.iter().all(Option::is_none));
             drop(slot);
@@ -413,7 +295,7 @@ mod tests {
         assert_eq!(disk.health.report().failed_reads, 0);
         // Neither are two lines with a long pause between them.
         for _ in 0..4 {
-            let _slot = disk.small.try_acquire().unwrap();
+            let _slot = disk.buffers.usual.try_acquire().unwrap();
             futures::future::join_all((0..50).map(|_| read())).await;
             tokio::time::sleep(health::NO_ANSWER).await;
         }
@@ -427,11 +309,11 @@ mod tests {
         let mut kept = Vec::new();
         for read in 0..20 {
             kept.push(disk.read(&engine, &key, 100).await.unwrap());
-            assert_eq!(disk.small.available(), 6 - (read + 1).min(3), "after read {read}");
+            assert_eq!(disk.buffers.usual.available(), 6 - (read + 1).min(3), "after read {read}");
         }
         assert!(kept.iter().all(|frame| *frame == kept[0]));
         drop(kept);
-        assert_eq!(disk.small.available(), 6);
+        assert_eq!(disk.buffers.usual.available(), 6);
     }
 
     #[tokio::test]

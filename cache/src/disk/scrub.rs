@@ -25,10 +25,11 @@ use bytes::{BufMut, Bytes};
 use image::reader::Reader;
 use image::{FormatError, Frame};
 
+use crate::disk::DiskState;
 use crate::disk::format::Entry;
 use crate::disk::index::Spot;
+use crate::disk::reads::{LARGE_SLOT, Window};
 use crate::disk::writer::{LogWriter, Phase};
-use crate::disk::{DiskState, LARGE_SLOT, Window};
 use crate::key::check_plain;
 use crate::sharded::lock;
 
@@ -247,10 +248,11 @@ impl LogWriter {
 
     fn read_direct(&mut self, file: &BlockFile, entry: &Entry) -> io::Result<Bytes> {
         let mut buf = self.scrub_buffer()?;
-        let window = Window::of(entry.offset, entry.len, file.is_direct());
+        let range = u64::from(entry.offset)..u64::from(entry.offset) + u64::from(entry.len);
+        let window = Window::of(range.clone(), file.is_direct());
         buf.set_len(window.len);
         let read = file.read_at(&mut buf, window.from)?;
-        Ok(Bytes::copy_from_slice(&buf[window.frame(read)]))
+        Ok(Bytes::copy_from_slice(&buf[window.within(range, read)]))
     }
 
     fn scrub_buffer(&mut self) -> io::Result<Buf> {
