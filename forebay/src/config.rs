@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
     key(
         "cache.in_flight",
         Form::Size,
-        "64MiB",
+        "128MiB",
         "memory for frames on their way to readers and to disk",
     ),
     key("cache.disk", Form::Size, "10GiB", "disk space for frames; 0 switches the disk tier off"),

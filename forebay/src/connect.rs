@@ -264,6 +264,10 @@ impl node::pull::Connect for Connector {
         spread.close().await;
     }
 
+    fn way(&self, spread: &Spread<CoreDial>, section: u32) -> usize {
+        spread.owner(section)
+    }
+
     fn trace(&self) -> u128 {
         self.trace
     }

@@ -5,13 +5,14 @@
 //!                                          ▲                              │
 //!                                          └─ again, where it came wrong ─┘
 //! ```
-//! Sections are handed to whichever core is free next. On its core a chunk is received, checked,
+//! Sections are handed to whichever core is free next, those of each way apart ([`lanes`]). On its core a chunk is received, checked,
 //! decompressed and written ([`worker`]); what is there already and what other files on this machine
 //! hold is hashed first and not fetched ([`job`]); a batch whose chunks came wrong, or not at all,
 //! is asked for again ([`batch`]).
 
 pub mod batch;
 pub mod job;
+mod lanes;
 pub mod ordered;
 pub mod worker;
 
@@ -38,6 +39,12 @@ pub trait Connect: Send + Sync + 'static {
     fn close(&self, source: Self::Source) -> impl Future<Output = ()> {
         drop(source);
         std::future::ready(())
+    }
+
+    /// The number of the way by which a section comes: those that come by different ways are pulled side by
+    /// side. The same for every core.
+    fn way(&self, _source: &Self::Source, _section: u32) -> usize {
+        0
     }
 
     /// By what id the pull's requests are known from node to store; 0 for none.

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use blockio::{Engine, EngineOptions};
 use futures::{StreamExt, TryStreamExt};
@@ -14,12 +14,15 @@ use volume_pool::Verified;
 
 use super::batch::{Batch, Deliver, Fetch, batches_of};
 use super::job::Job;
+use super::lanes::{Lane, Lanes};
 use super::{Connect, PullOptions, Watch, cancelled};
 use crate::patience::Patience;
 
 /// Batches that a core keeps in flight. 8 to 16 suffice on a local network; each is
 /// [`super::batch::BATCH_BYTES`] of plain chunks at most.
 pub(super) const IN_FLIGHT: usize = 8;
+/// The same of each lane at least.
+const IN_LANE: usize = 4;
 
 /// What the cores of one pull share.
 pub struct Shared<C> {
@@ -30,7 +33,8 @@ pub struct Shared<C> {
     watch: Arc<Watch>,
     /// Made by the first core that has the manifest.
     job: tokio::sync::OnceCell<Arc<Job>>,
-    next_section: AtomicU32,
+    /// Made by the first core that has a source and the job.
+    lanes: OnceLock<Lanes>,
     stopped: AtomicBool,
     stop: tokio::sync::Notify,
 }
@@ -50,7 +54,7 @@ impl<C: Connect> Shared<C> {
             options,
             watch,
             job: tokio::sync::OnceCell::new(),
-            next_section: AtomicU32::new(0),
+            lanes: OnceLock::new(),
             stopped: AtomicBool::new(false),
             stop: tokio::sync::Notify::new(),
         }
@@ -141,17 +145,28 @@ async fn transfer<C: Connect>(source: &C::Source, shared: &Shared<C>) -> Result<
         trace,
     };
     let write = Write { job: &job, engine: &engine, watch: &shared.watch };
-    let sections = futures::stream::unfold((), async |()| {
-        let section = shared.next_section.fetch_add(1, Ordering::Relaxed);
-        (section < job.manifest.geometry().sections()).then_some((section, ()))
-    });
-    sections
+    let all = 0..job.manifest.geometry().sections();
+    let way = |section| shared.connect.way(source, section);
+    let lanes = shared.lanes.get_or_init(|| Lanes::new(all, way)).all();
+    let each = IN_LANE.max(IN_FLIGHT / lanes.len().max(1));
+    let pulled = lanes.iter().map(|lane| pull_lane(lane, each, &fetch, &write));
+    futures::future::try_join_all(pulled).await.map(drop)
+}
+
+/// Takes sections of a lane while there are any, with so many batches in flight.
+async fn pull_lane<S: ChunkSource>(
+    lane: &Lane,
+    in_flight: usize,
+    fetch: &Fetch<'_, S>,
+    write: &Write<'_>,
+) -> Result<()> {
+    futures::stream::iter(std::iter::from_fn(|| lane.next()))
         // One section is looked at ahead of those whose batches are in flight.
-        .map(|section| missing_batches(&fetch, &job, &engine, section))
+        .map(|section| missing_batches(fetch, write.job, write.engine, section))
         .buffered(2)
         .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
         .try_flatten()
-        .try_for_each_concurrent(IN_FLIGHT, |batch| fetch.batch(batch, &write))
+        .try_for_each_concurrent(in_flight, |batch| fetch.batch(batch, write))
         .await
 }
 
@@ -172,7 +187,7 @@ async fn missing_batches<S: ChunkSource>(
 
 /// Writes verified chunks into the target.
 struct Write<'a> {
-    job: &'a Job,
+    job: &'a Arc<Job>,
     engine: &'a Engine,
     watch: &'a Watch,
 }

@@ -16,6 +16,7 @@ pub mod health;
 pub mod members;
 pub mod policy;
 mod race;
+pub mod recent;
 pub mod window;
 
 use std::cell::{Cell, RefCell};
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::grid::CacheInfo;
+use api::rendezvous::{Candidate, order};
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared};
 use image::{
@@ -91,6 +93,14 @@ impl<D: Dial> Spread<D> {
 
     fn now(&self) -> Duration {
         self.dial.now()
+    }
+
+    /// Which of the members, by its number, owns a section while all are well.
+    pub fn owner(&self, section: u32) -> usize {
+        let members = self.members.list();
+        let candidates: Vec<_> =
+            members.iter().map(|c| Candidate { name: &c.name, weight: c.share() }).collect();
+        order(&candidates, &self.root, section).first().copied().unwrap_or(0)
     }
 
     /// Takes leave of every cache.

@@ -15,6 +15,7 @@ use api::rendezvous::{Candidate, order};
 use image::{Digest, Kind, Priority};
 
 use super::budget::HedgeBudget;
+use super::recent::{Pace, Recent};
 use super::window::{Sample, Typical, Window, lower_median};
 
 /// How long a cache stays out at first; doubled each time that it did not prove itself.
@@ -34,17 +35,21 @@ const LEAVE: u32 = 4;
 /// One request leaves a cache in so long, unless the cache is out: one cold chunk is no reason to take the
 /// load of an owner elsewhere.
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
+/// A cache of which no request gets anything for so long, and for as long as makes one go elsewhere, has failed,
+/// if there are so many of them: it may be dead, which the network does not tell.
+const SILENT: Duration = Duration::from_secs(2);
+const SILENT_AMONG: u32 = 3;
 /// How often a late request is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// So many times its peers' time per chunk, and a cache limps.
 const LIMPS: u32 = 4;
-/// So many times, and it gets half its share.
+/// So many times for long, and it gets half its share. Not at once: a cold cache is as slow as the store, and
+/// would lose the sections that it is to have (`compare versions`: 8 % more of the store was read).
 const TIRES: u32 = 2;
 /// Nobody limps who gives a chunk in so long: the 8 requests of a core then get 200 MB/s of 256 KiB chunks,
 /// and what comes from the store first is as slow.
 const FAST_ENOUGH: Duration = Duration::from_millis(10);
-/// Samples before a cache is judged, and before it is a measure for others.
-const JUDGED: usize = 3;
+/// Answers of a cache before they are a measure for others.
 const MEASURE: usize = 2;
 /// Good probes in a row that bring back a cache that limped.
 const PROVES: u32 = 3;
@@ -82,7 +87,8 @@ pub struct Underway {
     pub began: Duration,
     /// How urgent it is.
     pub priority: Priority,
-    /// The wait for the next chunk so far, and time per chunk if all the rest came now.
+    /// The wait for the next chunk so far, and time per chunk if all the rest came now; after a while, if the next
+    /// one did.
     pub so_far: Sample,
     /// Whether it has been counted against the cache.
     pub counted: bool,
@@ -110,11 +116,19 @@ pub struct Policy {
 #[derive(Clone, Debug, Default)]
 struct Member {
     /// Of guests' reads, and of others: a guest's overtake, so they are no measure for each other.
-    guests: Window,
-    others: Window,
+    guests: Seen,
+    others: Seen,
     in_flight: u32,
     out: Option<Out>,
     left: Option<Duration>,
+    /// When it last gave anything, as far as was looked.
+    gave: Duration,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    answers: Window,
+    recent: Recent,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,18 +144,22 @@ struct Out {
 }
 
 impl Member {
-    fn window(&mut self, priority: Priority) -> &mut Window {
+    fn seen(&self, priority: Priority) -> &Seen {
+        match priority {
+            Priority::Guest => &self.guests,
+            _ => &self.others,
+        }
+    }
+
+    fn seen_mut(&mut self, priority: Priority) -> &mut Seen {
         match priority {
             Priority::Guest => &mut self.guests,
             _ => &mut self.others,
         }
     }
 
-    fn typical(&self, priority: Priority, least: usize) -> Option<Typical> {
-        match priority {
-            Priority::Guest => self.guests.typical(least),
-            _ => self.others.typical(least),
-        }
+    fn typical(&self, priority: Priority) -> Option<Typical> {
+        self.seen(priority).answers.typical(MEASURE)
     }
 
     /// Out for longer than before.
@@ -192,10 +210,10 @@ impl Policy {
         if !self.is_in(&cache.name) {
             return cache.share();
         }
-        let own = self.members.get(&cache.name).and_then(|m| m.others.typical(JUDGED));
-        let peers = self.peers(&cache.name, Priority::Background);
+        let own = self.members.get(&cache.name).and_then(|m| m.others.answers.lasting());
+        let peers = self.peers(&cache.name, Priority::Background).map(|peers| peers.pace());
         match (own, peers) {
-            (Some(own), Some(peers)) if slower(TIRES, own, peers) => cache.share() / 2.0,
+            (Some(own), Some(peers)) if slower(TIRES, own.pace(), peers) => cache.share() / 2.0,
             _ => cache.share(),
         }
     }
@@ -229,8 +247,11 @@ impl Policy {
     }
 
     /// A cache is asked now. Returns how many requests are in flight there with this one.
-    pub fn begins(&mut self, name: &str) -> u32 {
+    pub fn begins(&mut self, name: &str, now: Duration) -> u32 {
         let member = self.members.entry(name.to_owned()).or_default();
+        if member.in_flight == 0 {
+            member.gave = now;
+        }
         member.in_flight += 1;
         member.in_flight
     }
@@ -253,6 +274,7 @@ impl Policy {
     ) {
         let slow = sample.is_some_and(|s| self.limps(name, priority, alone(s)));
         let Some(member) = self.members.get_mut(name) else { return };
+        member.gave = member.gave.max(now);
         match &mut member.out {
             // Asked before it was taken out: that proves nothing.
             Some(out) if out.slow && began < out.since => {}
@@ -267,7 +289,7 @@ impl Policy {
             _ => {
                 member.out = None;
                 if let Some(sample) = sample {
-                    self.counted(name, now, priority, sample);
+                    member.seen_mut(priority).answers.push(sample);
                 }
             }
         }
@@ -299,19 +321,19 @@ impl Policy {
         let (limit, last) = self.limits(name, priority);
         let slow = self.limps(name, priority, alone(so_far));
         let late = so_far.gap >= limit;
-        let counts = slow && !counted;
-        match self.out(name) {
-            // A probe that is slow already.
-            Some(out) if counts && out.slow && began >= out.since => {
-                self.members.get_mut(name).expect("it is out").put_out(now, true);
-            }
-            None if counts => self.counted(name, now, priority, so_far),
-            _ => {}
+        self.put_out_if_silent(name, now, so_far.gap, last);
+        // A probe that is slow already.
+        let probe = |out: &Out| out.slow && began >= out.since;
+        let counts = slow && !counted && self.out(name).as_ref().is_some_and(probe);
+        if counts {
+            self.members.get_mut(name).expect("it is out").put_out(now, true);
         }
         let again = limit.min(LOOK_AGAIN);
+        // Who asks one that failed before knows that, and gives it the time that others get.
+        let out = self.out(name).is_some_and(|out| out.slow || began < out.since);
         let verdict = if !late && !slow {
             Verdict::Wait(limit - so_far.gap)
-        } else if !self.is_in(name) || (so_far.gap >= last && self.may_leave(name, now)) {
+        } else if out || (so_far.gap >= last && self.may_leave(name, now)) {
             Verdict::Leave(again)
         } else if late {
             Verdict::Late(again)
@@ -319,6 +341,25 @@ impl Policy {
             Verdict::Wait(again)
         };
         (verdict, counts)
+    }
+
+    /// Takes a cache out of which nobody gets anything.
+    fn put_out_if_silent(&mut self, name: &str, now: Duration, gap: Duration, last: Duration) {
+        let most_are_in = self.most_are_in(|_| true);
+        let Some(member) = self.members.get_mut(name) else { return };
+        member.gave = member.gave.max(now.saturating_sub(gap));
+        let silent = now.saturating_sub(member.gave) >= last.max(SILENT);
+        if silent && member.in_flight >= SILENT_AMONG && member.out.is_none() && most_are_in {
+            tracing::warn!(cache = name, ?last, "silent: it is left out for a while");
+            member.put_out(now, false);
+        }
+    }
+
+    /// Whether half the caches at least stay in, if one more goes out: if most of them are in trouble it is not
+    /// them.
+    fn most_are_in(&self, counts: impl Fn(&Out) -> bool) -> bool {
+        let out = self.members.values().filter(|m| m.out.as_ref().is_some_and(&counts)).count();
+        2 * (out + 1) <= self.members.len()
     }
 
     fn may_leave(&self, name: &str, now: Duration) -> bool {
@@ -351,7 +392,7 @@ impl Policy {
             _ => (LATE, 2, UNKNOWN),
         };
         let member = self.members.get(name);
-        let own = member.and_then(|m| m.typical(priority, MEASURE));
+        let own = member.and_then(|m| m.typical(priority));
         let Some(usual) = self.peers(name, priority).or(own) else { return (unknown, UNKNOWN) };
         let beside = member.map_or(1, |m| m.in_flight.max(1));
         let gap = usual.gap.max(usual.gap_share.saturating_mul(beside));
@@ -362,7 +403,7 @@ impl Policy {
     /// What is typical of the others that are in.
     fn peers(&self, name: &str, priority: Priority) -> Option<Typical> {
         let others = self.members.iter().filter(|(n, m)| *n != name && m.out.is_none());
-        let all: Vec<_> = others.filter_map(|(_, m)| m.typical(priority, MEASURE)).collect();
+        let all: Vec<_> = others.filter_map(|(_, m)| m.typical(priority)).collect();
         let middle = |f: fn(&Typical) -> Duration| lower_median(all.iter().map(f).collect());
         Some(Typical {
             gap: middle(|t| t.gap)?,
@@ -372,40 +413,50 @@ impl Policy {
         })
     }
 
-    fn limps(&self, name: &str, priority: Priority, like: Typical) -> bool {
-        self.peers(name, priority).is_some_and(|peers| slower(LIMPS, like, peers))
+    /// Whether a pace is one of a cache that limps, by that of its peers.
+    fn limps(&self, name: &str, priority: Priority, pace: Pace) -> bool {
+        let others = self.members.iter().filter(|(n, m)| *n != name && m.out.is_none());
+        let all: Vec<_> = others.filter_map(|(_, m)| m.seen(priority).recent.known()).collect();
+        let middle = |f: fn(&Pace) -> Duration| lower_median(all.iter().map(f).collect());
+        let (Some(each), Some(shared)) = (middle(|p| p.each), middle(|p| p.shared)) else {
+            return false;
+        };
+        slower(LIMPS, pace, Pace { each, shared })
     }
 
-    /// Takes a sample in; takes the cache out if it limps by what is known then. Half the caches at least
-    /// stay in: if most are slow it is not them.
-    fn counted(&mut self, name: &str, now: Duration, priority: Priority, sample: Sample) {
+    /// A request waited for a cache for so long, and was given so many chunks, since this was last said of
+    /// it. Takes the cache out if it limps by what is known then.
+    pub fn waited(
+        &mut self,
+        name: &str,
+        now: Duration,
+        priority: Priority,
+        waited: Duration,
+        chunks: u32,
+    ) {
         let Some(member) = self.members.get_mut(name) else { return };
-        member.window(priority).push(sample);
-        let Some(own) = member.typical(priority, JUDGED) else { return };
-        let out = self.members.values().filter(|m| m.out.is_some_and(|out| out.slow)).count();
-        if 2 * (out + 1) <= self.members.len() && self.limps(name, priority, own) {
+        let beside = member.in_flight;
+        let recent = &mut member.seen_mut(priority).recent;
+        recent.add(now, waited, beside, chunks);
+        let Some(pace) = recent.now() else { return };
+        let is_in = member.out.is_none();
+        if is_in && self.most_are_in(|out| out.slow) && self.limps(name, priority, pace) {
             self.counts.limped += 1;
-            tracing::warn!(cache = name, pace = ?own.pace, "limps: it is left out until it proves itself");
+            tracing::warn!(cache = name, ?pace, "limps: it is left out until it proves itself");
             self.members.get_mut(name).expect("it was there").put_out(now, true);
         }
     }
 }
 
 /// One request as if all were like it.
-fn alone(sample: Sample) -> Typical {
-    let beside = sample.beside.max(1);
-    Typical {
-        gap: sample.gap,
-        gap_share: sample.gap / beside,
-        pace: sample.pace,
-        pace_share: sample.pace / beside,
-    }
+fn alone(sample: Sample) -> Pace {
+    Pace { each: sample.pace, shared: sample.pace / sample.beside.max(1) }
 }
 
-fn slower(times: u32, one: Typical, peers: Typical) -> bool {
-    one.pace > FAST_ENOUGH
-        && one.pace > peers.pace.saturating_mul(times)
-        && one.pace_share > peers.pace_share.saturating_mul(times)
+fn slower(times: u32, one: Pace, peers: Pace) -> bool {
+    one.each > FAST_ENOUGH
+        && one.each > peers.each.saturating_mul(times)
+        && one.shared > peers.shared.saturating_mul(times)
 }
 
 #[cfg(test)]

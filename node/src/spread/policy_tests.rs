@@ -27,17 +27,34 @@ fn sample(gap: u64, pace: u64, beside: u32) -> Sample {
 
 /// A policy that has had answers like this from each of the caches.
 fn knows(samples: &[Sample]) -> Policy {
+    knows_for(6, samples)
+}
+
+/// The same after so many answers of each.
+fn knows_for(answered: usize, samples: &[Sample]) -> Policy {
     let mut policy = Policy::default();
-    for _ in 0..6 {
+    for _ in 0..answered {
         for (i, sample) in samples.iter().enumerate() {
             answers(&mut policy, &format!("cache-{i}"), ms(0), *sample);
+        }
+    }
+    for half in 0..7 {
+        for (i, Sample { pace, beside, .. }) in samples.iter().enumerate() {
+            waits(&mut policy, &format!("cache-{i}"), ms(500 * half), *beside, 16 * *pace, 16);
         }
     }
     policy
 }
 
+/// Requests, so many at once, which waited for so long and were given so many chunks.
+fn waits(policy: &mut Policy, name: &str, now: Duration, beside: u32, time: Duration, chunks: u32) {
+    (0..beside).for_each(|_| _ = policy.begins(name, now));
+    policy.waited(name, now, BULK, time, chunks);
+    (0..beside).for_each(|_| policy.ends(name));
+}
+
 fn answers(policy: &mut Policy, name: &str, now: Duration, sample: Sample) {
-    policy.begins(name);
+    policy.begins(name, now);
     policy.answered(name, now, now, BULK, Some(sample));
     policy.ends(name);
 }
@@ -60,11 +77,16 @@ fn several_times_slower_than_the_others_limps_and_less_does_not() {
 }
 
 #[test]
-fn one_bad_answer_is_no_limp() {
-    let ok = sample(20, 15, 1);
-    let mut policy = knows(&[ok, ok, ok]);
-    answers(&mut policy, "cache-1", ms(1), sample(60_000, 60_000, 1));
-    assert!(policy.is_in("cache-1"));
+fn one_request_with_bad_luck_is_no_limp_and_all_of_them_are() {
+    let ok = sample(20, 15, 8);
+    for (given, limps) in [(7, false), (3, false), (1, true), (0, true)] {
+        let mut policy = knows(&[ok, ok, ok]);
+        // Of eight so many get a chunk every 15 ms; the others nothing.
+        for half in 7..20 {
+            waits(&mut policy, "cache-1", ms(500 * half), 8, ms(8 * 500), given * 500 / 15);
+        }
+        assert_eq!(!policy.is_in("cache-1"), limps, "{given} of 8");
+    }
 }
 
 #[test]
@@ -85,11 +107,12 @@ fn if_all_others_are_slow_it_is_not_they_who_limp() {
 }
 
 #[test]
-fn a_cache_that_tires_keeps_half_its_sections() {
-    let ok = sample(20, 15, 1);
+fn a_cache_that_tires_for_long_keeps_half_its_sections() {
+    let (ok, slow) = (sample(20, 15, 1), sample(60, 45, 1));
     let owns = |policy: &mut Policy| (0..2000).filter(|s| turn(policy, ms(0), *s)[0] == 2).count();
     let fresh = owns(&mut knows(&[ok, ok, ok])) as f64;
-    let tired = owns(&mut knows(&[ok, ok, sample(60, 45, 1)])) as f64;
+    assert_eq!(owns(&mut knows_for(31, &[ok, ok, slow])) as f64, fresh, "it may only be cold");
+    let tired = owns(&mut knows_for(32, &[ok, ok, slow])) as f64;
     // Of 1 + 1 + 1/2 it has a fifth, and had a third.
     assert!((tired / fresh - 0.6).abs() < 0.06, "{tired} of {fresh}");
 }
@@ -102,13 +125,49 @@ fn late_is_what_is_rare_among_the_others_and_sooner_for_a_guest() {
     assert_eq!(policy.first_look("cache-0", BULK), ms(100), "not before that");
     for name in ["cache-0", "cache-1"] {
         for _ in 0..6 {
-            policy.begins(name);
+            policy.begins(name, ms(0));
             policy.answered(name, ms(0), ms(0), Priority::Guest, Some(sample(40, 40, 1)));
             policy.ends(name);
         }
     }
     assert_eq!(policy.first_look("cache-2", Priority::Guest), ms(40));
     assert_eq!(Policy::default().first_look("cache-2", BULK), UNKNOWN);
+}
+
+#[test]
+fn a_cache_of_which_nobody_gets_anything_has_failed() {
+    let ok = sample(20, 5, 1);
+    let look = |policy: &mut Policy, now: u64, gap: u64| {
+        let so_far = Sample { gap: ms(gap), pace: ms(gap / 16), beside: 8 };
+        let under = Underway { began: ms(0), priority: BULK, so_far, counted: true };
+        policy.look("cache-0", ms(now), under).0
+    };
+    let asked = |requests: u32| {
+        let mut policy = knows(&[ok, ok, ok]);
+        (0..requests).for_each(|_| _ = policy.begins("cache-0", ms(100)));
+        policy
+    };
+    let mut policy = asked(3);
+    look(&mut policy, 2000, 1900);
+    assert!(policy.is_in("cache-0"), "not yet");
+    look(&mut policy, 2100, 2000);
+    assert!(!policy.is_in("cache-0") && !policy.is_alive("cache-0"));
+    // Nobody waits any longer for it, and nobody pauses before leaving it.
+    policy.left("cache-0", ms(2100));
+    assert!(matches!(look(&mut policy, 2101, 500), Verdict::Leave(_)));
+    // While one of many gets something it is alive, and two may wait for the same cold chunk.
+    let mut policy = asked(3);
+    look(&mut policy, 2000, 100);
+    look(&mut policy, 2100, 2000);
+    assert!(policy.is_in("cache-0"));
+    let mut policy = asked(2);
+    look(&mut policy, 2100, 2000);
+    assert!(policy.is_in("cache-0"));
+    // If most give nothing it is not them.
+    let mut policy = asked(3);
+    policy.failed("cache-1", ms(0), ms(0), Kind::Retry);
+    look(&mut policy, 2100, 2000);
+    assert!(policy.is_in("cache-0"));
 }
 
 #[test]
@@ -163,6 +222,7 @@ enum Step {
     Begin(usize),
     End(usize),
     Answer(usize, u64, u32),
+    Wait(usize, u64, u32),
     Fail(usize, bool),
     Look(usize, u64),
     Hedge,
@@ -175,6 +235,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..4usize).prop_map(Step::Begin),
         (0..4usize).prop_map(Step::End),
         (0..4usize, 0..3000u64, 1..9u32).prop_map(|(c, p, b)| Step::Answer(c, p, b)),
+        (0..4usize, 0..3000u64, 0..9u32).prop_map(|(c, w, n)| Step::Wait(c, w, n)),
         (0..4usize, any::<bool>()).prop_map(|(c, b)| Step::Fail(c, b)),
         (0..4usize, 0..5000u64).prop_map(|(c, g)| Step::Look(c, g)),
         Just(Step::Hedge),
@@ -198,12 +259,13 @@ proptest! {
                     turn.sort_unstable();
                     prop_assert_eq!(turn, [0, 1, 2, 3]);
                 }
-                Step::Begin(c) => drop(policy.begins(name(c))),
+                Step::Begin(c) => drop(policy.begins(name(c), now)),
                 Step::End(c) => policy.ends(name(c)),
                 Step::Answer(c, pace, beside) => {
                     let sample = Some(sample(pace, pace, beside));
                     policy.answered(name(c), now, now, BULK, sample);
                 }
+                Step::Wait(c, time, chunks) => policy.waited(name(c), now, BULK, ms(time), chunks),
                 Step::Fail(c, busy) => {
                     let kind = if busy { Kind::Busy(ms(300)) } else { Kind::Retry };
                     policy.failed(name(c), now, now, kind);

@@ -15,13 +15,19 @@ use std::time::Duration;
 use api::grid::CacheInfo;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use image::{ChunkSet, ChunkSink, Error, Frame, Kind, ReadContext, Result};
+use image::{ChunkSet, ChunkSink, Error, Frame, Kind, Priority, ReadContext, Result};
 use tokio::sync::mpsc;
 
 use super::health::Health;
 use super::policy::{Policy, Underway, Verdict};
 use super::window::Sample;
 use super::{Dial, Spread};
+
+/// A cache that must ask the store first has its chunks before that.
+const COLD: Duration = Duration::from_secs(2);
+
+/// The policy is told of waiting after so long.
+const TELL: Duration = Duration::from_millis(50);
 
 /// Asks one cache for what was missing when this was made; chunks go to the [`Frames`].
 pub(super) type Ask<S> = Box<dyn FnOnce(Rc<S>, Frames) -> LocalBoxFuture<'static, Result<()>>>;
@@ -75,6 +81,8 @@ struct Leg {
     waited: Duration,
     gap: Duration,
     longest: Duration,
+    /// Waiting and chunks that the policy has not been told of.
+    untold: (Duration, u32),
     /// When `waited` is so long it is looked at.
     look_at: Duration,
     counted: bool,
@@ -89,8 +97,8 @@ struct InFlight {
 }
 
 impl InFlight {
-    fn new(health: &Arc<Health>, name: &str) -> Self {
-        let beside = health.policy().begins(name);
+    fn new(health: &Arc<Health>, name: &str, now: Duration) -> Self {
+        let beside = health.policy().begins(name, now);
         Self { health: Arc::clone(health), name: name.to_owned(), beside }
     }
 }
@@ -104,6 +112,7 @@ impl Drop for InFlight {
 impl Leg {
     fn waits(&mut self, time: Duration) {
         self.waited += time;
+        self.untold.0 += time;
         self.gap += time;
         self.longest = self.longest.max(self.gap);
     }
@@ -112,7 +121,17 @@ impl Leg {
     fn gives(&mut self, chunk: u32) -> bool {
         self.gap = Duration::ZERO;
         self.given += 1;
+        self.untold.1 += 1;
         self.owes.remove(chunk)
+    }
+
+    /// Tells what happened since this was last done, if it is about chunks.
+    fn tell(&mut self, now: Duration, priority: Priority) {
+        let (waited, chunks) = std::mem::take(&mut self.untold);
+        if self.asked > 0 {
+            let mut policy = self.in_flight.health.policy();
+            policy.waited(&self.cache.name, now, priority, waited, chunks);
+        }
     }
 
     /// How it went, if it was about chunks and has not been counted.
@@ -123,7 +142,9 @@ impl Leg {
     }
 
     fn underway(&self, ctx: &ReadContext) -> Underway {
-        let pace = self.waited / self.asked.max(1);
+        // What is cold comes late, and then all at once; but not that late.
+        let come = if self.waited < COLD { self.asked } else { self.given + 1 };
+        let pace = self.waited / come.clamp(1, self.asked.max(1));
         let so_far = Sample { gap: self.gap, pace, beside: self.in_flight.beside };
         let (began, counted) = (self.began, self.counted);
         Underway { began, priority: ctx.priority, so_far, counted }
@@ -146,6 +167,8 @@ pub(super) struct Race<'a, D: Dial> {
     asked: usize,
     /// How often everybody had been asked, and it began anew.
     rounds: u32,
+    /// Who was left for being slow.
+    left: Vec<usize>,
     /// Legs so far: the next one's number.
     began: usize,
     legs: Vec<Leg>,
@@ -167,6 +190,7 @@ impl<'a, D: Dial> Race<'a, D> {
             turn,
             asked: 0,
             rounds: 0,
+            left: Vec::new(),
             began: 0,
             legs,
             frames,
@@ -182,7 +206,7 @@ impl<'a, D: Dial> Race<'a, D> {
                 self.finish().await;
                 return Ok(());
             }
-            if self.legs.is_empty() && !self.ask_next(job) {
+            if self.legs.is_empty() && !self.ask_next(job) && !self.ask_who_was_left(job) {
                 return Err(self.failure());
             }
             match self.event().await {
@@ -191,6 +215,12 @@ impl<'a, D: Dial> Race<'a, D> {
                 Event::Look => self.look(job),
             }
         }
+    }
+
+    /// When all others have failed, who was too slow is asked again: false if nobody was.
+    fn ask_who_was_left<J: Job<D::Source>>(&mut self, job: &J) -> bool {
+        (self.turn, self.asked) = (std::mem::take(&mut self.left), 0);
+        self.ask_next(job)
     }
 
     /// Asks the next in turn for what is missing; false if everybody has been asked.
@@ -210,7 +240,7 @@ impl<'a, D: Dial> Race<'a, D> {
             is_connected.set(true);
             ask(source, frames).await
         };
-        let in_flight = InFlight::new(&self.spread.health, &cache.name);
+        let in_flight = InFlight::new(&self.spread.health, &cache.name, self.spread.now());
         let look_at = self.spread.health.policy().first_look(&cache.name, self.ctx.priority);
         let owes = job.left();
         self.legs.push(Leg {
@@ -225,6 +255,7 @@ impl<'a, D: Dial> Race<'a, D> {
             waited: Duration::ZERO,
             gap: Duration::ZERO,
             longest: Duration::ZERO,
+            untold: (Duration::ZERO, 0),
             look_at,
             counted: false,
             in_flight,
@@ -234,7 +265,7 @@ impl<'a, D: Dial> Race<'a, D> {
 
     /// What happens next. Only the waiting here is the caches'.
     async fn event(&mut self) -> Event {
-        let Self { legs, frames, spread, .. } = self;
+        let Self { legs, frames, spread, ctx, .. } = self;
         let before = spread.now();
         let due = legs.iter().map(|leg| leg.look_at.saturating_sub(leg.waited)).min();
         let event = tokio::select! {
@@ -243,8 +274,13 @@ impl<'a, D: Dial> Race<'a, D> {
             (at, result) = poll_fn(|cx| poll_any(legs, cx)) => Event::Ended(at, result),
             () = tokio::time::sleep(due.unwrap_or_default()) => Event::Look,
         };
-        let spent = spread.now().saturating_sub(before);
-        legs.iter_mut().for_each(|leg| leg.waits(spent));
+        let now = spread.now();
+        for leg in legs.iter_mut() {
+            leg.waits(now.saturating_sub(before));
+            if leg.untold.0 >= TELL {
+                leg.tell(now, ctx.priority);
+            }
+        }
         event
     }
 
@@ -285,10 +321,10 @@ impl<'a, D: Dial> Race<'a, D> {
             self.frame(job, leg, chunk, frame).await?;
         }
         let Some(at) = self.legs.iter().position(|leg| leg.number == number) else { return Ok(()) };
-        let leg = self.legs.remove(at);
+        let mut leg = self.legs.remove(at);
         match result {
             Ok(()) if job.done() => {
-                self.answered(&leg);
+                self.answered(&mut leg);
                 // Whoever else was asked is let go at once.
                 self.legs.clear();
             }
@@ -336,10 +372,10 @@ impl<'a, D: Dial> Race<'a, D> {
         }
     }
 
-    /// Whether another who is asked, or can be, is better than this one; begins the turn anew if that is how. A
-    /// cache that is in is not left for
-    /// one that limps. The last is left for those that were left before, if it limps or gives nothing for
-    /// long, each time for longer: a store that is slow makes all of them late.
+    /// Whether another who is asked, or can be, is better than this one; begins the turn anew if that is how.
+    /// A cache that is in is not left for one that limps. The last is left for those that were left before,
+    /// if it limps or gives nothing for long, each time for longer: a store that is slow makes all of them
+    /// late.
     fn finds_better(&mut self, at: usize) -> bool {
         let policy = self.spread.health.policy();
         let leg = &self.legs[at];
@@ -365,6 +401,8 @@ impl<'a, D: Dial> Race<'a, D> {
         let leg = self.legs.remove(at);
         let waited = leg.waited.as_secs_f32();
         if leg.connected.get() {
+            let this = self.caches.iter().position(|cache| cache.name == leg.cache.name);
+            self.left.extend(this.filter(|this| !self.left.contains(this)));
             self.spread.health.policy().left(&leg.cache.name, now);
             let why = format!("{} of {} chunks in {waited:.1} s", leg.given, leg.asked);
             let error = Error::new(Kind::Retry, why).at(format!("cache {}", leg.cache.name));
@@ -376,8 +414,9 @@ impl<'a, D: Dial> Race<'a, D> {
         }
     }
 
-    fn answered(&self, leg: &Leg) {
+    fn answered(&self, leg: &mut Leg) {
         let (now, sample) = (self.spread.now(), leg.sample());
+        leg.tell(now, self.ctx.priority);
         let (name, priority) = (&leg.cache.name, self.ctx.priority);
         self.spread.health.policy().answered(name, now, leg.began, priority, sample);
     }
@@ -403,7 +442,9 @@ impl<'a, D: Dial> Race<'a, D> {
             let left = leg.look_at.saturating_sub(leg.waited);
             let _ = tokio::time::timeout(left, &mut leg.work).await;
         }
-        self.legs.iter().for_each(|leg| self.answered(leg));
+        for mut leg in std::mem::take(&mut self.legs) {
+            self.answered(&mut leg);
+        }
     }
 
     /// Why it cannot be had, naming all who were asked. If one of them can be waited for, so can this.

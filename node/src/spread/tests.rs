@@ -197,9 +197,8 @@ fn spread(caches: &Rc<Caches>) -> Spread<Rc<Caches>> {
 
 /// Whom a section belongs to, and who comes next.
 fn turn_of(section: u32) -> [usize; 3] {
-    let all: Vec<_> =
-        NAMES[..3].iter().map(|name| api::rendezvous::Candidate { name, weight: 1.0 }).collect();
-    api::rendezvous::order(&all, &root(), section).try_into().unwrap()
+    let all: Vec<_> = NAMES[..3].iter().map(|name| Candidate { name, weight: 1.0 }).collect();
+    order(&all, &root(), section).try_into().unwrap()
 }
 
 fn turn() -> [usize; 3] {

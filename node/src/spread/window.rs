@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::recent::Pace;
+
 /// Answers that are remembered of a cache: enough to know what is rare.
 const LENGTH: usize = 32;
 /// Of these so many say how it is now: few, so that a change is soon seen, and more than one bad moment spoils.
@@ -33,6 +35,13 @@ pub struct Typical {
     pub pace_share: Duration,
 }
 
+impl Typical {
+    /// The pace.
+    pub fn pace(&self) -> Pace {
+        Pace { each: self.pace, shared: self.pace_share }
+    }
+}
+
 /// The last samples of one cache.
 #[derive(Clone, Debug, Default)]
 pub struct Window {
@@ -47,13 +56,23 @@ impl Window {
             self.samples.pop_front();
         }
         self.samples.push_back(sample);
+        self.typical = Some(self.over(RECENT));
+    }
+
+    /// What is typical, with the pace of the `last` samples.
+    fn over(&self, last: usize) -> Typical {
         let shared = |time: Duration, s: &Sample| time / s.beside.max(1);
-        self.typical = Some(Typical {
+        Typical {
             gap: self.rank(LENGTH, (19, 20), |s| s.gap),
             gap_share: self.rank(LENGTH, (19, 20), |s| shared(s.gap, s)),
-            pace: self.rank(RECENT, (1, 2), |s| s.pace),
-            pace_share: self.rank(RECENT, (1, 2), |s| shared(s.pace, s)),
-        });
+            pace: self.rank(last, (1, 2), |s| s.pace),
+            pace_share: self.rank(last, (1, 2), |s| shared(s.pace, s)),
+        }
+    }
+
+    /// What is typical of all samples that are remembered, once there are as many as can be.
+    pub fn lasting(&self) -> Option<Typical> {
+        (self.samples.len() == LENGTH).then(|| self.over(LENGTH))
     }
 
     /// What is typical, once there are `least` samples.
@@ -106,6 +125,18 @@ mod tests {
         let expected = Typical { gap: ms(8), gap_share: ms(2), pace: ms(4), pace_share: ms(1) };
         assert_eq!(typical, expected);
         assert_eq!(window.typical(LENGTH + 1), None);
+    }
+
+    #[test]
+    fn what_lasts_is_of_all_samples() {
+        let mut window = Window::default();
+        let mut push = |pace| {
+            window.push(Sample { gap: ms(pace), pace: ms(pace), beside: 1 });
+            (window.typical(1).unwrap().pace, window.lasting().map(|typical| typical.pace))
+        };
+        (0..20).for_each(|_| _ = push(900));
+        (20..LENGTH - 1).for_each(|_| assert_eq!(push(4).1, None));
+        assert_eq!(push(4), (ms(4), Some(ms(900))));
     }
 
     #[test]

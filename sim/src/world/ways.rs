@@ -92,6 +92,10 @@ impl Connect for Way {
         let (members, health) = (self.members.clone(), Arc::clone(&self.health));
         Ok(Road { spread: Spread::new(way, self.root, members, health), world, other })
     }
+
+    fn way(&self, road: &Road, section: u32) -> usize {
+        road.spread.owner(section)
+    }
 }
 
 /// The caches, and what a bug makes of them.
