@@ -5,6 +5,7 @@
 
 mod caches;
 mod care;
+mod chaos;
 mod disks;
 mod durable;
 mod faults;

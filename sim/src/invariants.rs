@@ -167,7 +167,8 @@ impl Watch {
     }
 
     /// A cache asks the store for chunks. While one is being fetched it is not asked for again, but for
-    /// a repair, and once for a guest, who does not wait for others.
+    /// a repair, and once for a guest, who does not wait for others. Which of the two comes first is open: the
+    /// other may have read a bad copy from disk before.
     pub fn asks(&self, life: Life, digests: &BTreeSet<Digest>, ctx: &ReadContext) -> Fetch {
         let (guest, mut open) = (ctx.priority == Priority::Guest, BTreeSet::new());
         let mut state = self.state();
@@ -183,7 +184,7 @@ impl Watch {
             if others > 0 {
                 state.overtaken.insert(key);
             }
-            if others > 1 || (others == 1 && (overtaken || !guest)) {
+            if others > 1 || (others == 1 && overtaken == guest) {
                 twice.push(*digest);
             }
         }
