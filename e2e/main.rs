@@ -9,6 +9,7 @@ mod chaos;
 mod disks;
 mod durable;
 mod faults;
+mod garage;
 mod harness;
 mod house;
 mod journeys;
