@@ -83,7 +83,7 @@ impl<S: ChunkSource> Fetch<'_, S> {
             }
             let error = reason(wrong, answer).at(format!("section {}", batch.section));
             let Some(pause) = patience.again(&error) else { return Err(error) };
-            tracing::warn!(%error, "asking again for {} chunks", left.count());
+            tracing::info!(%error, "asking again for {} chunks", left.count());
             repair |= error.kind() == Kind::Corrupt;
             tokio::time::sleep(pause).await;
         }

@@ -39,6 +39,8 @@ const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 /// if there are so many of them: it may be dead, which the network does not tell.
 const SILENT: Duration = Duration::from_secs(2);
 const SILENT_AMONG: u32 = 3;
+/// People are told of the failures of one cache at most this often.
+const NEWS: Duration = Duration::from_secs(10);
 /// How often a late request is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// So many times its peers' time per chunk, and a cache limps.
@@ -123,6 +125,8 @@ struct Member {
     left: Option<Duration>,
     /// When it last gave anything, as far as was looked.
     gave: Duration,
+    /// When people were last told that it failed.
+    told: Option<Duration>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -295,12 +299,16 @@ impl Policy {
         }
     }
 
-    /// A cache failed.
-    pub fn failed(&mut self, name: &str, now: Duration, began: Duration, kind: Kind) {
+    /// A cache failed. Says whether that is news: of a cache that fails all the time people hear now and then.
+    pub fn failed(&mut self, name: &str, now: Duration, began: Duration, kind: Kind) -> bool {
         let member = self.members.entry(name.to_owned()).or_default();
+        let news = member.told.is_none_or(|told| now >= told + NEWS);
+        if news {
+            member.told = Some(now);
+        }
         // Of all that failed together one counts.
         if member.out.is_some_and(|out| !out.slow && began < out.since) {
-            return;
+            return news;
         }
         match kind {
             // It says itself how long, and it is no worse than before.
@@ -313,6 +321,7 @@ impl Policy {
             Kind::Gone | Kind::Invalid | Kind::Unsupported => {}
             _ => member.put_out(now, false),
         }
+        news
     }
 
     /// What to do with a request that is still under way, and whether it was counted now.

@@ -193,8 +193,8 @@ fn one_cold_chunk_does_not_take_all_requests_elsewhere() {
 #[test]
 fn of_requests_that_fail_together_one_counts() {
     let mut policy = Policy::default();
-    for _ in 0..8 {
-        policy.failed("cache-0", ms(100), ms(0), Kind::Retry);
+    for n in 0..8 {
+        assert_eq!(policy.failed("cache-0", ms(100), ms(0), Kind::Retry), n == 0, "told once");
     }
     let first = |policy: &mut Policy, now| {
         let section = (0..).find(|s| turn(&mut Policy::default(), ms(0), *s)[0] == 0).unwrap();
@@ -268,7 +268,7 @@ proptest! {
                 Step::Wait(c, time, chunks) => policy.waited(name(c), now, BULK, ms(time), chunks),
                 Step::Fail(c, busy) => {
                     let kind = if busy { Kind::Busy(ms(300)) } else { Kind::Retry };
-                    policy.failed(name(c), now, now, kind);
+                    let _ = policy.failed(name(c), now, now, kind);
                 }
                 Step::Look(c, gap) => {
                     let so_far = sample(gap, gap, 1);

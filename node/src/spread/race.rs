@@ -423,12 +423,15 @@ impl<'a, D: Dial> Race<'a, D> {
 
     fn failed(&mut self, leg: &Leg, error: Error) {
         let (name, kind) = (&leg.cache.name, error.kind());
-        self.spread.health.policy().failed(name, self.spread.now(), leg.began, kind);
+        let news = self.spread.health.policy().failed(name, self.spread.now(), leg.began, kind);
         if kind == Kind::Denied {
             // What it knows of our rights may be older than what we could show now.
             self.spread.forget(name);
         }
-        tracing::warn!(cache = name, %error, "asking another cache");
+        match news {
+            true => tracing::warn!(cache = name, %error, "asking another cache"),
+            false => tracing::info!(cache = name, %error, "asking another cache"),
+        }
         self.failures.push(error.at(format!("cache {name}")));
     }
 
