@@ -276,7 +276,7 @@ impl Policy {
         priority: Priority,
         sample: Option<Sample>,
     ) {
-        let slow = sample.is_some_and(|s| self.limps(name, priority, alone(s)));
+        let slow = sample.is_some_and(|s| self.limps(name, now, priority, alone(s)));
         let Some(member) = self.members.get_mut(name) else { return };
         member.gave = member.gave.max(now);
         match &mut member.out {
@@ -328,7 +328,7 @@ impl Policy {
     pub fn look(&mut self, name: &str, now: Duration, under: Underway) -> (Verdict, bool) {
         let Underway { began, priority, so_far, counted } = under;
         let (limit, last) = self.limits(name, priority);
-        let slow = self.limps(name, priority, alone(so_far));
+        let slow = self.limps(name, now, priority, alone(so_far));
         let late = so_far.gap >= limit;
         self.put_out_if_silent(name, now, so_far.gap, last);
         // A probe that is slow already.
@@ -423,9 +423,9 @@ impl Policy {
     }
 
     /// Whether a pace is one of a cache that limps, by that of its peers.
-    fn limps(&self, name: &str, priority: Priority, pace: Pace) -> bool {
+    fn limps(&self, name: &str, now: Duration, priority: Priority, pace: Pace) -> bool {
         let others = self.members.iter().filter(|(n, m)| *n != name && m.out.is_none());
-        let all: Vec<_> = others.filter_map(|(_, m)| m.seen(priority).recent.known()).collect();
+        let all: Vec<_> = others.filter_map(|(_, m)| m.seen(priority).recent.known(now)).collect();
         let middle = |f: fn(&Pace) -> Duration| lower_median(all.iter().map(f).collect());
         let (Some(each), Some(shared)) = (middle(|p| p.each), middle(|p| p.shared)) else {
             return false;
@@ -449,7 +449,7 @@ impl Policy {
         recent.add(now, waited, beside, chunks);
         let Some(pace) = recent.now() else { return };
         let is_in = member.out.is_none();
-        if is_in && self.most_are_in(|out| out.slow) && self.limps(name, priority, pace) {
+        if is_in && self.most_are_in(|out| out.slow) && self.limps(name, now, priority, pace) {
             self.counts.limped += 1;
             tracing::warn!(cache = name, ?pace, "limps: it is left out until it proves itself");
             self.members.get_mut(name).expect("it was there").put_out(now, true);

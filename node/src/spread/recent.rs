@@ -12,8 +12,10 @@ const PIECE: Duration = Duration::from_millis(500);
 const PIECES: u64 = 8;
 /// So much of it has passed before anything is said: at the beginning a network finds out what it carries.
 const SPAN: u64 = 4;
-/// Chunks that were given before the pace is a measure for others.
+/// Chunks that were given before the pace is a measure for others …
 const MEASURE: u32 = 4;
+/// … and for how long it is one, if nothing is asked there any more: at the end of a pull often one is left.
+const KNOWN: Duration = Duration::from_secs(60);
 
 /// The time that a chunk takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ struct Piece {
 pub struct Recent {
     pieces: VecDeque<Piece>,
     began: Option<u64>,
-    known: Option<Pace>,
+    known: Option<(Pace, Duration)>,
 }
 
 impl Recent {
@@ -58,7 +60,7 @@ impl Recent {
         last.chunks += chunks;
         let (pace, chunks) = self.sum();
         if chunks >= MEASURE {
-            self.known = Some(pace);
+            self.known = Some((pace, now));
         }
     }
 
@@ -69,8 +71,8 @@ impl Recent {
     }
 
     /// The last pace that is a measure for others.
-    pub fn known(&self) -> Option<Pace> {
-        self.known
+    pub fn known(&self, now: Duration) -> Option<Pace> {
+        self.known.filter(|(_, at)| now <= *at + KNOWN).map(|(pace, _)| pace)
     }
 
     fn sum(&self) -> (Pace, u32) {
@@ -99,12 +101,12 @@ mod tests {
         }
         recent.add(ms(2000), ms(100), 2, 1);
         let fast = Pace { each: ms(100), shared: ms(50) };
-        assert_eq!((recent.now(), recent.known()), (Some(fast), Some(fast)));
+        assert_eq!((recent.now(), recent.known(ms(2000))), (Some(fast), Some(fast)));
         // Nothing comes any more.
         (21..60).for_each(|at| recent.add(ms(100 * at), ms(100), 2, 0));
         let slow = recent.now().unwrap();
         assert!(slow.each > ms(3500) && slow.shared > ms(1750), "{slow:?}");
-        let known = recent.known().unwrap().each;
+        let known = recent.known(ms(60_000)).unwrap().each;
         assert!(known < ms(1000), "nothing is no measure for others: {known:?}");
     }
 
@@ -114,6 +116,7 @@ mod tests {
         (0..50).for_each(|at| recent.add(ms(100 * at), ms(100), 1, 1));
         assert!(recent.now().is_some());
         recent.add(ms(60_000), ms(100), 1, 0);
-        assert_eq!((recent.now(), recent.known().is_some()), (None, true));
+        assert_eq!((recent.now(), recent.known(ms(60_000)).is_some()), (None, true));
+        assert_eq!(recent.known(ms(66_000)), None, "that was long ago");
     }
 }
