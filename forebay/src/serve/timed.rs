@@ -22,12 +22,22 @@ pub struct Timed<S> {
 impl<S> Timed<S> {
     /// What a cache asks of the store behind it.
     pub fn store(source: S) -> Self {
-        Self { source, seconds: "forebay_store_seconds", errors: "forebay_store_errors_total" }
+        Self::new(source, "forebay_store_seconds", "forebay_store_errors_total")
     }
 
     /// What nodes ask of a cache.
     pub fn requests(source: S) -> Self {
-        Self { source, seconds: "forebay_request_seconds", errors: "forebay_request_errors_total" }
+        Self::new(source, "forebay_request_seconds", "forebay_request_errors_total")
+    }
+
+    fn new(source: S, seconds: &'static str, errors: &'static str) -> Self {
+        // A rate sees the first error only if there was a 0 before it.
+        for op in ["manifest", "table", "chunks"] {
+            for kind in [Kind::Retry, Kind::Corrupt, Kind::Io] {
+                metrics::counter!(errors, "op" => op, "kind" => kind.name()).increment(0);
+            }
+        }
+        Self { source, seconds, errors }
     }
 
     async fn time<T>(

@@ -91,7 +91,11 @@ fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<Option<Ar
         Access::Server => "a server or an admin",
         _ => "an admin or a node",
     };
-    let what = format!("only {needed} may do this; the certificate is that of a {}", role.name());
+    let what = format!(
+        "only {needed} may do this, and the certificate is that of a {}: use another data directory, such as that \
+         of `forebay up`",
+        role.name()
+    );
     Err(Error::new(Kind::Denied, what))
 }
 
