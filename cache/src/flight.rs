@@ -20,7 +20,7 @@ use futures::StreamExt;
 use image::{ChunkSet, ChunkSink, ChunkSource, Error, Frame, Kind, Place, ReadContext, Result};
 
 use crate::cache::Core;
-use crate::disk::Wanted;
+use crate::disk::{Wanted, Way};
 use crate::flights::{Fetch, FlightKey};
 use crate::gone::Absent;
 use crate::key::{Key, check_frame, check_plain};
@@ -159,7 +159,7 @@ impl<S: ChunkSource + 'static> Flight<S> {
         };
         let (runs, mut lost) = disk.runs(chunks.into_iter().filter_map(wanted));
         let reads = futures::stream::iter(runs)
-            .map(|run| disk.read_run(&self.core.engine, run))
+            .map(|run| disk.read_run(self.way(), run))
             .buffer_unordered(READS_AT_ONCE);
         let mut reads = pin!(reads);
         while let Some(frames) = reads.next().await {
@@ -189,7 +189,11 @@ impl<S: ChunkSource + 'static> Flight<S> {
 
     async fn read_disk(&self, job: &Job) -> Option<Frame> {
         let disk = self.core.shared.disk.as_ref()?;
-        disk.read(&self.core.engine, &job.key, job.plain_len).await
+        disk.read(self.way(), &job.key, job.plain_len).await
+    }
+
+    fn way(&self) -> Way<'_> {
+        Way { engine: &self.core.engine, priority: self.ctx.priority }
     }
 
     /// Checks every copy down to the plain bytes, drops those that are bad, returns one that is not.

@@ -24,7 +24,7 @@ mod writer;
 
 pub(crate) use health::Health;
 pub use health::{DiskHealth, DiskState};
-pub(crate) use reads::Wanted;
+pub(crate) use reads::{Wanted, Way};
 pub use scrub::ScrubStatus;
 pub use writer::LogWriter;
 pub(crate) use writer::{LogLimits, Outside};
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use blockio::fake::MemFs;
     use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
-    use image::{Codec, Digest, Domain};
+    use image::{Codec, Digest, Domain, Priority};
 
     /// A tier with one frame in it, room for one read at a time, and the runtime's time.
     fn disk_with_a_frame() -> (Disk, Key) {
@@ -260,29 +260,46 @@ mod tests {
         (disk, key)
     }
 
+    fn bulk(engine: &Engine) -> Way<'_> {
+        Way { engine, priority: Priority::Background }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_does_not_wait_in_line_behind_bulk_reads() {
+        let (disk, key) = disk_with_a_frame();
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
+        let _slot = disk.buffers.usual.try_acquire().unwrap();
+        let guest = Way { priority: Priority::Guest, ..bulk(&engine) };
+        let reads = async {
+            tokio::join!(disk.read(bulk(&engine), &key, 100), disk.read(guest, &key, 100))
+        };
+        let (bulk, guest) = reads.await;
+        assert!(bulk.is_none() && guest.is_some());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_does_not_answer_is_a_miss_and_then_given_up() {
         let (disk, key) = disk_with_a_frame();
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
-        assert!(disk.read(&engine, &key, 100).await.is_some());
+        assert!(disk.read(bulk(&engine), &key, 100).await.is_some());
         let slot = disk.buffers.usual.try_acquire().unwrap();
         for _ in 0..health::NO_ANSWER.as_secs() / 2 {
-            assert!(disk.read(&engine, &key, 100).await.is_none());
+            assert!(disk.read(bulk(&engine), &key, 100).await.is_none());
         }
         assert!(disk.contains(&key), "the frame is not to blame");
         assert_eq!(disk.state(), DiskState::Recovering);
-        assert!(disk.read(&engine, &key, 100).await.is_none());
+        assert!(disk.read(bulk(&engine), &key, 100).await.is_none());
         assert!(matches!(disk.state(), DiskState::Off(why) if why.contains("no answer in 2s")));
         drop(slot);
         assert!(!disk.contains(&key));
-        assert!(disk.read(&engine, &key, 100).await.is_none());
+        assert!(disk.read(bulk(&engine), &key, 100).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_long_line_for_a_slow_disk_is_no_reason_to_give_it_up() {
         let (disk, key) = disk_with_a_frame();
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
-        let read = || disk.read(&engine, &key, 100);
+        let read = || disk.read(bulk(&engine), &key, 100);
         for _ in 0..20 {
             // Others have the buffer for so long that all who wait give up at once.
             let slot = disk.buffers.usual.try_acquire().unwrap();
@@ -308,7 +325,7 @@ mod tests {
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
         let mut kept = Vec::new();
         for read in 0..20 {
-            kept.push(disk.read(&engine, &key, 100).await.unwrap());
+            kept.push(disk.read(bulk(&engine), &key, 100).await.unwrap());
             assert_eq!(disk.buffers.usual.available(), 6 - (read + 1).min(3), "after read {read}");
         }
         assert!(kept.iter().all(|frame| *frame == kept[0]));
@@ -321,7 +338,7 @@ mod tests {
         let (disk, key) = disk_with_a_frame();
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
         disk.segments_mut().clear();
-        assert!(disk.read(&engine, &key, 100).await.is_none());
+        assert!(disk.read(bulk(&engine), &key, 100).await.is_none());
         assert_eq!(disk.index.frames(), 0);
     }
 }

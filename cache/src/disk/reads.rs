@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 
 use blockio::{Arena, BlockFile, Buf, Engine};
 use bytes::Bytes;
-use image::Frame;
 use image::frame::MAX_FRAME;
+use image::{Frame, Priority};
 
 use super::Disk;
 use super::index::Spot;
@@ -28,6 +28,13 @@ pub(super) const SLOT: usize = 66 * SECTOR as usize;
 const SLOTS_MAX: usize = 32;
 /// The longest frame, with the sectors that it begins and ends in.
 pub(super) const LARGE_SLOT: usize = MAX_FRAME.next_multiple_of(SECTOR as usize) + SECTOR as usize;
+
+/// By what and for whom is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) priority: Priority,
+}
 
 /// A frame that is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -96,9 +103,13 @@ impl Window {
     }
 }
 
+/// Buffers of their own that guests have: so they never wait in line behind bulk reads.
+const GUEST_SLOTS: usize = 4;
+
 /// Buffers that hits are read into, of two sizes.
 pub(super) struct Buffers {
     pub(super) usual: Arena,
+    guests: Arena,
     large: Arena,
 }
 
@@ -109,11 +120,19 @@ impl Buffers {
         let arena = |slot: usize, most: usize| {
             Arena::new("cache: disk reads", slot, half.clamp(slot, most))
         };
-        Ok(Self { usual: arena(SLOT, SLOTS_MAX * SLOT)?, large: arena(LARGE_SLOT, usize::MAX)? })
+        Ok(Self {
+            usual: arena(SLOT, SLOTS_MAX * SLOT)?,
+            guests: Arena::new("cache: guests' disk reads", SLOT, GUEST_SLOTS * SLOT)?,
+            large: arena(LARGE_SLOT, usize::MAX)?,
+        })
     }
 
-    fn of(&self, len: usize) -> &Arena {
-        if len <= SLOT { &self.usual } else { &self.large }
+    fn of(&self, len: usize, priority: Priority) -> &Arena {
+        match priority {
+            _ if len > SLOT => &self.large,
+            Priority::Guest if self.usual.available() == 0 => &self.guests,
+            _ => &self.usual,
+        }
     }
 }
 
@@ -146,19 +165,19 @@ impl Disk {
 
     /// Reads a frame and checks it as [`check_frame`] does. One that is not what it should be is
     /// forgotten; whatever goes wrong is a miss.
-    pub(crate) async fn read(&self, engine: &Engine, key: &Key, plain_len: u32) -> Option<Frame> {
+    pub(crate) async fn read(&self, way: Way<'_>, key: &Key, plain_len: u32) -> Option<Frame> {
         let wanted = Wanted { chunk: 0, key: *key, plain_len };
         let run = self.runs([wanted]).0.pop()?;
-        self.read_run(engine, run).await.pop()?.1
+        self.read_run(way, run).await.pop()?.1
     }
 
     /// Reads frames that lie side by side, each as [`Disk::read`] does. If that fails, each is read
     /// alone: a bad sector costs the frame that it is in.
-    pub(crate) async fn read_run(&self, engine: &Engine, run: Run) -> Vec<(u32, Option<Frame>)> {
-        let (bytes, window) = match self.read_window(engine, &run).await {
+    pub(crate) async fn read_run(&self, way: Way<'_>, run: Run) -> Vec<(u32, Option<Frame>)> {
+        let (bytes, window) = match self.read_window(way, &run).await {
             Ok(read) => read,
             Err(Failed::Read(_)) if run.frames.len() > 1 => {
-                return self.read_one_by_one(engine, run).await;
+                return self.read_one_by_one(way, run).await;
             }
             Err(failed) => {
                 self.note(&failed, &run);
@@ -173,23 +192,23 @@ impl Disk {
         run.frames.iter().map(judge).collect()
     }
 
-    async fn read_one_by_one(&self, engine: &Engine, run: Run) -> Vec<(u32, Option<Frame>)> {
+    async fn read_one_by_one(&self, way: Way<'_>, run: Run) -> Vec<(u32, Option<Frame>)> {
         let mut frames = Vec::new();
         for (wanted, spot) in run.frames {
             let alone = Run::of(run.file.clone(), wanted, spot);
-            frames.extend(Box::pin(self.read_run(engine, alone)).await);
+            frames.extend(Box::pin(self.read_run(way, alone)).await);
         }
         frames
     }
 
     /// What lies there, or less if the file ends before.
-    async fn read_window(&self, engine: &Engine, run: &Run) -> Result<(Bytes, Window), Failed> {
+    async fn read_window(&self, way: Way<'_>, run: &Run) -> Result<(Bytes, Window), Failed> {
         let window = run.window();
-        let arena = self.buffers.of(window.len);
+        let arena = self.buffers.of(window.len, way.priority);
         let acquired = tokio::time::timeout(self.timeout, arena.acquire()).await;
         let mut buf = acquired.map_err(|_| Failed::NoBuffer)?;
         buf.set_len(window.len);
-        let read = engine.read_at(&run.file, buf, window.from);
+        let read = way.engine.read_at(&run.file, buf, window.from);
         match tokio::time::timeout(self.timeout, read).await {
             Ok((Ok(_), buf)) => Ok((self.lend(arena, buf), window)),
             Ok((Err(error), _)) => Err(Failed::Read(error.to_string())),
