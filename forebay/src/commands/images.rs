@@ -1,5 +1,7 @@
 //! The commands that ask placement about images: small, and much alike.
 
+use std::time::Duration;
+
 use api::catalog::{
     Expect, GcReport, GcRequest, ImageInfo, ImageList, MoveRef, RefInfo, VerifyReport,
     VerifyRequest,
@@ -153,29 +155,65 @@ pub fn gc(config: &Config, args: &GcArgs, output: Output) -> Result<()> {
     let grace = args.grace.unwrap_or_else(|| config.time("gc.grace"));
     let asked = GcRequest { dry_run: args.dry_run, grace_secs: Some(grace.as_secs()) };
     let report = with_grid(config, |grid| async move { grid.placement.gc(&asked).await })?;
-    output.result(&report, human_gc)
+    output.result(&report, |report| human_gc(report, grace))
 }
 
-fn human_gc(report: &GcReport) -> String {
-    let mut text = format!(
-        "{} images are reachable\ncondemned {} objects, {}\ndeleted {} objects, {}",
-        report.images,
-        report.condemned,
-        bytes(report.condemned_bytes),
-        report.deleted,
-        bytes(report.deleted_bytes)
-    );
-    if report.wait_secs > 0 {
-        let wait = std::time::Duration::from_secs(report.wait_secs);
-        let wait = humantime::format_duration(wait);
-        text += &format!("\nwhat is condemned may be deleted in {wait}: run it again then");
+fn human_gc(report: &GcReport, grace: Duration) -> String {
+    let mut lines = vec![
+        format!(
+            "{} images are reachable, by a name or one that went within {}",
+            report.images,
+            humantime::format_duration(grace)
+        ),
+        format!("condemned {} objects, {}", report.condemned, bytes(report.condemned_bytes)),
+        format!("deleted {} objects, {}", report.deleted, bytes(report.deleted_bytes)),
+    ];
+    if report.rewritten > 0 {
+        let GcReport { rewritten, written, saved_bytes, .. } = report;
+        let saved = bytes(*saved_bytes);
+        lines.push(format!(
+            "rewrote {rewritten} packs as {written}, which gives {saved} back later"
+        ));
     }
-    text
+    if report.unfinished {
+        lines.push("there is more to rewrite: the next run goes on with it".into());
+    }
+    if report.bad_packs > 0 {
+        let bad = report.bad_packs;
+        lines.push(format!("{bad} packs are damaged: `forebay store verify` names them"));
+    }
+    if report.wait_secs > 0 {
+        let wait = humantime::format_duration(Duration::from_secs(report.wait_secs));
+        lines.push(format!("what is condemned may be deleted in {wait}: run it again then"));
+    }
+    lines.join("\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::*;
+
+    #[test]
+    fn a_collection_tells_what_people_have_to_know() {
+        let report = GcReport { images: 2, condemned: 3, ..GcReport::default() };
+        let said = human_gc(&report, Duration::from_secs(3600));
+        assert!(
+            said.contains("within 1h") && said.contains("condemned 3") && !said.contains("rewr")
+        );
+        let report = GcReport {
+            rewritten: 4,
+            written: 1,
+            saved_bytes: 5 << 20,
+            unfinished: true,
+            bad_packs: 2,
+            wait_secs: 60,
+            ..report
+        };
+        let said = human_gc(&report, Duration::from_secs(3600));
+        for what in ["rewrote 4 packs as 1", "5.0 MiB", "goes on", "2 packs are damaged", "in 1m"] {
+            assert!(said.contains(what), "{what}: {said}");
+        }
+    }
 
     #[test]
     fn a_filter_is_a_beginning_or_has_stars() {
