@@ -25,6 +25,7 @@ impl Incoming {
         }
         self.check_manifest(manifest)?;
         let place = || format!("committing image {image}");
+        self.shared.is_here().await.at(place)?;
         self.writer.renew().await.at(place)?;
         let (locator, leans) = self.locate(&image, manifest).await.at(place)?;
         self.writer.secure(&leans).await.at(place)?;

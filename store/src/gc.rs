@@ -198,6 +198,7 @@ impl<'a> Run<'a> {
         compact: Option<&Compaction>,
         tell: impl FnOnce(),
     ) -> Result<GcReport> {
+        self.shared.is_here().await?;
         self.shared.refresh_index().await?;
         let lists = self.condemned_lists().await?;
         if self.dry_run {

@@ -218,6 +218,7 @@ impl Shared {
             let message = format!("image {image}: its locator could not be made anew a moment ago");
             return Err(Error::new(Kind::Corrupt, message));
         }
+        self.is_here().await?;
         self.refresh_index_if_old().await?;
         let bytes = self.locator_by_index(image).await.inspect_err(|_| {
             self.lost.insert(*image, self.now(), 64);

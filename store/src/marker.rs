@@ -7,6 +7,7 @@ use crate::keys;
 use crate::objects::Objects;
 use crate::options::{IndexPlace, StoreOptions};
 use crate::sealed;
+use crate::store::Shared;
 
 pub(crate) const MARKER: &str = "forebay store";
 /// Longest marker in bytes.
@@ -43,6 +44,24 @@ pub(crate) async fn adopt(objects: &Objects, options: &StoreOptions) -> Result<S
             Err(Error::new(Kind::Invalid, message))
         }
         _ => Ok(id),
+    }
+}
+
+impl Shared {
+    /// That the store is still where it was opened. A directory whose file system was unmounted looks
+    /// like an empty store: nothing may be written there, and what is not found there is not lost.
+    pub(crate) async fn is_here(&self) -> Result<()> {
+        let why = match read(&self.objects).await? {
+            Some(id) if id == self.id => return Ok(()),
+            Some(id) => format!("the marker there is that of store {id}, not of {}", self.id),
+            None => "its marker is not there".to_owned(),
+        };
+        let message = format!(
+            "the store is away: {}: {why}; mount it again, or start again with the place where it is \
+             now (store.at)",
+            self.objects.place()
+        );
+        Err(Error::new(Kind::Retry, message))
     }
 }
 

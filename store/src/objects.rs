@@ -82,6 +82,14 @@ impl Objects {
         self.local.as_ref()
     }
 
+    /// Where they lie, for people.
+    pub(crate) fn place(&self) -> String {
+        match &self.local {
+            Some(local) => format!("store directory {}", local.root().display()),
+            None => format!("store {}", self.inner),
+        }
+    }
+
     /// Creates an object; a conflict if there is one of this name.
     pub(crate) async fn create(&self, key: &Path, payload: impl Into<PutPayload>) -> Result<()> {
         self.may_change()?;

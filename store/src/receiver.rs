@@ -136,6 +136,9 @@ impl Incoming {
         let missing = self.shared.objects.missing(&keys::folder("packs"), names).await?;
         let (there, gone): (Vec<PackId>, Vec<PackId>) =
             unknown.into_iter().partition(|p| !missing.contains(&keys::pack(p)));
+        if !gone.is_empty() {
+            self.shared.is_here().await?;
+        }
         self.add_packs(there);
         let still = packs.into_iter().filter(|p| !gone.contains(p)).collect();
         self.shared.indexed(move |index| index.drop_packs(&gone)).await?;

@@ -50,7 +50,11 @@ impl Store {
         }
         let key = keys::record(image, created, token);
         let (shared, token) = (self.shared.clone(), Bytes::copy_from_slice(token.as_bytes()));
-        self.run(async move { shared.objects.create_same(&key, &token).await.map(drop) }).await
+        self.run(async move {
+            shared.is_here().await?;
+            shared.objects.create_same(&key, &token).await.map(drop)
+        })
+        .await
     }
 
     /// The signed records of an image, oldest first. Whoever reads them checks the signatures.
@@ -78,6 +82,7 @@ impl Store {
         let bytes = sealed::seal(REF_MOVE, ref_move);
         let (shared, ref_move) = (self.shared.clone(), ref_move.clone());
         self.run(async move {
+            shared.is_here().await?;
             match shared.objects.create(&key, bytes.clone()).await {
                 Err(e) if e.kind() == Kind::Conflict => {}
                 other => return other,

@@ -102,8 +102,10 @@ struct State {
 }
 
 impl WriterSession {
-    /// Begins a session: it is in the store before this returns.
+    /// Begins a session: it is in the store, which is still the one that was opened, before this
+    /// returns.
     pub(crate) async fn open(shared: Arc<Shared>) -> Result<Arc<Self>> {
+        shared.is_here().await?;
         let id = shared.new_id();
         let now = shared.now();
         let renewal =

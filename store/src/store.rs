@@ -58,7 +58,7 @@ pub(crate) struct Shared {
     index: Option<Arc<Index>>,
     pub(crate) options: StoreOptions,
     pub(crate) handle: Handle,
-    id: String,
+    pub(crate) id: String,
     pub(crate) manifests: Cache<Digest, Arc<Manifest>>,
     /// By the section's digest, so that images share them.
     pub(crate) tables: Cache<Digest, Arc<SectionTable>>,
@@ -304,6 +304,10 @@ impl Shared {
             .filter(|(id, len)| there.get(id) != Some(len))
             .map(|(id, _)| *id)
             .collect();
+        if !gone.is_empty() {
+            // Else the index would forget every pack of a store that was away for a moment.
+            self.is_here().await?;
+        }
         self.indexed(move |index| index.drop_packs(&gone)).await?;
         there.retain(|id, len| known.get(id) != Some(len));
         let adding = stream::iter(there).map(|(id, len)| self.index_pack(id, len));

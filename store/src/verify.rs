@@ -41,7 +41,11 @@ impl Store {
     /// from another copy is. Fails only if the verification could not be done.
     pub async fn verify(&self, image: &Digest, deep: bool) -> Result<VerifyReport> {
         let (shared, image) = (self.shared.clone(), *image);
-        self.run(async move { Run::new(&shared, deep).verify(image).await }).await
+        self.run(async move {
+            shared.is_here().await?;
+            Run::new(&shared, deep).verify(image).await
+        })
+        .await
     }
 }
 

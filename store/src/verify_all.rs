@@ -103,7 +103,13 @@ impl Store {
         let (shared, options) = (self.shared.clone(), options.clone());
         self.run(async move {
             let mut all = All::new(&shared, &options);
-            all.verify(progress).await.at(|| "verifying the store")?;
+            let what = || "verifying the store";
+            shared.is_here().await.at(what)?;
+            all.verify(progress).await.at(what)?;
+            if !all.report.bad.is_empty() {
+                // What was not found may be away, not bad.
+                shared.is_here().await.at(what)?;
+            }
             Ok(all.report)
         })
         .await
