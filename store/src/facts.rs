@@ -21,7 +21,7 @@ impl Store {
     /// Facts of an image.
     pub async fn facts(&self, image: &Digest) -> Result<ImageFacts> {
         let (shared, image) = (self.shared.clone(), *image);
-        self.run(async move { shared.facts(&image).await }).await
+        self.read(async move { shared.facts(&image).await }).await
     }
 }
 

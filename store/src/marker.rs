@@ -4,6 +4,7 @@ use image::{Error, Kind, PackId, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::keys;
+use crate::locate::is_lost;
 use crate::objects::Objects;
 use crate::options::{IndexPlace, StoreOptions};
 use crate::sealed;
@@ -62,6 +63,23 @@ impl Shared {
             self.objects.place()
         );
         Err(Error::new(Kind::Retry, message))
+    }
+
+    /// What is told to who did not find something, or found it lost: that the store is away, if it is.
+    /// The marker is looked at once a second at most, however much is missing.
+    pub(crate) async fn unless_away(&self, error: Error) -> Error {
+        if !is_lost(&error) {
+            return error;
+        }
+        // Held while the marker is read: who comes meanwhile takes the same answer.
+        let mut looked = self.looked.lock().await;
+        let now = self.now();
+        let away = match looked.take().filter(|(at, _)| *at == now) {
+            Some((_, away)) => away,
+            None => self.is_here().await.err().filter(|e| e.kind() == Kind::Retry),
+        };
+        *looked = Some((now, away.clone()));
+        away.unwrap_or(error)
     }
 }
 

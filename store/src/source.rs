@@ -27,7 +27,7 @@ struct Plan {
 impl ChunkSource for Store {
     async fn manifest(&self, _ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
         let (shared, image) = (self.shared.clone(), *image);
-        self.run(async move { shared.manifest(&image).await }).await
+        self.read(async move { shared.manifest(&image).await }).await
     }
 
     async fn section_table(
@@ -37,7 +37,7 @@ impl ChunkSource for Store {
         section: u32,
     ) -> Result<Arc<SectionTable>> {
         let (shared, image) = (self.shared.clone(), *image);
-        self.run(async move { shared.table_of(&image, section).await }).await
+        self.read(async move { shared.table_of(&image, section).await }).await
     }
 
     async fn chunks<S: ChunkSink>(
@@ -52,7 +52,7 @@ impl ChunkSource for Store {
         // says is looked for once more by the one that counts now.
         for last in [false, true] {
             let (shared, wanted, deep) = (self.shared.clone(), place.clone(), ctx.repair);
-            let plan = self.run(async move { shared.plan(&wanted, deep, last).await }).await?;
+            let plan = self.read(async move { shared.plan(&wanted, deep, last).await }).await?;
             let failed = self.give(plan, sink).await?;
             if failed.is_empty() {
                 break;
@@ -71,7 +71,10 @@ impl ChunkSource for Store {
                 break;
             }
         }
-        first.map_or(Ok(()), |(_, e)| Err(e))
+        match first {
+            None => Ok(()),
+            Some((_, e)) => self.read(async move { Err(e) }).await,
+        }
     }
 }
 

@@ -76,6 +76,9 @@ pub(crate) struct Shared {
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Packs that gc has rewritten.
     pub(crate) rewrites: Rewrites,
+    /// When the marker was last looked at for something that was missing, in seconds, and the error if
+    /// the store was away.
+    pub(crate) looked: tokio::sync::Mutex<Option<(u64, Option<Error>)>>,
     /// When the index was last compared with the packs, in seconds.
     refreshed: tokio::sync::Mutex<u64>,
 }
@@ -167,6 +170,7 @@ impl Store {
             rebuilding: tokio::sync::Mutex::new(()),
             collecting: tokio::sync::Mutex::new(()),
             rewrites: Rewrites::default(),
+            looked: tokio::sync::Mutex::default(),
             refreshed: tokio::sync::Mutex::new(0),
             options,
         });
@@ -205,6 +209,21 @@ impl Store {
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         run_on(&self.shared.handle, work).await
+    }
+
+    /// The same for reading: while the store is away nothing is said to be lost.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let shared = self.shared.clone();
+        self.run(async move {
+            match work.await {
+                Err(e) => Err(shared.unless_away(e).await),
+                done => done,
+            }
+        })
+        .await
     }
 }
 

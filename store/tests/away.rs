@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::*;
-use forebay_store::testing::ManualClock;
-use forebay_store::{Receiver, RefMove, Store, VerifyAll};
+use forebay_store::testing::{ManualClock, Verb};
+use forebay_store::{IndexPlace, Receiver, RefMove, Store, VerifyAll};
 use image::seam::ImageSession;
-use image::{Error, ImageSink, Kind};
+use image::{ChunkSource, Error, ImageSink, Kind};
 use tokio::runtime::Handle;
 
 /// A directory that is mounted and unmounted.
@@ -100,4 +100,64 @@ async fn a_push_under_way_makes_no_image_while_the_store_is_away() {
     mount.mount();
     session.commit(&disk.manifest()).await.unwrap();
     assert_eq!(Disk::pull(&store, &disk.image()).await.unwrap(), disk);
+}
+
+#[tokio::test]
+async fn what_is_not_found_while_the_store_is_away_is_not_lost() {
+    let (mount, clock) = (Mount::new(), ManualClock::at(START));
+    let writer = mount.open(&clock).await;
+    let disk = small_disk();
+    disk.push(&Receiver::new(&writer), None).await.unwrap();
+    let image = disk.image();
+    let mut reading = options(&clock, 2);
+    reading.index = IndexPlace::Nowhere;
+    let reader = Store::open_dir(mount.point(), Handle::current(), reading).await.unwrap();
+    // One knows nothing yet, the others know manifest, table and locator, and lack the packs.
+    Disk::pull(&writer, &image).await.unwrap();
+    let knows =
+        Store::open_dir(mount.point(), Handle::current(), options(&clock, 3)).await.unwrap();
+    Disk::pull(&knows, &image).await.unwrap();
+    for bare in [true, false] {
+        mount.unmount();
+        if !bare {
+            std::fs::remove_dir(mount.point()).unwrap();
+        }
+        // What was looked at a second ago counts no more.
+        clock.advance(60);
+        for store in [&writer, &knows, &reader] {
+            for _ in 0..2 {
+                is_away(Disk::pull(store, &image).await.err(), &mount.point());
+            }
+        }
+        is_away(reader.manifest(&CTX, &image).await.err(), &mount.point());
+        is_away(reader.facts(&image).await.err(), &mount.point());
+        is_away(reader.records(&image).await.err(), &mount.point());
+        if bare {
+            assert!(mount.is_bare());
+        } else {
+            std::fs::create_dir(mount.point()).unwrap();
+        }
+        mount.mount();
+        clock.advance(1);
+        for store in [&writer, &knows] {
+            assert_eq!(Disk::pull(store, &image).await.unwrap(), disk);
+        }
+    }
+    assert_eq!(Disk::pull(&reader, &image).await.unwrap(), disk);
+}
+
+#[tokio::test]
+async fn what_is_missing_in_a_store_that_is_there_is_looked_for_at_little_cost() {
+    let bench = Bench::new().await;
+    let disk = small_disk();
+    let gets = || bench.objects.requests(Verb::Get);
+    for (second, marker) in [(0, 1), (0, 0), (1, 1)] {
+        bench.clock.advance(second);
+        let before = gets();
+        for _ in 0..10 {
+            let e = bench.store.manifest(&CTX, &disk.image()).await.unwrap_err();
+            assert_eq!(e.kind(), Kind::Gone, "{e}");
+        }
+        assert_eq!(gets() - before, 10 + marker);
+    }
 }
