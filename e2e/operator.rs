@@ -1,6 +1,7 @@
 //! What an operator meets at the command line: exit codes, warnings, output that nobody reads.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::harness::{Background, Disk, Ended, Grid, forebay, path, run, until};
@@ -106,6 +107,73 @@ fn who_waits_for_a_node_daemon_that_dies_is_told_to_try_again() {
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(75), "{said}");
     assert!(said.contains("is `forebay node` running?"), "{said}");
+}
+
+/// Leaves an empty directory where the store is, as if its file system were unmounted.
+fn unmount(grid: &Grid, away: &Path) {
+    std::fs::rename(grid.data.join("store"), away).unwrap();
+    std::fs::create_dir(grid.data.join("store")).unwrap();
+}
+
+/// The opposite, over whatever was written there.
+fn mount(grid: &Grid, away: &Path) {
+    std::fs::remove_dir_all(grid.data.join("store")).unwrap();
+    std::fs::rename(away, grid.data.join("store")).unwrap();
+}
+
+#[test]
+fn a_grid_that_serves_tells_that_its_store_is_away() {
+    let mut grid = Grid::start();
+    let disk = grid.disk("d.raw", &Disk::new("ab"));
+    grid.import(&disk, "d:1");
+    grid.stop();
+    grid.restart();
+    let away = grid.dir.join("away");
+    unmount(&grid, &away);
+    let store = grid.data.join("store");
+    for command in [
+        &["import", path(&disk), "e:1"][..],
+        &["store", "verify"],
+        &["gc"],
+        &["cache", "warm", "d:1"],
+        &["rm", "d:1"],
+    ] {
+        grid.run(command).fails(75, &["the store is away", "mount it again", path(&store)]);
+    }
+    assert_eq!(grid.objects(""), [] as [std::path::PathBuf; 0]);
+    mount(&grid, &away);
+    grid.import(&disk, "e:1");
+    grid.pull("d:1", &grid.dir.join("copy")).json();
+}
+
+#[test]
+fn a_grid_does_not_start_without_its_store() {
+    let mut grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &Disk::new("ab")), "d:1");
+    grid.stop();
+    let (store, away) = (grid.data.join("store"), grid.dir.join("away"));
+    let up = |grid: &Grid| run(forebay(&grid.data).args(["up", "--listen", "127.0.0.1:0"]));
+    let says = ["this grid's store is", "mount it", "store.at", "placement.redb", path(&store)];
+    unmount(&grid, &away);
+    up(&grid).fails(66, &says);
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+    mount(&grid, &away);
+    grid.restart();
+    grid.pull("d:1", &grid.dir.join("copy")).json();
+    grid.stop();
+    // The way out if it is lost for good.
+    unmount(&grid, &away);
+    let state = grid.data.join("placement.redb");
+    std::fs::rename(&state, grid.dir.join("state")).unwrap();
+    grid.restart();
+    assert_eq!(grid.run(&["images"]).json()["images"], serde_json::json!([]));
+    grid.stop();
+    // From then on the new one is the grid's.
+    mount(&grid, &away);
+    up(&grid).fails(65, &says);
+    std::fs::remove_file(&state).unwrap();
+    grid.restart();
+    grid.pull("d:1", &grid.dir.join("again")).json();
 }
 
 #[test]

@@ -122,6 +122,9 @@ pub struct Health {
     /// The key that verifies tickets and image records: 32 bytes, hex.
     #[serde(default)]
     pub verifying_key: String,
+    /// The id of the grid's store: that of its marker. Earlier versions do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 /// Asks for a one-time token.

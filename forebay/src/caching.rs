@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::grid::{Role, Serving};
+use api::grid::{Health, Role, Serving};
 use image::error::At;
 use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
@@ -41,9 +41,10 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let metrics = telemetry::metrics()?;
     let (placement, papers) = membership(&config.data)?;
     let name = papers.member()?.name;
-    let key = verifying_key(&placement).await?;
+    let health = placement.health().await.at(|| "asking placement about the grid")?;
+    let key = verifying_key(&health)?;
     let clock = Clock::system();
-    let store = open_store_to_read(config).await?;
+    let store = open_store_to_read(config, None).await?;
     let cache = open_cache(config)?;
     let chunks = Chunks {
         store: &store,
@@ -113,8 +114,7 @@ fn membership(data: &Path) -> Result<(Client, Papers)> {
     Ok((Client::new(&joined.placement, &papers)?, papers))
 }
 
-async fn verifying_key(placement: &Client) -> Result<VerifyingKey> {
-    let health = placement.health().await.at(|| "asking placement for the key of its tickets")?;
+fn verifying_key(health: &Health) -> Result<VerifyingKey> {
     let what = || "placement's answer to /v1/health: verifying_key";
     // 32 bytes in hex digits, as a digest is written.
     let bytes: Digest = health.verifying_key.parse().at(what)?;

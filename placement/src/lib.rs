@@ -40,10 +40,11 @@ pub mod tls;
 mod tokens;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::grid::{CacheInfo, Role};
+use image::error::At;
 use image::{Error, Result};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -69,6 +70,8 @@ pub struct Config {
     pub papers: Papers,
     /// File of the state.
     pub state: PathBuf,
+    /// The id of the store behind the archive. The grid keeps to the first one.
+    pub store: String,
     /// Address (host and port) that join tokens name; else the one that is listened on.
     pub address: Option<String>,
     /// The servers of chunks.
@@ -79,6 +82,15 @@ pub struct Config {
     pub limits: Limits,
     /// Tells the time.
     pub clock: Clock,
+}
+
+/// The id of the store that a grid has, by the state in a file; nothing if there is no state yet, or it
+/// is an earlier version's. To be asked before the store is opened, so that none is made in its stead.
+pub async fn known_store(state: &Path, grid: &str) -> Result<Option<String>> {
+    if !files::exists(state)? {
+        return Ok(None);
+    }
+    State::open(state, grid).await?.store().await.at(|| state.display())
 }
 
 /// The coordinator.
@@ -117,9 +129,10 @@ impl Placement {
     }
 
     async fn open(config: Config, address: String, archive: Arc<dyn Archive>) -> Result<Self> {
-        let Config { authority, papers, state, servers, care, limits, clock, .. } = config;
+        let Config { authority, papers, state, store, servers, care, limits, clock, .. } = config;
         let tls = tls::server(&papers, tls::Clients::Optional, &[b"http/1.1"], &clock)?;
         let state = State::open(&state, authority.grid()).await?;
+        state.adopt_store(&store).await?;
         // Nobody who joins may take the names that placement itself goes by.
         let own = papers.member()?;
         state.reserve(&own.name, own.role, papers.expires()?).await?;
@@ -130,8 +143,8 @@ impl Placement {
         let catalog = catalog::Catalog::open(state.clone(), archive, key, clock.clone()).await?;
         let members = members::Members { state: state.clone(), clock: clock.clone() };
         let tokens = tokens::Tokens { state, authority, clock, address };
-        let app =
-            http::App { catalog: Arc::new(catalog), tokens: Arc::new(tokens), members, limits };
+        let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
+        let app = http::App { catalog, tokens, members, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }
 }

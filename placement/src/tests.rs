@@ -35,7 +35,7 @@ pub(crate) async fn app(limits: Limits) -> App {
     let catalog = Arc::new(catalog.await.unwrap());
     let members = crate::members::Members { state: state.clone(), clock: clock.clone() };
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
-    App { catalog, tokens: Arc::new(tokens), members, limits }
+    App { catalog, tokens: Arc::new(tokens), members, limits, store: "store".into() }
 }
 
 #[tokio::test]

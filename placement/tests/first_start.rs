@@ -174,6 +174,30 @@ async fn state_of_another_grid_or_in_use_is_refused() {
 }
 
 #[tokio::test]
+async fn the_first_store_of_a_grid_is_remembered_and_told() {
+    let mut grid = Grid::start().await;
+    assert_eq!(grid.admin().health().await.unwrap().store.as_deref(), Some("the first"));
+    grid.stop().await.unwrap();
+    let (state, id) = (grid.state_file(), grid.authority.grid().to_owned());
+    let known = async || placement::known_store(&state, &id).await.unwrap();
+    assert_eq!(known().await.as_deref(), Some("the first"));
+    // Another one in its place.
+    grid.store = "another".into();
+    grid.run().await.unwrap();
+    let e = grid.stop().await.unwrap_err();
+    assert_eq!(e.kind(), Kind::Conflict, "{e}");
+    assert!(e.message().contains("the first") && e.message().contains("another"), "{e}");
+    // To ask makes nothing; who moves the state away begins with what is there.
+    std::fs::remove_file(&state).unwrap();
+    assert_eq!(known().await, None);
+    assert!(!state.exists());
+    grid.run().await.unwrap();
+    grid.admin().health().await.unwrap();
+    grid.stop().await.unwrap();
+    assert_eq!(known().await.as_deref(), Some("another"));
+}
+
+#[tokio::test]
 async fn rubbish_for_state_is_refused_and_says_what_to_do() {
     let mut grid = Grid::start().await;
     grid.stop().await.unwrap();

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use image::{Error, Kind, Result};
+use image::{Error, Result};
 
 use crate::keys;
 
@@ -38,15 +38,12 @@ impl LocalDir {
     }
 
     /// The directory, if it is there: nothing is made or synced.
-    pub(crate) fn existing(root: &Path) -> Result<Self> {
-        let what = |e: io::Error| match e.kind() {
-            io::ErrorKind::NotFound => {
-                let next = "it is not there; mount it, or name the store of this grid (store.at)";
-                Error::new(Kind::Gone, format!("store directory {}: {next}", root.display()))
-            }
-            _ => Error::io(format!("store directory {}", root.display()), e),
-        };
-        Ok(Self { root: root.canonicalize().map_err(what)? })
+    pub(crate) fn existing(root: &Path) -> Result<Option<Self>> {
+        match root.canonicalize() {
+            Ok(root) => Ok(Some(Self { root })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(format!("store directory {}", root.display()), e)),
+        }
     }
 
     /// Where the directory is.

@@ -22,30 +22,47 @@ pub(crate) struct Marker {
 }
 
 /// The store's id. A marker is made where there is nothing at all, unless the store is only to be
-/// read; any other place without one is left alone, and so is a store that is not the expected one.
+/// read, or is known; any other place without one is left alone, and so is a store that is not the
+/// expected one.
 pub(crate) async fn adopt(objects: &Objects, options: &StoreOptions) -> Result<String> {
     let id = match read(objects).await? {
         Some(id) => id,
         None => {
             refuse_foreign(objects).await?;
-            if options.index == IndexPlace::Nowhere {
-                let message = "there is nothing here: not a Forebay store yet, or the wrong place; \
-                               name the store that `forebay up` of this grid uses (store.at)";
-                return Err(Error::new(Kind::Gone, message));
+            if !options.may_make() {
+                return Err(nothing_here(options));
             }
             make(objects, options).await?
         }
     };
     match &options.expect {
         Some(expected) if *expected != id => {
-            let message = format!(
-                "this is store {id}, but {expected} is expected: it belongs to another grid; name \
-                 the store that `forebay up` of this grid uses (store.at)"
-            );
+            let next = mount_it(expected, options);
+            let message = format!("this is store {id}, perhaps another grid's; {next}");
             Err(Error::new(Kind::Invalid, message))
         }
         _ => Ok(id),
     }
+}
+
+/// The error where a store should be and nothing is.
+pub(crate) fn nothing_here(options: &StoreOptions) -> Error {
+    let next = match &options.expect {
+        Some(expected) => mount_it(expected, options),
+        None => "mount it, or name the store that `forebay up` of this grid uses (store.at)".into(),
+    };
+    Error::new(Kind::Gone, format!("there is no store here; {next}"))
+}
+
+fn mount_it(expected: &str, options: &StoreOptions) -> String {
+    let next = format!(
+        "this grid's store is {expected}, which is not here: mount it, or name it with store.at"
+    );
+    if options.index == IndexPlace::Nowhere {
+        return next;
+    }
+    next + "; if it is lost for good, move placement's state (placement.redb) away: the grid then goes \
+            on with the store that is here, and the names in its log"
 }
 
 impl Shared {

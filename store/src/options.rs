@@ -78,7 +78,8 @@ pub struct StoreOptions {
     pub remember_writers: Duration,
     /// Called before a pack is read back.
     pub drop_cache: Option<DropCache>,
-    /// The id of the store that is meant ([`crate::Store::id`]); another one is refused.
+    /// The id of the store that is meant ([`crate::Store::id`]): another one is refused, and none is
+    /// made.
     pub expect: Option<String>,
 }
 
@@ -100,6 +101,13 @@ impl StoreOptions {
             drop_cache: None,
             expect: None,
         }
+    }
+}
+
+impl StoreOptions {
+    /// Whether a store is made where there is nothing.
+    pub(crate) fn may_make(&self) -> bool {
+        self.index != IndexPlace::Nowhere && self.expect.is_none()
     }
 }
 

@@ -84,7 +84,8 @@ pub(crate) struct Shared {
 }
 
 impl Store {
-    /// Opens a store, or makes one where there is nothing at all. Its work runs on `handle`, an
+    /// Opens a store, or makes one where there is nothing at all, unless the options say otherwise
+    /// ([`StoreOptions::expect`]). Its work runs on `handle`, an
     /// ordinary tokio runtime with timers.
     pub async fn open(
         objects: Arc<dyn ObjectStore>,
@@ -114,8 +115,8 @@ impl Store {
         Self::open(objects, handle, options).await.at(place)
     }
 
-    /// Opens a store in a local directory, which is made if it is not there, unless the store is
-    /// only to be read. Files and directories are synced, and a pack is read back from the medium,
+    /// Opens a store in a local directory, which is made if it is not there and a store may be made.
+    /// Files and directories are synced, and a pack is read back from the medium,
     /// not from the page cache.
     pub async fn open_dir(
         path: impl AsRef<FsPath>,
@@ -124,13 +125,14 @@ impl Store {
     ) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let place = format!("store directory {}", path.display());
-        let (runtime, reads_only) = (handle.clone(), options.index == IndexPlace::Nowhere);
+        let (runtime, may_make) = (handle.clone(), options.may_make());
         let opening = async move {
-            let local = blocking(move || match reads_only {
-                true => LocalDir::existing(&path),
-                false => LocalDir::create(&path),
+            let local = blocking(move || match may_make {
+                true => LocalDir::create(&path).map(Some),
+                false => LocalDir::existing(&path),
             });
-            let local = Arc::new(local.await?);
+            let local = local.await?.ok_or_else(|| marker::nothing_here(&options).at(&place))?;
+            let local = Arc::new(local);
             let files = LocalFileSystem::new_with_prefix(local.root()).map_err(|e| {
                 from_store(format_args!("store directory {}", local.root().display()), e)
             })?;

@@ -161,3 +161,32 @@ async fn what_is_missing_in_a_store_that_is_there_is_looked_for_at_little_cost()
         assert_eq!(gets() - before, 10 + marker);
     }
 }
+
+#[tokio::test]
+async fn where_a_known_store_should_be_none_is_made() {
+    let (mount, clock) = (Mount::new(), ManualClock::at(START));
+    let open = |seed, expect: Option<&str>| {
+        let mut options = options(&clock, seed);
+        options.expect = expect.map(str::to_owned);
+        Store::open_dir(mount.point(), Handle::current(), options)
+    };
+    let id = mount.open(&clock).await.id().to_owned();
+    open(2, Some(&id)).await.unwrap();
+    mount.unmount();
+    let refused = |e: Error, kind| {
+        assert_eq!(e.kind(), kind, "{e}");
+        for said in [&id, mount.point().to_str().unwrap(), "mount it", "store.at", "lost for good"]
+        {
+            assert!(e.message().contains(said), "`{said}` is not in: {e}");
+        }
+    };
+    refused(open(3, Some(&id)).await.unwrap_err(), Kind::Gone);
+    assert!(mount.is_bare());
+    std::fs::remove_dir(mount.point()).unwrap();
+    refused(open(4, Some(&id)).await.unwrap_err(), Kind::Gone);
+    assert!(!mount.point().exists());
+    let other = open(5, None).await.unwrap().id().to_owned();
+    let e = open(6, Some(&id)).await.unwrap_err();
+    assert!(e.message().contains(&other), "{e}");
+    refused(e, Kind::Invalid);
+}

@@ -88,6 +88,7 @@ async fn what_is_not_the_store_is_refused_and_left_as_it_is() {
     let e = open(&bench.objects, options.clone()).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Invalid, "{e}");
     assert!(e.message().contains("another grid") && e.message().contains(bench.store.id()), "{e}");
+    assert!(e.message().contains(&"00".repeat(16)) && e.message().contains("store.at"), "{e}");
     options.expect = Some(bench.store.id().to_owned());
     open(&bench.objects, options).await.unwrap();
     // A directory that is not there is not made.

@@ -68,19 +68,25 @@ pub fn tell_systemd() {
     }
 }
 
-/// Opens the permanent store, to write to it as well.
-pub async fn open_store(config: &Config) -> Result<Store> {
-    open_store_with(config, IndexPlace::File(config.data.join("chunks.redb"))).await
+/// Opens the permanent store, to write to it as well. Of a grid that has one its id is known: no other
+/// will do, and none is made.
+pub async fn open_store(config: &Config, known: Option<String>) -> Result<Store> {
+    open_store_with(config, IndexPlace::File(config.data.join("chunks.redb")), known).await
 }
 
 /// Opens the permanent store for reading only.
-pub async fn open_store_to_read(config: &Config) -> Result<Store> {
-    open_store_with(config, IndexPlace::Nowhere).await
+pub async fn open_store_to_read(config: &Config, known: Option<String>) -> Result<Store> {
+    open_store_with(config, IndexPlace::Nowhere, known).await
 }
 
-async fn open_store_with(config: &Config, index: IndexPlace) -> Result<Store> {
+async fn open_store_with(
+    config: &Config,
+    index: IndexPlace,
+    known: Option<String>,
+) -> Result<Store> {
     let place = config.text("store.at");
     let mut options = StoreOptions::system(index);
+    options.expect = known;
     options.limits.writing = config.size("receiver.buffer") as usize;
     let handle = tokio::runtime::Handle::current();
     if place.contains("://") {

@@ -49,7 +49,9 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let ips = [ip(config, "serve.ip")?, advertise];
     let papers = authority.server_papers(&data.join("server"), NAME, &ips, clock.now())?;
     let admin = authority.admin_papers(&data.join(ADMIN), clock.now())?;
-    let store = open_store(config).await?;
+    let state = data.join("placement.redb");
+    let known = placement::known_store(&state, authority.grid()).await?;
+    let store = open_store(config, known).await?;
     let cache = open_cache(config)?;
     let chunks = Chunks {
         store: &store,
@@ -76,7 +78,8 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let placement = placement::Config {
         authority,
         papers,
-        state: data.join("placement.redb"),
+        state,
+        store: store.id().to_owned(),
         address: Some(SocketAddr::new(placement_ip, address.port()).to_string()),
         servers: vec![CacheInfo {
             name: NAME.into(),

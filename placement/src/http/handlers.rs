@@ -28,6 +28,7 @@ pub(super) async fn health(State(app): State<App>) -> Json<Health> {
         grid: authority.grid().into(),
         version: env!("CARGO_PKG_VERSION").into(),
         verifying_key: key.iter().map(|b| format!("{b:02x}")).collect(),
+        store: Some(app.store.as_ref().into()),
     })
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct App {
     pub tokens: Arc<Tokens>,
     pub members: Members,
     pub limits: Limits,
+    /// The id of the grid's store.
+    pub store: Arc<str>,
 }
 
 impl AsRef<Limits> for App {

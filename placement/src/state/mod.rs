@@ -3,6 +3,7 @@
 //! ```text
 //! format           1
 //! grid             the grid that the state belongs to
+//! store            the id of the store that the grid has; not there in the state of earlier versions
 //! seq              the last move of a ref that is in the state
 //! refs/<ref>       where a ref points
 //! tokens/<hash>    a join token that has not been used
@@ -34,6 +35,7 @@ use keys::{Keys, Transaction, Versioned, decode, encode};
 
 const FORMAT: &str = "format";
 const GRID: &str = "grid";
+const STORE: &str = "store";
 const SEQ: &str = "seq";
 /// The version of the state's format.
 const VERSION: u32 = 1;
@@ -157,6 +159,26 @@ impl State {
             return Err(Error::new(Kind::Conflict, what));
         }
         Ok(())
+    }
+
+    /// The id of the store that the grid has, if it is known.
+    pub(crate) async fn store(&self) -> Result<Option<String>> {
+        Ok(self.get(STORE).await?.map(|(id, _)| id))
+    }
+
+    /// Makes a store the grid's own, if it has none; refuses another one.
+    pub(crate) async fn adopt_store(&self, id: &str) -> Result<()> {
+        match self.store().await? {
+            None => {
+                let adopt = Transaction::default().unchanged(STORE, None);
+                self.0.commit(adopt.put(STORE, encode(&id))).await
+            }
+            Some(known) if known == id => Ok(()),
+            Some(known) => {
+                let what = format!("placement's state: this grid's store is {known}, not {id}");
+                Err(Error::new(Kind::Conflict, what))
+            }
+        }
     }
 
     async fn get<T: serde::de::DeserializeOwned>(

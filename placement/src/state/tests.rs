@@ -52,6 +52,19 @@ async fn lists_hold_what_begins_with_the_prefix() {
 }
 
 #[tokio::test]
+async fn state_of_an_earlier_version_knows_no_store_and_takes_the_first() {
+    let keys = Arc::new(Disk::in_memory());
+    let state = State::over(keys.clone(), "grid").await.unwrap();
+    assert_eq!(state.store().await.unwrap(), None);
+    state.adopt_store("a").await.unwrap();
+    state.adopt_store("a").await.unwrap();
+    assert_eq!(state.adopt_store("b").await.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(keys.get("store".into()).await.unwrap().unwrap().value, b"\"a\"");
+    let again = State::over(keys, "grid").await.unwrap();
+    assert_eq!(again.store().await.unwrap().as_deref(), Some("a"));
+}
+
+#[tokio::test]
 async fn state_of_a_later_version_or_in_disorder_is_refused() {
     let keys = Arc::new(Disk::in_memory());
     State::over(keys.clone(), "grid").await.unwrap();

@@ -24,6 +24,8 @@ pub struct Grid {
     pub dir: tempfile::TempDir,
     pub archive: Arc<Fake>,
     pub address: SocketAddr,
+    /// The id of the store behind the archive.
+    pub store: String,
     pub authority: Arc<Authority>,
     /// Seconds that the grid's clock is ahead of the system's.
     pub ahead: Arc<AtomicU64>,
@@ -43,6 +45,7 @@ impl Grid {
             dir,
             archive: Fake::new(),
             address: ([127, 0, 0, 1], 0).into(),
+            store: "the first".into(),
             authority: Arc::new(authority),
             ahead: Arc::default(),
             limits,
@@ -77,6 +80,7 @@ impl Grid {
             authority,
             papers,
             state: self.state_file(),
+            store: self.store.clone(),
             address: None,
             servers: vec![a_server()],
             limits: self.limits.clone(),
