@@ -91,6 +91,25 @@ fn pulls_spread_over_the_caches_and_a_dead_one_costs_no_pull() {
     assert!(up > 0, "`up` served what the others did not");
 }
 
+/// The id of a grid's store, by its marker.
+fn store_id(grid: &Grid) -> String {
+    let marker = std::fs::read_to_string(grid.data.join("store/forebay-store")).unwrap();
+    let marker: serde_json::Value = serde_json::from_str(&marker).unwrap();
+    marker["body"]["store"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_cache_with_the_store_of_another_grid_does_not_start() {
+    let (grid, other) = (Grid::start(), Grid::start());
+    let data = join(&grid, "server", "c1");
+    let store = path(&other.data.join("store")).to_owned();
+    let refused = run(forebay(&data).args(["cache", "--set", &format!("store.at={store}")]));
+    let says = ["store.at", &store, &store_id(&grid), &store_id(&other), "another grid"];
+    refused.fails(65, &says);
+    // With its own it does.
+    cache(&grid, &data);
+}
+
 #[test]
 fn only_who_joined_as_a_server_may_be_a_cache() {
     let grid = Grid::start();

@@ -44,7 +44,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let health = placement.health().await.at(|| "asking placement about the grid")?;
     let key = verifying_key(&health)?;
     let clock = Clock::system();
-    let store = open_store_to_read(config, None).await?;
+    let store = open_store_to_read(config, health.store).await?;
     let cache = open_cache(config)?;
     let chunks = Chunks {
         store: &store,
