@@ -85,8 +85,7 @@ pub(crate) struct Shared {
 
 impl Store {
     /// Opens a store, or makes one where there is nothing at all, unless the options say otherwise
-    /// ([`StoreOptions::expect`]). Its work runs on `handle`, an
-    /// ordinary tokio runtime with timers.
+    /// ([`StoreOptions::expect`]). Its work runs on `handle`, an ordinary tokio runtime with timers.
     pub async fn open(
         objects: Arc<dyn ObjectStore>,
         handle: Handle,
