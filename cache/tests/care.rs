@@ -9,7 +9,7 @@ use blockio::OpenMode;
 use blockio::fake::{CrashPlan, Fault, FaultOp, FaultPlan, MemFs};
 use common::{
     CHUNK, DIR, Fake, Rig, Stuff, TestImage, bytes_of, disk_budget, disk_options, on_core,
-    on_core_paused,
+    on_core_paused, segments,
 };
 use forebay_cache::{Budget, Cache, DiskState, Options};
 use image::{ChunkSource, Kind, Priority, ReadContext};
@@ -407,6 +407,23 @@ fn a_pin_that_cannot_be_kept_is_none() {
         rig.shared.drop_chunk(image.table.domain(), &image.table.digests()[3]);
         assert_eq!(pin(&mut rig, &image).await.unwrap_err().kind(), Kind::Gone);
         assert_eq!(rig.status().pinned_bytes, 0);
+    });
+}
+
+#[test]
+fn an_unpin_in_a_directory_that_is_gone_says_what_to_do() {
+    on_core(async {
+        let (image, fs) = (noise(0..20), MemFs::new());
+        let mut rig = Rig::on_disk(&Fake::new([image.clone()]), &fs);
+        pin(&mut rig, &image).await.unwrap();
+        for name in segments(&fs).into_iter().chain(["lock".into()]) {
+            fs.fs().remove_file(format!("{DIR}/{name}")).unwrap();
+        }
+        fs.fs().remove_dir(DIR).unwrap();
+        let error = unpin(&mut rig, &image).await.unwrap_err();
+        assert!(error.message().contains("restart the cache"), "{error}");
+        assert!(matches!(rig.status().disk, DiskState::Off(_)));
+        image.check(&image.all(), rig.read(&image.all()).await.unwrap());
     });
 }
 

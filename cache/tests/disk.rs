@@ -343,6 +343,55 @@ fn a_disk_that_fails_to_read_is_switched_off_and_serving_goes_on() {
     });
 }
 
+/// Removes the directory of the disk tier, as `rm -rf` does.
+fn remove_dir(fs: &MemFs) {
+    let fs = fs.fs();
+    for name in fs.list(DIR).unwrap() {
+        fs.remove_file(format!("{DIR}/{}", name.display())).unwrap();
+    }
+    fs.remove_dir(DIR).unwrap();
+}
+
+#[test]
+fn a_directory_that_is_removed_is_noticed_and_serving_goes_on() {
+    on_core(async {
+        let (image, source) = (image(), Fake::new([image()]));
+        let (fs, plan, clock) = (MemFs::new(), FaultPlan::new(), common::Clock::default());
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        rig.read(&image.all()).await.unwrap();
+        rig.settle();
+        assert_eq!(rig.status().disk_frames, 6);
+        remove_dir(&fs);
+        clock.advance(Duration::from_secs(5));
+        rig.settle();
+        let status = rig.status();
+        let says = |why: &str| why.contains("is gone") && why.contains("restart the cache");
+        assert!(matches!(&status.disk, DiskState::Off(why) if says(why)), "{status:?}");
+        rig.settle();
+        assert_eq!((rig.status().disk_frames, rig.status().disk_bytes), (0, 0));
+        image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+        rig.close();
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        rig.settle();
+        assert_eq!(rig.status().disk, DiskState::On, "a restart makes it anew");
+    });
+}
+
+#[test]
+fn a_segment_that_cannot_be_begun_in_a_removed_directory_says_why() {
+    on_core(async {
+        let (image, source) = (image(), Fake::new([image()]));
+        let (fs, plan, clock) = (MemFs::new(), FaultPlan::new(), common::Clock::default());
+        let mut rig = failing_rig(&source, &fs, &plan, &clock);
+        rig.settle();
+        remove_dir(&fs);
+        image.check(&image.all(), rig.read(&image.all()).await.unwrap());
+        rig.settle();
+        let state = rig.status().disk;
+        assert!(matches!(&state, DiskState::Off(why) if why.contains("is gone")), "{state}");
+    });
+}
+
 #[test]
 fn neighbours_are_read_in_one_go() {
     on_core(async {

@@ -53,9 +53,7 @@ impl LogWriter {
     /// Makes a pin last, and with that makes it; nothing is left of it if it was given up.
     pub(super) fn save_pin(&mut self, pin: &NewPin) -> Result<()> {
         let NewPin { number, file } = pin;
-        if let DiskState::Off(why) = self.disk.state() {
-            return Err(Error::new(Kind::Io, format!("the disk tier is off: {why}")));
-        }
+        self.check_on()?;
         self.check_ours(&file.image)?;
         let path = self.pin_path(&file.image);
         let saved = self.outside.fs.replace(&path, &file.to_bytes());
@@ -68,6 +66,7 @@ impl LogWriter {
 
     /// Takes back a pin when its file cannot come back any more.
     pub(super) fn remove_pin(&mut self, image: &Digest) -> Result<()> {
+        self.check_on()?;
         self.check_ours(image)?;
         let removed = match self.outside.fs.remove_file(self.pin_path(image)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -77,6 +76,15 @@ impl LogWriter {
         removed.map_err(|error| Error::io("unpin", error))?;
         self.disk.pins().remove(image);
         Ok(())
+    }
+
+    fn check_on(&self) -> Result<()> {
+        match self.disk.state() {
+            DiskState::Off(why) => {
+                Err(Error::new(Kind::Io, format!("the disk tier is off: {why}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses to touch a file that another program, or a newer version of this one, made.

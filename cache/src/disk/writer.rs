@@ -27,6 +27,10 @@ use crate::shared::{Clock, FreeSpace};
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// So often an idle writer looks at the clock.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+/// So often it is looked whether the log's files are still there.
+const LOOK_AT_DIR: Duration = Duration::from_secs(5);
+/// The file in the directory that is locked.
+const LOCK: &str = "lock";
 /// The free space is looked at every so many bytes.
 const CHECK_SPACE_EVERY: u64 = 16 << 20;
 
@@ -71,6 +75,8 @@ pub struct LogWriter {
     pub(super) next_id: u32,
     unchecked: u64,
     retry_at: Option<Duration>,
+    /// When it was last looked whether the files are there.
+    looked_at: Duration,
 }
 
 /// How far the writer has come.
@@ -119,6 +125,7 @@ impl LogWriter {
             next_id: 1,
             unchecked: 0,
             retry_at: None,
+            looked_at: Duration::ZERO,
         }
     }
 
@@ -168,6 +175,9 @@ impl LogWriter {
 
     /// Lets go of a disk that readers gave up, and tries a full one again when it is time.
     fn follow_state(&mut self) {
+        if (self.outside.clock)().saturating_sub(self.looked_at) >= LOOK_AT_DIR {
+            self.look_for_files();
+        }
         match self.disk.state() {
             DiskState::Off(_) => self.forget_all(),
             DiskState::Full(_) if !self.is_too_early() => match self.has_room() {
@@ -177,6 +187,21 @@ impl LogWriter {
             },
             _ => {}
         }
+    }
+
+    /// Gives the tier up if the directory was removed, or emptied: the files that are open would take
+    /// frames for as long as the process lives, and nobody could find them after that.
+    fn look_for_files(&mut self) {
+        self.looked_at = (self.outside.clock)();
+        let lock = self.limits.dir.join(LOCK);
+        if let Ok(false) = self.outside.fs.exists(lock) {
+            self.disk.set_state(DiskState::Off(self.files_are_gone()));
+        }
+    }
+
+    fn files_are_gone(&self) -> String {
+        let dir = self.limits.dir.display();
+        format!("{dir}: the directory is gone, or what was in it: restart the cache")
     }
 
     /// Whether a frame could be written now; if not, that has been said.
@@ -226,7 +251,7 @@ impl LogWriter {
     fn take_directory(&mut self) -> io::Result<Option<Vec<OsString>>> {
         let Outside { fs, .. } = &self.outside;
         fs.create_dir_all(&self.limits.dir)?;
-        let lock = fs.open(self.limits.dir.join("lock"), OpenMode::create())?;
+        let lock = fs.open(self.limits.dir.join(LOCK), OpenMode::create())?;
         if !lock.try_lock_exclusive()? {
             return Ok(None);
         }
@@ -244,6 +269,10 @@ impl LogWriter {
     }
 
     fn obey(&mut self, command: Command) {
+        if matches!(command, Command::SavePin(..) | Command::RemovePin(..)) {
+            // These are to last.
+            self.look_for_files();
+        }
         match command {
             Command::Append(key, frame) => self.append_new(&key, &frame),
             Command::Clear => self.clear(),
@@ -303,7 +332,9 @@ impl LogWriter {
             self.disk.set_state(DiskState::Full(error.to_string()));
             self.retry_later();
         } else {
-            self.disk.set_state(DiskState::Off(error.to_string()));
+            let gone = error.kind() == io::ErrorKind::NotFound;
+            let why = if gone { self.files_are_gone() } else { error.to_string() };
+            self.disk.set_state(DiskState::Off(why));
             self.forget_all();
         }
     }
