@@ -28,6 +28,7 @@ fn what_was_warmed_is_served_without_the_store_and_what_was_pinned_stays() {
 
     let warmed = of(&grid.run(&["cache", "warm", "wide:1", "--on", "c1"]).json(), "c1");
     assert_eq!((&warmed["state"], warmed["fetched"].as_u64()), (&"done".into(), Some(chunks)));
+    assert_eq!((warmed["held"].as_u64(), &warmed["warning"]), (Some(chunks), &Value::Null));
     let again = of(&grid.run(&["cache", "warm", "wide:1", "--on", "c1"]).json(), "c1");
     assert_eq!(again["fetched"], 0, "{again}");
     let held = grid.run(&["cache", "status", "wide:1"]).json();
@@ -92,7 +93,9 @@ fn orders_are_for_admins_and_a_cache_that_is_away_is_named() {
     let up: Value = serde_json::from_str(&partly.out).expect("what answered is printed");
     assert_eq!(of(&up, "up")["disk_state"], "on");
     let missing = "0".repeat(64);
-    grid.run(&["cache", "warm", &missing, "--on", "up"]).fails(66, &["image 000000000000"]);
+    let failed = grid.run(&["cache", "warm", &missing, "--on", "up"]);
+    failed.fails(66, &["image 000000000000"]);
+    assert_eq!(failed.out.trim(), "", "no table of nothing");
 }
 
 /// What a server lends to a client, it has back as soon as that has ended.

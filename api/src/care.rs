@@ -159,6 +159,16 @@ pub struct Warming {
     pub fetched: u64,
     /// Bytes of the fetched frames.
     pub fetched_bytes: u64,
+    /// Bytes of the disk that the image is; 0 while nobody knows.
+    #[serde(default)]
+    pub size: u64,
+    /// Once it is done: chunks of the image that were held then. Fewer than `chunks` if the cache has no
+    /// room for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u64>,
+    /// Why fewer are held than were brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

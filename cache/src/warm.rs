@@ -41,6 +41,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const TEND_PAUSE: Duration = Duration::from_secs(1);
 /// Pinned images that could not be had whole are looked at again after this.
 const TEND_AGAIN: Duration = Duration::from_secs(60);
+/// The log is not waited for longer than this to write what it was offered.
+const WRITE_OUT: Duration = Duration::from_secs(30);
 
 /// How far warming an image has come. Chunks of zeros are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct Warmed {
     pub sections: u32,
     /// Sections that the image has, without those of zeros.
     pub of_sections: u32,
+    /// Bytes of the disk that the image is, zeros and all.
+    pub size: u64,
 }
 
 /// What warming does with each chunk that is here, by key and length of frame.
@@ -161,8 +165,9 @@ impl<S: ChunkSource + 'static> Cache<S> {
         let ctx = &background(ctx);
         self.shared().recovered().await;
         let manifest = self.get_manifest(ctx, image).await?;
-        let mut warmed =
-            Warmed { of_sections: manifest.present().count() as u32, ..Warmed::default() };
+        let of_sections = manifest.present().count() as u32;
+        let size = manifest.geometry().size();
+        let mut warmed = Warmed { of_sections, size, ..Warmed::default() };
         let chunk_len = manifest.geometry().chunk_len() as u64;
         let frames = self.shared().disk.as_ref().map_or(BATCH, |disk| disk.queue().limit() / 2);
         let batch = (BATCH.min(frames) / (chunk_len + HEADER_LEN as u64)).max(1) as usize;
@@ -249,6 +254,14 @@ impl Shared {
         // crash in between would leave it there.
         order(disk, |reply| Command::RemovePin(*image, reply)).await.at(at)?;
         Ok(was)
+    }
+
+    /// Returns when the disk tier has written, or left out, what waits for it now, so that what is held
+    /// can be counted; or when it is too slow to wait for.
+    pub async fn written(&self) {
+        if let Some(disk) = &self.disk {
+            let _ = tokio::time::timeout(WRITE_OUT, order(disk, Command::Tell)).await;
+        }
     }
 
     /// Returns when the log has been read in: what is not found before that may be there all the

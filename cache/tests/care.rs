@@ -91,6 +91,25 @@ fn warming_waits_for_a_log_that_is_slow() {
 }
 
 #[test]
+fn what_stayed_of_a_large_image_can_be_counted_once_the_log_has_written_it() {
+    on_core(async {
+        let (image, fs) = (noise(0..400), MemFs::new());
+        let mut rig = Rig::on_disk(&Fake::new([image.clone()]), &fs);
+        let count = async |cache: Cache<Arc<Fake>>| {
+            let warmed = cache.warm(&ctx(), &image.id, |_| {}).await.unwrap();
+            cache.shared().written().await;
+            (warmed, cache.held(&ctx(), &image.id).await.unwrap().all)
+        };
+        let (warmed, held) = drive(&mut rig, count).await;
+        assert_eq!(
+            (warmed.chunks, warmed.size, rig.status().disk_queued_bytes),
+            (400, 400 * CHUNK as u64, 0)
+        );
+        assert!(held.here > 100 && held.here < 250, "of 4 MiB: {held:?}");
+    });
+}
+
+#[test]
 fn warming_works_without_a_disk_and_goes_on_after_an_error() {
     on_core(async {
         let image = noise(0..20);
@@ -217,7 +236,7 @@ fn what_a_pinned_image_lost_is_fetched_again() {
         let mut rig = Rig::on_disk(&source, &fs);
         pin(&mut rig, &image).await.unwrap();
         rig.settle();
-        let name = common::segments(&fs).into_iter().find(|n| n.starts_with("seg-")).unwrap();
+        let name = segments(&fs).into_iter().find(|n| n.starts_with("seg-")).unwrap();
         rig.close();
         let file = fs.fs().open(format!("{DIR}/{name}"), OpenMode::write()).unwrap();
         file.write_all_at(&[0xee], 5000).unwrap();
@@ -323,11 +342,11 @@ fn evicting_gives_back_the_segments_in_which_nothing_else_lies() {
         rig.read(&image.all()).await.unwrap();
         rig.read(&other.all()).await.unwrap();
         rig.settle();
-        assert_eq!(common::segments(&fs).len(), 6);
+        assert_eq!(segments(&fs).len(), 6);
         assert_eq!(rig.cache.evict(&ctx(), &image.id).await.unwrap().chunks, 40);
         rig.settle();
         // Of 40 frames in segments of 15 the last ten lie beside others.
-        assert_eq!((common::segments(&fs).len(), rig.status().disk_frames), (4, 40));
+        assert_eq!((segments(&fs).len(), rig.status().disk_frames), (4, 40));
         rig.close();
         let rig = Rig::on_disk(&source, &fs);
         assert_eq!(rig.cache.held(&ctx(), &image.id).await.unwrap().all.disk_chunks, 10);
@@ -446,7 +465,7 @@ fn a_pin_that_is_given_up_leaves_nothing() {
             drop(pinning);
             rig.settle();
             assert_eq!((rig.shared.pins().len(), rig.status().pinned_bytes), (0, 0));
-            assert_eq!(common::segments(&fs).len(), 1, "no pin beside the segment");
+            assert_eq!(segments(&fs).len(), 1, "no pin beside the segment");
         }
     });
 }
@@ -560,7 +579,7 @@ fn a_budget_that_the_disk_cannot_hold_is_said() {
 
 /// All segment files together, in bytes.
 fn log_bytes(fs: &MemFs) -> u64 {
-    let logs = common::segments(fs).into_iter().filter(|name| name.starts_with("seg-"));
+    let logs = segments(fs).into_iter().filter(|name| name.starts_with("seg-"));
     logs.map(|name| bytes_of(fs, &name).len() as u64).sum()
 }
 
@@ -721,7 +740,7 @@ fn what_is_pinned_in_a_segment_with_a_damaged_footer_is_fetched_again() {
         let mut rig = Rig::on_disk(&source, &fs);
         scatter(&mut rig, &image).await;
         pin(&mut rig, &image).await.unwrap();
-        for name in common::segments(&fs).iter().filter(|name| name.starts_with("seg-")) {
+        for name in segments(&fs).iter().filter(|name| name.starts_with("seg-")) {
             let file = fs.fs().open(format!("{DIR}/{name}"), OpenMode::write()).unwrap();
             file.write_all_at(&[0xff], file.size().unwrap() - 1).unwrap();
         }

@@ -23,6 +23,11 @@ impl Output {
         Self { json: common.json, progress: common.progress }
     }
 
+    /// Whether a program reads it.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints a result: as one JSON value, or as `human` writes it.
     pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
         self.print(value, serde_json::to_string_pretty, human)

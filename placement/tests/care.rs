@@ -39,6 +39,9 @@ fn warming(image: Digest) -> Warming {
         chunks: 9,
         fetched: 2,
         fetched_bytes: 20,
+        size: 0,
+        held: None,
+        warning: None,
         error: None,
         error_code: None,
     }

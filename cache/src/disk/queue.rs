@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Clear,
     /// Forget these frames, unless they are pinned.
     Forget(Vec<Key>),
+    /// Say so when everything before this has been done.
+    Tell(oneshot::Sender<image::Result<()>>),
     /// Drop those of these segments that hold nothing any more.
     Sweep(BTreeSet<u32>),
     /// Make a pin outlive us.

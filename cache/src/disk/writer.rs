@@ -278,6 +278,7 @@ impl LogWriter {
             Command::Clear => self.clear(),
             Command::Forget(keys) => keys.iter().for_each(|key| _ = self.disk.evict(key)),
             Command::Sweep(segments) => self.sweep(&segments),
+            Command::Tell(reply) => _ = reply.send(Ok(())),
             // Who does not wait for the answer any more needs none.
             Command::SavePin(pin, reply) => _ = reply.send(self.save_pin(&pin)),
             Command::RemovePin(image, reply) => _ = reply.send(self.remove_pin(&image)),

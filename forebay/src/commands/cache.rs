@@ -8,7 +8,6 @@ use api::care::{
     WarmState, Warming,
 };
 use image::error::At;
-use image::geometry::SECTION_LEN;
 use image::{Digest, Error, Kind, Result};
 use placement::CareClient;
 use serde::Serialize;
@@ -49,12 +48,12 @@ struct From<T> {
 async fn each<T>(
     grid: &Grid,
     on: &On,
-    mut ask: impl AsyncFnMut(&CareClient) -> Result<T>,
+    mut ask: impl AsyncFnMut(&str, &CareClient) -> Result<T>,
 ) -> Result<(Vec<From<T>>, Result<()>)> {
     let (mut answers, mut failed) = (Vec::new(), Ok(()));
     for (cache, client) in grid.caches(&on.on).await? {
         let answer = match client {
-            Ok(client) => ask(&client).await,
+            Ok(client) => ask(&cache.name, &client).await,
             Err(e) => Err(e),
         };
         match answer.at(|| format!("cache {}", cache.name)) {
@@ -86,9 +85,21 @@ where
             Some(name) => grid.resolve(name).await?,
             None => Digest::ZERO,
         };
-        each(&grid, on, async |client| ask(client.clone(), image).await).await
+        each(&grid, on, async |_, client| ask(client.clone(), image).await).await
     })?;
-    output.result(&answers, |answers| human(answers))?;
+    show(output, &answers, failed, human)
+}
+
+/// Prints what caches answered, unless none did, and fails if one failed.
+fn show<T: Serialize>(
+    output: Output,
+    answers: &[From<T>],
+    failed: Result<()>,
+    human: impl FnOnce(&[From<T>]) -> String,
+) -> Result<()> {
+    if failed.is_ok() || output.is_json() || !answers.is_empty() {
+        output.result(&answers, |answers| human(answers))?;
+    }
     failed
 }
 
@@ -189,7 +200,7 @@ fn human_held(all: &[From<Held>]) -> String {
 fn bring(config: &Config, args: &OnCachesArgs, output: Output, pins: bool) -> Result<()> {
     let (done, failed) = with_grid(config, |grid| async move {
         let image = grid.resolve(&args.name).await?;
-        let order = async |cache: &CareClient| match pins {
+        let order = async |_: &str, cache: &CareClient| match pins {
             true => cache.pin(&image).await,
             false => cache.warm(&image).await,
         };
@@ -199,20 +210,30 @@ fn bring(config: &Config, args: &OnCachesArgs, output: Output, pins: bool) -> Re
         if begun.on.is_empty() {
             return Ok((Vec::new(), refused));
         }
-        let watch = async |cache: &CareClient| watched(cache, &image, output).await;
+        let watch =
+            async |name: &str, cache: &CareClient| watched(name, cache, &image, output).await;
         let (done, failed) = each(&grid, &begun, watch).await?;
         Ok((done, refused.and(failed)))
     })?;
-    output.result(&done, |done| human_warm(done))?;
-    failed
+    for From { cache, answer } in &done {
+        if let Some(warning) = &answer.warning {
+            eprintln!("forebay: cache {cache}: {warning}");
+        }
+    }
+    show(output, &done, failed, human_warm)
 }
 
 /// Waits until a cache has all of an image.
-async fn watched(cache: &CareClient, image: &Digest, output: Output) -> Result<Warming> {
-    let mut shown = output.progress(&format!("warming {}", image.short()), 0);
+async fn watched(
+    name: &str,
+    cache: &CareClient,
+    image: &Digest,
+    output: Output,
+) -> Result<Warming> {
+    let mut shown = output.progress(&format!("{name}: warming {}", image.short()), 0);
     loop {
         let at = cache.warming(image).await?;
-        shown.at(u64::from(at.sections) * SECTION_LEN, u64::from(at.of_sections) * SECTION_LEN);
+        shown.at(done(&at), at.size);
         match at.state {
             WarmState::Running => tokio::time::sleep(TICK).await,
             WarmState::Done => {
@@ -225,12 +246,20 @@ async fn watched(cache: &CareClient, image: &Digest, output: Output) -> Result<W
     }
 }
 
+/// The part of an image that is there, in bytes of the image: its sections are counted.
+fn done(at: &Warming) -> u64 {
+    let whole = u128::from(at.size) * u128::from(at.sections);
+    whole.checked_div(at.of_sections.into()).map_or(0, |done| done as u64)
+}
+
 fn human_warm(all: &[From<Warming>]) -> String {
-    let head = ["CACHE", "CHUNKS", "FETCHED", "BYTES"];
+    let head = ["CACHE", "CHUNKS", "FETCHED", "BYTES", "HELD"];
     rows(
         &head,
         all.iter().map(|From { cache, answer: w }| {
-            vec![cache.clone(), w.chunks.to_string(), w.fetched.to_string(), bytes(w.fetched_bytes)]
+            let held = w.held.map_or("-".into(), |held| held.to_string());
+            let (chunks, fetched) = (w.chunks.to_string(), w.fetched.to_string());
+            vec![cache.clone(), chunks, fetched, bytes(w.fetched_bytes), held]
         }),
     )
 }
@@ -275,7 +304,7 @@ fn scrub(config: &Config, args: &ScrubArgs, output: Output) -> Result<()> {
 
 fn metrics(config: &Config, on: &On) -> Result<()> {
     let (all, failed) = with_grid(config, |grid| async move {
-        each(&grid, on, async |cache| cache.metrics().await).await
+        each(&grid, on, async |_, cache| cache.metrics().await).await
     })?;
     for From { answer, .. } in all {
         print!("{answer}");

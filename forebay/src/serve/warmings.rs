@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::care::{WarmState, Warming};
-use cache::Warmed;
+use cache::{DiskState, HeldSection, Warmed};
 use image::{Digest, Error, Kind, ReadContext, Result};
 use tokio::sync::watch;
 
@@ -79,6 +79,9 @@ impl Warmings {
             chunks: 0,
             fetched: 0,
             fetched_bytes: 0,
+            size: 0,
+            held: None,
+            warning: None,
             error: None,
             error_code: None,
         };
@@ -145,18 +148,23 @@ async fn run(
     };
     let progress = |warmed: &Warmed| note(&|at| come_so_far(at, warmed));
     let work = async {
-        match pins {
-            true => cache.pin(&ctx, &image, progress).await,
-            false => cache.warm(&ctx, &image, progress).await,
-        }
+        let warmed = match pins {
+            true => cache.pin(&ctx, &image, progress).await?,
+            false => cache.warm(&ctx, &image, progress).await?,
+        };
+        // What came first may have had to go for what came last.
+        cache.shared().written().await;
+        Ok((warmed, cache.held(&ctx, &image).await?.all))
     };
     let result = tokio::select! {
         result = work => result,
         _ = cancelled.changed() => return,
     };
     note(&|at| match &result {
-        Ok(warmed) => {
+        Ok((warmed, held)) => {
             come_so_far(at, warmed);
+            at.held = Some(held.here);
+            at.warning = too_small(held, &cache.shared().status().disk);
             at.state = WarmState::Done;
         }
         Err(error) => {
@@ -166,12 +174,24 @@ async fn run(
     });
 }
 
+/// Why fewer chunks of an image are held than it has, if so.
+fn too_small(held: &HeldSection, disk: &DiskState) -> Option<String> {
+    let why = match disk {
+        DiskState::None => "cache.memory is too small for it".to_owned(),
+        DiskState::On => "cache.disk is too small for it".to_owned(),
+        state => format!("its disk tier is {state}"),
+    };
+    let HeldSection { here, chunks, .. } = held;
+    (here < chunks).then(|| format!("only {here} of {chunks} chunks stayed: {why}"))
+}
+
 fn come_so_far(at: &mut Warming, warmed: &Warmed) {
     at.of_sections = warmed.of_sections;
     at.sections = warmed.sections;
     at.chunks = warmed.chunks;
     at.fetched = warmed.fetched;
     at.fetched_bytes = warmed.fetched_bytes;
+    at.size = warmed.size;
 }
 
 #[cfg(test)]
@@ -199,6 +219,19 @@ mod tests {
         warmings.begin(&errands, image, true).unwrap();
         let failure = ended(&warmings, &image).await.failure();
         assert_eq!(failure.kind(), Kind::Unsupported, "{failure}");
+    }
+
+    #[test]
+    fn an_image_that_did_not_stay_whole_is_said() {
+        let held = |here| HeldSection { chunks: 800, here, ..HeldSection::default() };
+        assert_eq!(too_small(&held(800), &DiskState::On), None);
+        let says = |state| too_small(&held(410), &state).unwrap();
+        assert_eq!(
+            says(DiskState::On),
+            "only 410 of 800 chunks stayed: cache.disk is too small for it"
+        );
+        assert!(says(DiskState::None).contains("cache.memory"));
+        assert!(says(DiskState::Off("no answer".into())).contains("off: no answer"));
     }
 
     #[tokio::test(flavor = "multi_thread")]
