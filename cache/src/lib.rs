@@ -37,6 +37,7 @@ mod flight;
 mod flights;
 mod gone;
 mod held;
+mod human;
 mod key;
 mod mailbox;
 mod memory;

@@ -17,6 +17,7 @@ use image::{Digest, Domain, Error, Kind, Result};
 use tokio::sync::Notify;
 
 use crate::disk::index::Tag;
+use crate::human::bytes;
 use crate::key::Key;
 use crate::sharded::lock;
 
@@ -189,13 +190,8 @@ impl Pins {
         let tag = Tag::of(key);
         let more = if state.chunks.contains_key(&tag) { 0 } else { u64::from(len) };
         if state.bytes + more > self.limit {
-            let (bytes, limit) = (state.bytes, self.limit);
-            let why = format!(
-                "pins may take {limit} bytes of the disk tier and this one would take more \
-                 ({bytes} with what is pinned and found so far): unpin another image, or give the \
-                 cache a larger disk budget"
-            );
-            return Err(Error::new(Kind::Full, why));
+            let others = state.bytes - state.alone(image);
+            return Err(Error::new(Kind::Full, no_room(self.limit, others)));
         }
         state.keep(tag, len);
         if let Some(pinned) = state.images.get_mut(image) {
@@ -210,6 +206,13 @@ impl State {
     fn number(&mut self) -> u64 {
         self.begun += 1;
         self.begun
+    }
+
+    /// Bytes that are kept for an image alone.
+    fn alone(&self, image: &Digest) -> u64 {
+        let tags = self.images.get(image).into_iter().flat_map(|pinned| &pinned.tags);
+        let kept = tags.filter_map(|tag| self.chunks.get(tag)).filter(|kept| kept.pins == 1);
+        kept.map(|kept| u64::from(kept.len)).sum()
     }
 
     fn keep(&mut self, tag: Tag, len: u32) {
@@ -231,6 +234,17 @@ impl State {
             self.generation += 1;
         }
     }
+}
+
+/// Why an image cannot be pinned beside others that take so many bytes.
+fn no_room(limit: u64, others: u64) -> String {
+    let left = bytes(limit.saturating_sub(others));
+    let (limit, others) = (bytes(limit), bytes(others));
+    format!(
+        "it needs more than the {left} that are left: pins may take {limit} of the disk tier, \
+         {others} are pinned already; unpin another image, or give the cache a larger disk budget \
+         (cache.disk)"
+    )
 }
 
 /// A pin that is being made. Dropped before [`Pins::commit`], it lets everything go.
@@ -313,7 +327,10 @@ mod tests {
         pin(&pins, 1, &[1, 2, 3, 4, 5]).unwrap();
         let error = pin(&pins, 2, &[4, 5, 6, 7, 8, 9]).unwrap_err();
         assert_eq!(error.kind(), Kind::Full);
-        assert!(error.message().contains("unpin another image"), "{error}");
+        // What is pinned already is without the two that this one shares, and what it found so far.
+        for says in ["more than the 300 B", "may take 800 B", "500 B are pinned already"] {
+            assert!(error.message().contains(says), "{error}");
+        }
         assert_eq!((pins.bytes(), pins.list().len()), (500, 1));
         assert!(!pins.contains(&key(6)));
         assert_eq!(pin(&pins, 1, &[]).unwrap_err().kind(), Kind::Conflict);

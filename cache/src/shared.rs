@@ -16,12 +16,19 @@ use crate::admission::Admission;
 use crate::disk::{Disk, LogLimits, LogWriter, Means, Outside};
 use crate::flights::Flights;
 use crate::gone::Gone;
+use crate::human::bytes;
 use crate::key::Key;
 use crate::memory::Memory;
 use crate::papers::Papers;
 use crate::pins::Pins;
 use crate::sharded::lock;
 use crate::status::{Counts, Status};
+
+/// No disk tier is smaller than this, in bytes.
+const MIN_DISK: u64 = SEGMENTS * MIN_SEGMENT;
+/// So many segments must fit, and none is shorter than this, in bytes.
+const SEGMENTS: u64 = 4;
+const MIN_SEGMENT: u64 = 4 << 10;
 
 /// A monotonic clock: time since some moment.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -287,12 +294,18 @@ impl Drop for Shared {
 
 /// The length of a segment of a log of `budget` bytes.
 fn segment_len(budget: u64, given: Option<u64>) -> Result<u64> {
-    let usual = || (budget / 256).clamp(64 << 20, 2 << 30).min(budget / 4);
+    if budget < MIN_DISK {
+        let why =
+            format!("cache.disk: {} are too few: at least {}", bytes(budget), bytes(MIN_DISK));
+        return Err(Error::new(Kind::Invalid, why));
+    }
+    let usual = || (budget / 256).clamp(64 << 20, 2 << 30).min(budget / SEGMENTS);
     let segment = given.unwrap_or_else(usual);
-    if !(4096..=2 << 30).contains(&segment) || segment > budget / 4 {
+    if !(MIN_SEGMENT..=2 << 30).contains(&segment) || segment > budget / SEGMENTS {
+        let (segment, budget) = (bytes(segment), bytes(budget));
         let why = format!(
-            "cache: segments of {segment} bytes for a disk budget of {budget}: \
-             they must have 4 KiB to 2 GiB, and at least four must fit"
+            "cache: segments of {segment} for a disk budget of {budget}: they must have 4 KiB to \
+             2 GiB, and at least {SEGMENTS} must fit"
         );
         return Err(Error::new(Kind::Invalid, why));
     }

@@ -734,6 +734,13 @@ fn budgets_that_make_no_sense_are_refused() {
         let Err(error) = Shared::open(disk_budget(bytes), options) else { panic!("{bytes}") };
         assert_eq!(error.kind(), image::Kind::Invalid);
     }
+    let options = || Options { segment: None, ..disk_options(&fs) };
+    let Err(error) = Shared::open(disk_budget(1 << 10), options()) else { panic!("too small") };
+    assert!(
+        error.message().contains("cache.disk: 1.0 KiB are too few: at least 16.0 KiB"),
+        "{error}"
+    );
+    assert!(Shared::open(disk_budget(16 << 10), options()).is_ok());
 }
 
 #[test]

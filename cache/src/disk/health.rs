@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::disk::writer::TRY_AGAIN;
 use crate::sharded::lock;
 use crate::shared::Clock;
 
@@ -38,7 +39,9 @@ impl fmt::Display for DiskState {
             DiskState::None => f.write_str("none"),
             DiskState::Recovering => f.write_str("recovering"),
             DiskState::On => f.write_str("on"),
-            DiskState::Full(why) => write!(f, "full: {why}"),
+            DiskState::Full(why) => {
+                write!(f, "full: {why}; it is tried again every {TRY_AGAIN:?}")
+            }
             DiskState::Off(why) => write!(f, "off: {why}"),
         }
     }

@@ -11,6 +11,7 @@ use crate::disk::DiskState;
 use crate::disk::pin_file::{MAX_LEN, PinFile, file_name, is_foreign, parse_name};
 use crate::disk::queue::NewPin;
 use crate::disk::writer::LogWriter;
+use crate::human::bytes;
 
 impl LogWriter {
     /// Takes up the pins that are there. A damaged one is said and ignored: its image is then not
@@ -36,9 +37,9 @@ impl LogWriter {
         match pin {
             Ok(pin) => {
                 if !self.disk.pins().restore(*image, pin.domain, &pin.chunks) {
-                    let limit = self.disk.pins().limit();
+                    let limit = bytes(self.disk.pins().limit());
                     self.disk.health().warn(format!(
-                        "pinned images take more than the {limit} bytes that they may: unpin one, \
+                        "pinned images take more than the {limit} that they may: unpin one, \
                          or give the cache a larger disk budget"
                     ));
                 }

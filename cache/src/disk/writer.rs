@@ -19,12 +19,13 @@ use crate::disk::index::Spot;
 use crate::disk::queue::Command;
 use crate::disk::scrub::Scrub;
 use crate::disk::{Disk, DiskState, Segment};
+use crate::human::bytes;
 use crate::key::Key;
 use crate::memory::Memory;
 use crate::shared::{Clock, FreeSpace};
 
 /// How long a tier that is full, or that another process has, is left before it is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// So often an idle writer looks at the clock.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 /// So often it is looked whether the log's files are still there.
@@ -242,6 +243,7 @@ impl LogWriter {
     }
 
     fn hold_off(&mut self, why: String) -> Step {
+        let why = format!("{why}; it is tried again every {TRY_AGAIN:?}");
         self.disk.set_state(DiskState::Off(why));
         self.retry_later();
         Step::Idle
@@ -354,8 +356,9 @@ impl LogWriter {
                 return Ok(true);
             }
             if !self.drop_oldest() {
-                let (dir, reserve) = (self.limits.dir.display(), self.limits.reserve);
-                let why = format!("{dir}: {free} bytes free; {reserve} are kept in reserve");
+                let (dir, free) = (self.limits.dir.display(), bytes(free));
+                let reserve = bytes(self.limits.reserve);
+                let why = format!("{dir}: {free} free; {reserve} are kept (cache.reserve)");
                 self.disk.set_state(DiskState::Full(why));
                 self.retry_later();
                 return Ok(false);
@@ -370,9 +373,12 @@ impl LogWriter {
         let room = self.used().saturating_add(free).saturating_sub(*reserve);
         if *budget > room {
             self.disk.health().warn(format!(
-                "{}: the disk budget is {budget} bytes, but with a reserve of {reserve} its file \
-                 system has room for {room}: lower the budget, or give it a larger disk",
-                dir.display()
+                "{}: cache.disk is {}, but with a cache.reserve of {} its file system has room for \
+                 {}: lower the budget, or give it a larger disk",
+                dir.display(),
+                bytes(*budget),
+                bytes(*reserve),
+                bytes(room)
             ));
         }
     }
@@ -384,10 +390,10 @@ impl LogWriter {
             return true;
         }
         let why = format!(
-            "{}: pinned images leave no room to write in {} bytes: unpin one, or give the cache a \
-             larger disk budget",
+            "{}: pinned images leave no room to write in {}: unpin one, or give the cache a larger \
+             disk budget (cache.disk)",
             self.limits.dir.display(),
-            self.limits.budget
+            bytes(self.limits.budget)
         );
         self.disk.set_state(DiskState::Full(why));
         self.retry_later();
