@@ -141,7 +141,7 @@ fn human_status(all: &[From<CacheStatus>]) -> String {
         "PINNED",
         "SCRUB",
     ];
-    rows(
+    let table = rows(
         &head,
         all.iter().map(|From { cache, answer: s }| {
             let tier = |t: &Tier| format!("{} of {}", bytes(t.bytes), bytes(t.budget));
@@ -150,11 +150,13 @@ fn human_status(all: &[From<CacheStatus>]) -> String {
                 0 => "rests".to_owned(),
                 rate => format!("{}/s, {} bad of {}", bytes(rate), s.scrub.bad, s.scrub.frames),
             };
-            let state = if s.draining {
-                format!("draining; {}", s.disk_state)
-            } else {
-                s.disk_state.clone()
-            };
+            let mut state = state(s).to_owned();
+            if s.draining {
+                state = format!("draining; {state}");
+            }
+            if s.disk_warning.is_some() {
+                state += "; see below";
+            }
             vec![
                 cache.clone(),
                 tier(&s.memory),
@@ -167,7 +169,20 @@ fn human_status(all: &[From<CacheStatus>]) -> String {
                 scrub,
             ]
         }),
-    )
+    );
+    table + &all.iter().map(why).collect::<String>()
+}
+
+/// How the disk tier is, in a word.
+fn state(status: &CacheStatus) -> &str {
+    status.disk_state.split(':').next().unwrap_or_default()
+}
+
+/// What would make the table too wide: why the disk tier is as it is, and what should be changed.
+fn why(From { cache, answer: s }: &From<CacheStatus>) -> String {
+    let reason = (state(s) != s.disk_state).then_some(&s.disk_state);
+    let lines = reason.into_iter().chain(&s.disk_warning);
+    lines.map(|line| format!("{cache}: {line}\n")).collect()
 }
 
 /// The part of asks that the store had nothing to do with.
@@ -323,4 +338,46 @@ fn drain(config: &Config, args: &DrainArgs, output: Output) -> Result<()> {
         };
         all.iter().map(line).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_of_a_disk_stand_below_the_table() {
+        let of = |cache: &str, state: &str, warning: Option<&str>| From {
+            cache: cache.into(),
+            answer: CacheStatus {
+                disk_state: state.into(),
+                disk_warning: warning.map(Into::into),
+                ..CacheStatus::default()
+            },
+        };
+        let full = "full: /cache: 1.0 GiB free; it is tried again every 30s";
+        let all = [of("c1", "on", None), of("c2", full, None), of("c3", "on", Some("too large"))];
+        let shown = human_status(&all);
+        let lines: Vec<_> = shown.lines().collect();
+        assert_eq!(lines.len(), 1 + 3 + 2, "{shown}");
+        assert!(lines[..4].iter().all(|line| line.len() < 120), "{shown}");
+        assert!(lines[1].contains(" on "), "{shown}");
+        assert!(lines[2].contains(" full "), "{shown}");
+        assert!(lines[3].contains("on; see below"), "{shown}");
+        assert_eq!(lines[4..], [format!("c2: {full}"), "c3: too large".into()]);
+    }
+
+    #[test]
+    fn progress_is_of_the_images_own_size() {
+        let mut at = serde_json::from_value::<Warming>(serde_json::json!({
+            "image": Digest::ZERO, "state": "running", "pins": false, "of_sections": 0,
+            "sections": 0, "chunks": 0, "fetched": 0, "fetched_bytes": 0,
+        }))
+        .unwrap();
+        assert_eq!(done(&at), 0);
+        (at.size, at.of_sections) = (300 << 20, 5);
+        at.sections = 2;
+        assert_eq!(done(&at), 120 << 20);
+        at.sections = 5;
+        assert_eq!(done(&at), 300 << 20);
+    }
 }
