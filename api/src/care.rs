@@ -79,7 +79,8 @@ pub struct CacheStatus {
     pub asks: AsksByClass,
     /// Bytes of frames that it fetched from the store since it was started.
     pub store_egress: u64,
-    /// Copies that were found wrong and dropped.
+    /// Copies, in memory and on disk, that a repair found wrong and dropped: a node had got bytes that no
+    /// CRC32C could show to be wrong. What reads of the disk and its check drop is in `disk_errors`.
     pub healed: u64,
     /// Images that stay.
     pub pinned: Vec<Pinned>,
@@ -216,8 +217,9 @@ pub struct Evicted {
 /// How the disk shall be checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ScrubOrder {
-    /// Bytes a second; 0 stops.
-    pub rate: u64,
+    /// Bytes a second until the cache is restarted; 0 stops. Unless given, as the cache is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
 }
 
 /// How the check of the disk goes: it begins anew when it is through.
@@ -235,6 +237,12 @@ pub struct ScrubStatus {
     pub bytes: u64,
     /// Frames that were bad, and dropped.
     pub bad: u64,
+    /// The same of all passes since the cache was started.
+    #[serde(default)]
+    pub bad_in_all: u64,
+    /// An order began this pass. What was counted is not told yet.
+    #[serde(default)]
+    pub begins: bool,
 }
 
 /// Whether a cache shall leave.

@@ -223,6 +223,7 @@ impl Shared {
             status.pinned_bytes = disk.pins().bytes();
             status.pin_limit = disk.pins().limit();
             status.scrub = disk.scrub().status();
+            status.scrub_bad_frames = disk.scrub().bad();
             status.disk_written_bytes = count(&counts.written);
             status.disk_skipped_frames = count(&counts.skipped);
             status.disk_queued_bytes = disk.queue().bytes();
@@ -256,12 +257,12 @@ impl Shared {
         }
     }
 
-    /// Begins a pass of scrubbing now, unless one is under way. It keeps to the rate.
-    pub fn start_scrub(&self) {
-        if let Some(disk) = &self.disk {
-            disk.scrub().start_pass();
-            disk.queue().nudge();
-        }
+    /// Begins a pass of scrubbing now, unless one is under way; says whether. It keeps to the rate.
+    pub fn start_scrub(&self) -> bool {
+        let Some(disk) = &self.disk else { return false };
+        let begins = disk.scrub().start_pass();
+        disk.queue().nudge();
+        begins
     }
 
     /// Forgets where on disk a frame lies; says in which segment that was.

@@ -40,6 +40,8 @@ pub struct Status {
     pub pin_limit: u64,
     /// How far scrubbing has come.
     pub scrub: ScrubStatus,
+    /// Bad frames that scrubbing found, in all passes.
+    pub scrub_bad_frames: u64,
     /// Asks of guests.
     pub guest: Asks,
     /// Asks for what guests will soon need.

@@ -254,6 +254,7 @@ fn a_full_disk_is_read_and_not_written_until_there_is_room() {
         rig.settle();
         let status = rig.status();
         assert!(matches!(&status.disk, DiskState::Full(why) if why.contains(DIR)), "{status:?}");
+        assert!(status.disk.to_string().ends_with("tried again every 30s"), "{status:?}");
         assert_eq!(status.disk_frames, 6);
         image.check(&image.all(), rig.read(&image.all()).await.unwrap());
         assert_eq!((source.given_in_all(), rig.status().disk_hits), (60 + 54, 6));

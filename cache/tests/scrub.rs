@@ -68,16 +68,21 @@ fn a_pass_reads_everything_no_faster_than_it_may() {
         // A small log is not read all the time; who wants it at once says so.
         advance(&mut rig, &clock, 60);
         assert_eq!(rig.status().scrub, scrub);
-        rig.shared.start_scrub();
+        assert!(rig.shared.start_scrub());
         advance(&mut rig, &clock, 5);
         assert!(rig.status().scrub.pass == 2 && rig.status().scrub.running);
+        assert!(
+            !rig.shared.start_scrub(),
+            "one is under way, and no other is to follow it at once"
+        );
         rig.shared.set_scrub_rate(0);
         let stopped = rig.status().scrub.frames;
         advance(&mut rig, &clock, 50);
         assert_eq!(rig.status().scrub.frames, stopped);
         rig.shared.set_scrub_rate(100 * FRAME);
         advance(&mut rig, &clock, 2);
-        assert_eq!(rig.status().scrub.frames, 30);
+        let scrub = rig.status().scrub;
+        assert_eq!((scrub.pass, scrub.frames, scrub.running), (2, 30, false));
         clock.advance(Duration::from_secs(3600));
         rig.settle();
         assert_eq!(rig.status().scrub.pass, 3);
@@ -100,6 +105,13 @@ fn what_rotted_is_dropped_and_comes_anew() {
         image.check(&image.all(), rig.read(&image.all()).await.unwrap());
         assert_eq!((source.given(&image, 4), source.given_in_all()), (2, 32));
         assert_eq!(rig.status().disk_bad_frames, 2, "no reader met them");
+        // The next pass counts its own; all are known all the same.
+        rig.settle();
+        clock.advance(Duration::from_secs(3600));
+        rig.settle();
+        advance(&mut rig, &clock, 40);
+        let status = rig.status();
+        assert_eq!((status.scrub.pass, status.scrub.bad, status.scrub_bad_frames), (2, 0, 2));
     });
 }
 

@@ -182,9 +182,9 @@ pub struct CacheStatusArgs {
 /// `forebay cache scrub`.
 #[derive(Args, Debug)]
 pub struct ScrubArgs {
-    /// Bytes a second; 0 stops it
-    #[arg(long, default_value = "20MiB", value_parser = crate::config::parse_size)]
-    pub rate: u64,
+    /// Bytes a second until the cache is restarted; 0 stops it [default: the cache's cache.scrub]
+    #[arg(long, value_parser = crate::config::parse_size)]
+    pub rate: Option<u64>,
     #[command(flatten)]
     pub on: On,
 }

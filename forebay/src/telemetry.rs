@@ -80,6 +80,7 @@ fn describe() {
     describe_gauge!("forebay_cache_pinned_bytes", Bytes, "frames of pinned images");
     describe_gauge!("forebay_cache_scrub_pass", Count, "the pass of the scrub");
     describe_gauge!("forebay_cache_scrub_bad_frames", Count, "bad frames that this pass found");
+    describe_counter!("forebay_cache_scrub_bad_total", Count, "bad frames, of all its passes");
     describe_gauge!("forebay_serve_connections", Count, "connections of nodes");
     describe_gauge!("forebay_serve_memory_lent_bytes", Bytes, "what they were lent");
     describe_gauge!("forebay_serve_memory_bytes", Bytes, "what may be lent to them");

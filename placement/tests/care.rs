@@ -81,7 +81,7 @@ impl Care for Notes {
     }
 
     fn scrub(&self, order: ScrubOrder) -> Answer<'_, ScrubStatus> {
-        self.note(format!("scrub {}", order.rate), ScrubStatus::default())
+        self.note(format!("scrub {:?}", order.rate), ScrubStatus::default())
     }
 
     fn drain(&self, order: DrainOrder) -> Answer<'_, CacheStatus> {
@@ -140,11 +140,11 @@ async fn an_admin_may_order_and_a_member_may_look() {
     assert_eq!(admin.stop_warming(&image).await.unwrap(), warming(image));
     assert_eq!(admin.pin(&image).await.unwrap(), warming(image));
     assert_eq!(admin.unpin(&image).await.unwrap().image, image);
-    admin.scrub(&ScrubOrder { rate: 8 }).await.unwrap();
+    admin.scrub(&ScrubOrder { rate: Some(8) }).await.unwrap();
     admin.drain(&DrainOrder { drain: true }).await.unwrap();
     let of = |what: &str| format!("{what} {image}");
     let expected = ["status".into(), of("held"), of("warm"), of("warming"), of("stop"), of("pin")];
-    let orders = [of("unpin"), "scrub 8".into(), "drain true".into()];
+    let orders = [of("unpin"), "scrub Some(8)".into(), "drain true".into()];
     assert_eq!(cache.notes.take(), expected.into_iter().chain(orders).collect::<Vec<_>>());
     let refused = admin.evict(&image).await.unwrap_err();
     assert_eq!((refused.kind(), refused.to_string().contains("pinned")), (Kind::Conflict, true));

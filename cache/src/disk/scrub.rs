@@ -70,12 +70,14 @@ pub(crate) struct Orders {
     rate: AtomicU64,
     now: AtomicBool,
     status: Mutex<ScrubStatus>,
+    /// Bad frames of all passes since the start.
+    bad: AtomicU64,
 }
 
 impl Orders {
     pub(super) fn new(rate: u64) -> Self {
         let (now, status) = (AtomicBool::new(false), Mutex::default());
-        Self { rate: AtomicU64::new(rate), now, status }
+        Self { rate: AtomicU64::new(rate), now, status, bad: AtomicU64::new(0) }
     }
 
     /// Sets the bytes to read per second; 0 switches it off.
@@ -83,9 +85,18 @@ impl Orders {
         self.rate.store(rate, Ordering::Relaxed);
     }
 
-    /// Does not wait with the next pass.
-    pub(crate) fn start_pass(&self) {
-        self.now.store(true, Ordering::Release);
+    /// Does not wait with the next pass; `false` if one is under way.
+    pub(crate) fn start_pass(&self) -> bool {
+        let status = lock(&self.status);
+        if !status.running {
+            self.now.store(true, Ordering::Release);
+        }
+        !status.running
+    }
+
+    /// Bad frames that scrubbing found since the start.
+    pub(crate) fn bad(&self) -> u64 {
+        self.bad.load(Ordering::Relaxed)
     }
 
     pub(crate) fn status(&self) -> ScrubStatus {
@@ -244,6 +255,7 @@ impl LogWriter {
         status.frames += 1;
         status.bytes += u64::from(entry.len);
         status.bad += u64::from(!good);
+        self.disk.scrub().bad.fetch_add(u64::from(!good), Ordering::Relaxed);
     }
 
     fn read_direct(&mut self, file: &BlockFile, entry: &Entry) -> io::Result<Bytes> {

@@ -148,7 +148,7 @@ fn human_status(all: &[From<CacheStatus>]) -> String {
             let asks = [s.asks.guest, s.asks.trace, s.asks.background];
             let scrub = match s.scrub.rate {
                 0 => "rests".to_owned(),
-                rate => format!("{}/s, {} bad of {}", bytes(rate), s.scrub.bad, s.scrub.frames),
+                rate => format!("{}/s, {} bad so far", bytes(rate), s.scrub.bad_in_all),
             };
             let mut state = state(s).to_owned();
             if s.draining {
@@ -302,19 +302,20 @@ fn scrub(config: &Config, args: &ScrubArgs, output: Output) -> Result<()> {
     let order = ScrubOrder { rate: args.rate };
     let scrub = |c: CareClient, _| async move { c.scrub(&order).await };
     ask_and_print(config, output, &args.on, None, scrub, |all| {
-        let line = |f: &From<ScrubStatus>| {
-            let s = f.answer;
-            format!(
-                "{}: {}/s; pass {}: {} frames, {} bad\n",
-                f.cache,
-                bytes(s.rate),
-                s.pass,
-                s.frames,
-                s.bad
-            )
-        };
+        let line = |f: &From<ScrubStatus>| format!("{}: {}\n", f.cache, human_scrub(&f.answer));
         all.iter().map(line).collect()
     })
+}
+
+fn human_scrub(s: &ScrubStatus) -> String {
+    let rate = bytes(s.rate);
+    match (s.rate, s.begins) {
+        (0, _) => "scrubbing is switched off".into(),
+        (_, true) => format!("pass {} begins, at {rate}/s", s.pass),
+        (_, false) => {
+            format!("pass {} goes on, at {rate}/s: {} frames, {} bad", s.pass, s.frames, s.bad)
+        }
+    }
 }
 
 fn metrics(config: &Config, on: &On) -> Result<()> {
@@ -364,6 +365,15 @@ mod tests {
         assert!(lines[2].contains(" full "), "{shown}");
         assert!(lines[3].contains("on; see below"), "{shown}");
         assert_eq!(lines[4..], [format!("c2: {full}"), "c3: too large".into()]);
+    }
+
+    #[test]
+    fn a_scrub_says_whether_it_begins_and_how_fast_it_is() {
+        let goes_on = ScrubStatus { rate: 8 << 20, pass: 3, frames: 5, ..ScrubStatus::default() };
+        assert_eq!(human_scrub(&goes_on), "pass 3 goes on, at 8.0 MiB/s: 5 frames, 0 bad");
+        let begins = ScrubStatus { begins: true, ..goes_on };
+        assert_eq!(human_scrub(&begins), "pass 3 begins, at 8.0 MiB/s");
+        assert!(human_scrub(&ScrubStatus::default()).contains("switched off"));
     }
 
     #[test]

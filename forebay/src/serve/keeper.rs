@@ -7,7 +7,7 @@ use api::care::{
     CacheStatus, DrainOrder, Evicted, Held, Part, Pinned, ScrubOrder, ScrubStatus, Tier, Warming,
 };
 use blockio::EngineOptions;
-use cache::Shared;
+use cache::{DiskState, Shared};
 use image::{Digest, Error, Kind, ReadContext, Result};
 use metrics_exporter_prometheus::PrometheusHandle;
 use placement::{Answer, Care};
@@ -32,6 +32,8 @@ pub struct Keeper {
     /// Bytes that the tiers may take.
     memory_budget: u64,
     disk_budget: u64,
+    /// Bytes a second that scrubbing reads unless it is told otherwise.
+    scrub_rate: u64,
     since: Instant,
     metrics: PrometheusHandle,
     errands: Errands,
@@ -94,6 +96,7 @@ impl Keeper {
             connections,
             memory_budget: config.size("cache.memory"),
             disk_budget: config.size("cache.disk"),
+            scrub_rate: config.size("cache.scrub"),
             since: now(),
             metrics,
             errands,
@@ -147,7 +150,7 @@ impl Keeper {
             healed: s.healed_copies,
             pinned,
             warming: self.warmings.list(),
-            scrub: scrub(&s.scrub),
+            scrub: scrub(&s.scrub, s.scrub_bad_frames),
         }
     }
 }
@@ -156,9 +159,35 @@ fn pinned(pin: cache::Pin) -> Pinned {
     Pinned { image: pin.image, chunks: pin.chunks, bytes: pin.bytes }
 }
 
-fn scrub(s: &cache::ScrubStatus) -> ScrubStatus {
+fn scrub(s: &cache::ScrubStatus, bad_in_all: u64) -> ScrubStatus {
     let cache::ScrubStatus { rate, pass, running, frames, bytes, bad, .. } = *s;
-    ScrubStatus { rate, pass, running, frames, bytes, bad }
+    ScrubStatus { rate, pass, running, frames, bytes, bad, bad_in_all, begins: false }
+}
+
+/// Has the disk checked, at its usual rate unless another is ordered.
+fn scrub_now(cache: &Shared, order: ScrubOrder, usual: u64) -> Result<ScrubStatus> {
+    let before = cache.status();
+    match &before.disk {
+        DiskState::None => {
+            let what = "it has no disk tier (cache.disk is 0): there is nothing to scrub";
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        DiskState::Off(why) => {
+            let what = format!("its disk tier, which would be scrubbed, is off: {why}");
+            return Err(Error::new(Kind::Io, what));
+        }
+        _ => {}
+    }
+    let rate = order.rate.unwrap_or(usual);
+    cache.set_scrub_rate(rate);
+    if rate > 0 && cache.start_scrub() {
+        // It begins on another thread: until then the numbers are the last pass's.
+        let (pass, bad_in_all) = (before.scrub.pass + 1, before.scrub_bad_frames);
+        let begun = ScrubStatus { rate, pass, running: true, begins: true, ..Default::default() };
+        return Ok(ScrubStatus { bad_in_all, ..begun });
+    }
+    let now = cache.status();
+    Ok(scrub(&now.scrub, now.scrub_bad_frames))
 }
 
 fn held(held: &cache::Held) -> Held {
@@ -220,13 +249,7 @@ impl Care for Keeper {
     }
 
     fn scrub(&self, order: ScrubOrder) -> Answer<'_, ScrubStatus> {
-        Box::pin(async move {
-            self.cache.set_scrub_rate(order.rate);
-            if order.rate > 0 {
-                self.cache.start_scrub();
-            }
-            Ok(scrub(&self.cache.status().scrub))
-        })
+        Box::pin(async move { scrub_now(&self.cache, order, self.scrub_rate) })
     }
 
     fn drain(&self, order: DrainOrder) -> Answer<'_, CacheStatus> {
@@ -245,5 +268,37 @@ impl Care for Keeper {
         publish::publish(&self.now(), &self.cache.status());
         publish::connections(&self.connections.lent());
         self.metrics.render()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(disk: Option<cache::DiskBudget>) -> (Arc<Shared>, Option<cache::LogWriter>) {
+        let budget = cache::Budget { memory: 16 << 20, in_flight: 64 << 20, disk };
+        Shared::open(budget, cache::Options::default()).unwrap()
+    }
+
+    #[test]
+    fn a_scrub_is_told_to_begin_at_its_rate_or_the_usual_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = cache::DiskBudget { dir: dir.path().into(), bytes: 1 << 30, reserve: 0 };
+        let (shared, writer) = cache(Some(disk));
+        writer.unwrap().run_pending();
+        let scrub = |rate| scrub_now(&shared, ScrubOrder { rate }, 8).unwrap();
+        let fast = scrub(Some(200));
+        assert_eq!((fast.rate, fast.pass, fast.begins, fast.running), (200, 1, true, true));
+        assert_eq!((scrub(None).rate, shared.status().scrub.rate), (8, 8));
+        let stopped = scrub(Some(0));
+        assert_eq!((stopped.rate, stopped.begins), (0, false));
+    }
+
+    #[test]
+    fn a_cache_without_a_disk_says_that_there_is_nothing_to_scrub() {
+        let (shared, _) = cache(None);
+        let error = scrub_now(&shared, ScrubOrder::default(), 8).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.message().contains("no disk tier"), "{error}");
     }
 }

@@ -59,6 +59,7 @@ pub fn publish(now: &CacheStatus, status: &Status) {
     gauge!("forebay_cache_pinned_bytes").set(status.pinned_bytes as f64);
     gauge!("forebay_cache_scrub_pass").set(status.scrub.pass as f64);
     gauge!("forebay_cache_scrub_bad_frames").set(status.scrub.bad as f64);
+    counter!("forebay_cache_scrub_bad_total").absolute(status.scrub_bad_frames);
     gauge!("forebay_cache_draining").set(f64::from(u8::from(now.draining)));
 }
 
