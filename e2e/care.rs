@@ -93,9 +93,9 @@ fn orders_are_for_admins_and_a_cache_that_is_away_is_named() {
     let up: Value = serde_json::from_str(&partly.out).expect("what answered is printed");
     assert_eq!(of(&up, "up")["disk_state"], "on");
     let missing = "0".repeat(64);
-    let failed = grid.run(&["cache", "warm", &missing, "--on", "up"]);
+    let failed = run(forebay(&grid.data).args(["cache", "warm", &missing, "--on", "up"]));
     failed.fails(66, &["image 000000000000"]);
-    assert_eq!(failed.out.trim(), "", "no table of nothing");
+    assert_eq!(failed.out, "", "no table of nothing");
 }
 
 /// What a server lends to a client, it has back as soon as that has ended.
