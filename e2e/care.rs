@@ -57,6 +57,36 @@ fn what_was_warmed_is_served_without_the_store_and_what_was_pinned_stays() {
     grid.stop();
 }
 
+/// A segment of four KiB holds no frame of these, and a memory of next to nothing hardly one.
+#[test]
+fn what_was_warmed_and_did_not_stay_is_said() {
+    let grid = Grid::start_with(&["--set", "cache.disk=16KiB", "--set", "cache.memory=1KiB"]);
+    let disk = wide_disk(&grid);
+    grid.import(&disk, "wide:1");
+    let warmed = of(&grid.run(&["cache", "warm", "wide:1"]).json(), "up");
+    let number = |key: &str| warmed[key].as_u64().unwrap();
+    assert!(number("held") < number("chunks"), "{warmed}");
+    assert_eq!(number("size"), disk.metadata().unwrap().len());
+    let warning = warmed["warning"].as_str().expect("a warning");
+    assert!(warning.contains("cache.disk is too small"), "{warning}");
+    let shown = run(forebay(&grid.data).args(["cache", "warm", "wide:1"]));
+    assert!(shown.code == 0 && shown.err.contains("cache up: only "), "{}", shown.err);
+}
+
+/// Its directory was removed under it: it says so, also to who wants something of it, and serves on.
+#[test]
+fn a_cache_whose_directory_was_removed_says_so() {
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &crate::harness::Disk::new("abc")), "d:1");
+    grid.run(&["cache", "pin", "d:1"]).json();
+    std::fs::remove_dir_all(grid.data.join("cache")).unwrap();
+    grid.run(&["cache", "unpin", "d:1"]).fails(74, &["the directory is gone", "restart the cache"]);
+    let status = of(&grid.run(&["cache", "status"]).json(), "up");
+    assert!(status["disk_state"].as_str().unwrap().starts_with("off: "), "{status}");
+    grid.run(&["cache", "scrub"]).fails(74, &["cache up", "the directory is gone"]);
+    grid.pull("d:1", &grid.dir.join("copy")).json();
+}
+
 #[test]
 fn a_drained_cache_is_asked_no_more_and_ends() {
     let grid = Grid::start();

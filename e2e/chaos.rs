@@ -370,16 +370,18 @@ fn real_chaos_costs_time_and_nothing_else() {
     }
 
     // Then every cache is whole again, by itself.
-    must(Network::inside("fbch-hub", &admin).args(["cache", "scrub", "--rate", "1GiB"]));
-    for (version, image) in images.iter().enumerate() {
-        pull(&nodes[0], version, image);
-    }
-    until("every disk in use again", || {
+    let in_use = || {
         let status = must(Network::inside("fbch-hub", &admin).args(["cache", "status"])).json();
         let caches = status.as_array().unwrap();
         assert_eq!(caches.len(), CACHES + 1, "{status}");
         caches.iter().all(|cache| cache["disk_state"] == "on")
-    });
+    };
+    until("every disk in use again", in_use);
+    must(Network::inside("fbch-hub", &admin).args(["cache", "scrub", "--rate", "1GiB"]));
+    for (version, image) in images.iter().enumerate() {
+        pull(&nodes[0], version, image);
+    }
+    until("every disk still in use", in_use);
     for cache in &caches {
         let peak = cache.peak();
         println!("cache {}: {} MiB at most", cache.number, peak >> 20);
