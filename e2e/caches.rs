@@ -91,6 +91,24 @@ fn pulls_spread_over_the_caches_and_a_dead_one_costs_no_pull() {
     assert!(up > 0, "`up` served what the others did not");
 }
 
+#[test]
+fn a_cache_has_the_share_of_its_weight() {
+    let mut grid = Grid::start_with(&["--set", "cache.weight=0"]);
+    let disk = wide_disk(&grid);
+    grid.import(&disk, "wide:1");
+    let data = join(&grid, "server", "c1");
+    let mut cache = cache(&grid, &data);
+    let copy = grid.dir.join("copy.raw");
+    grid.pull("wide:1", &copy).json();
+    is_wide(&copy);
+    assert!(egress(cache.terminate()) > 0);
+    // A cache by itself has to have some.
+    let store = format!("store.at={}", path(&grid.data.join("store")));
+    run(forebay(&data).args(["cache", "--set", &store, "--set", "cache.weight=0"]))
+        .fails(65, &["cache.weight"]);
+    assert_eq!(grid.stop()["store_egress"], 0, "`up` has no sections of its own");
+}
+
 /// The id of a grid's store, by its marker.
 fn store_id(grid: &Grid) -> String {
     let marker = std::fs::read_to_string(grid.data.join("store/forebay-store")).unwrap();

@@ -24,7 +24,7 @@ use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::{Drain, DrainOrders, Keeper};
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read,
-    tell_systemd,
+    tell_systemd, weight,
 };
 use crate::telemetry;
 
@@ -72,7 +72,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let at = Serving {
         endpoints: cores.announced(advertised),
         api: Some(SocketAddr::new(advertised, port)),
-        weight: 1.0,
+        weight: weight(config),
         draining: false,
     };
     let lease = placement.serving(&name, &at).await?;

@@ -104,6 +104,13 @@ pub const KEYS: &[Key] = &[
         "8MiB",
         "bytes a second of the cache's disk that are checked, again and again; 0 switches it off",
     ),
+    key(
+        "cache.weight",
+        Form::Number,
+        "100",
+        "share of the sections, beside the other caches' weights; with 0 the cache of `forebay up` gets \
+         none while there are others",
+    ),
     key("gc.grace", Form::Time, "24h", "how long garbage is kept after it was condemned"),
     key("node.cores", Form::Number, "0", "cores that a pull uses; 0 means all"),
     key("node.memory", Form::Size, "32MiB", "memory for chunks on their way to the disk"),

@@ -317,7 +317,7 @@ impl Catalog {
             return bad(format!("endpoints: nobody can reach {address}"));
         }
         if !(at.weight > 0.0 && at.weight.is_finite()) {
-            return bad("weight: must be above 0".into());
+            return bad("weight: must be above 0 (cache.weight)".into());
         }
         let info = CacheInfo {
             name: member.name.clone(),

@@ -61,6 +61,11 @@ pub fn engine(config: &Config) -> Result<EngineChoice> {
     engine.map_err(|e| Error::caused(Kind::Invalid, "io.engine", e))
 }
 
+/// This cache's share of the sections, beside the weights of others: 1 is the usual.
+pub fn weight(config: &Config) -> f64 {
+    f64::from(config.number("cache.weight")) / 100.0
+}
+
 /// Tells systemd that the service is up.
 pub fn tell_systemd() {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

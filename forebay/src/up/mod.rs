@@ -26,6 +26,7 @@ use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::Keeper;
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store, tell_systemd,
+    weight,
 };
 use crate::telemetry;
 use archive::StoreArchive;
@@ -87,7 +88,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
             endpoints: chunks,
             receives: true,
             api: Some(SocketAddr::new(api, address.port())),
-            weight: 1.0,
+            weight: weight(config),
             draining: false,
         }],
         care: Some(keeper),
