@@ -30,8 +30,8 @@ const CACHE: [&str; 8] = [
     "--set",
     "cache.scrub=64MiB",
 ];
-/// What a cache of these budgets may have taken at most: 16 MiB of frames, 128 in flight, 64 lent to
-/// connections, and the process.
+/// What a cache of these budgets may have taken at most: 16 MiB of frames, 128 in flight, the process, and what
+/// is lent to so few connections, which is far from `serve.memory`.
 const MOST: u64 = 384 << 20;
 /// No pull takes longer, whatever happens to one cache at a time.
 const PATIENCE: Duration = Duration::from_secs(60);

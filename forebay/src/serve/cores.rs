@@ -23,7 +23,8 @@ use crate::grid::{TlsServer, quic_server};
 /// Connections of one certificate on a core. All commands of a machine share its certificate, and
 /// those of processes that were killed linger until they time out.
 const PER_PEER: usize = 512;
-/// Reads of the cache's disk that a core has under way.
+/// Reads of the cache's disk that a core has under way at most: more than there are buffers for, so that only
+/// these are waited for (docs/decisions/0012).
 const DISK_READS: u32 = 64;
 
 /// Running cores.

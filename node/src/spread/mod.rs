@@ -8,8 +8,8 @@
 //!                                                    └── failed, or too late: the next is asked
 //!                                                        for what is left
 //! ```
-//! [`policy`] decides, `race` does what it says for one request, [`health`] is what all cores of a
-//! process know together.
+//! [`policy`] decides, by the last answers ([`window`]) and the last seconds ([`recent`]) of each cache;
+//! `race` does what it says for one request, [`health`] is what all cores of a process know together.
 
 pub mod budget;
 pub mod health;

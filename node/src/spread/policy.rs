@@ -3,7 +3,7 @@
 //! ```text
 //!            limps, by its peers' measure              probes: one request at a time
 //!   in ───────────────────────────────────▶ out ─────────────────────────────────────▶ in
-//!    └────── failed, or said that it is busy ──▲  └── slow or failed: out for longer ──┘
+//!    └────── failed, silent, or it says busy ──▲  └── slow or failed: out for longer ──┘
 //! ```
 //! All times are measured from one moment, the same for all callers.
 

@@ -24,7 +24,8 @@ use crate::process::{Answering, Background, beside, cpu_seconds, inside, json, o
 const PLACE: Place = (SERVER, SERVER_IP, CLIENT);
 const SERVER_CORE: usize = 0;
 const CLIENT_CORE: usize = 1;
-/// Disk reads that the cache may have under way: 16 for each of the 8 requests of the client.
+/// Frames that the client asks for at once: 16 with each of 8 requests. The cache reads neighbours together,
+/// and so has fewer and longer reads under way.
 const DEPTH: usize = 128;
 /// Times that the image is taken for one measurement: alone it takes a tenth of a second.
 const DRAINS: usize = 4;
