@@ -2,6 +2,7 @@
 //! transfer per image however many ask.
 
 pub mod daemon;
+pub mod export;
 pub mod patience;
 pub mod pull;
 pub mod rate;
