@@ -4,12 +4,23 @@
 //!   be written into a target.
 //! - [`Target`]: a raw file or a block device that becomes a complete image, or is found half done
 //!   and gone on with.
+//! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
+//!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes.
 
+mod identity;
+mod layout;
+mod maps;
 mod place;
 mod scan;
+mod shelf;
 mod target;
 mod verified;
+mod volume;
 
+pub use identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
+pub use layout::BLOCK;
 pub use place::check_path;
+pub use shelf::{NewVolume, Shelf};
 pub use target::Target;
 pub use verified::Verified;
+pub use volume::{Arrived, Files, Piece, Volume};

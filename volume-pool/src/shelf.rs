@@ -1,0 +1,233 @@
+//! The directory in which a node keeps its volumes.
+//!
+//! ```text
+//! DIR/NAME/identity    what the volume is (two blocks); locked by whoever uses it
+//! DIR/NAME/maps        what of it is here
+//! DIR/NAME/disk.raw    its bytes
+//! ```
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use blockio::{BlockFile, Fs, OpenMode};
+use image::{Error, Geometry, Kind, Result};
+
+use crate::identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
+use crate::volume::Files;
+
+const IDENTITY: &str = "identity";
+const MAPS: &str = "maps";
+const DISK: &str = "disk.raw";
+
+/// A directory of volumes.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    fs: Fs,
+    dir: PathBuf,
+}
+
+/// What a new volume is to be.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// What people will call it: letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// Drawn at random.
+    pub id: [u8; 16],
+    /// Size, sector and chunks.
+    pub geometry: Geometry,
+    /// What it is made of.
+    pub base: Option<Base>,
+    /// Now, in seconds since 1970.
+    pub created: u64,
+}
+
+/// Whether a volume may have this name: it is a directory's, too.
+fn check_name(name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && name.len() <= MAX_NAME && name.chars().all(fits) {
+        return Ok(());
+    }
+    let what = format!(
+        "{name:?}: a volume's name has at most {MAX_NAME} letters, digits, `.`, `_` and `-`, and \
+         begins with a letter or digit"
+    );
+    Err(Error::new(Kind::Invalid, what))
+}
+
+/// The error names the path already.
+fn io(error: std::io::Error) -> Error {
+    Error::io("volume", error)
+}
+
+impl Shelf {
+    /// The volumes in `dir`, which is made if need be.
+    pub fn open(fs: Fs, dir: PathBuf) -> Result<Self> {
+        fs.create_dir_all(&dir).map_err(io)?;
+        Ok(Self { fs, dir })
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        check_name(name)?;
+        Ok(self.dir.join(name))
+    }
+
+    /// The file that holds a volume's bytes.
+    pub fn disk(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.path(name)?.join(DISK))
+    }
+
+    /// Makes a volume. It is allocated when this returns, or not there: what a crash leaves half made is
+    /// removed by [`tidy`](Shelf::tidy).
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if there is one of this name.
+    pub fn create(&self, new: &NewVolume) -> Result<()> {
+        let dir = self.path(&new.name)?;
+        if self.fs.exists(&dir).map_err(io)? {
+            let what = format!("{}: there is a volume of this name", new.name);
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        self.fs.create_dir_all(&dir).map_err(io)?;
+        self.build(&dir, new).inspect_err(|_| {
+            if let Err(error) = self.remove_files(&dir) {
+                tracing::warn!(%error, "a volume that could not be made is left");
+            }
+        })
+    }
+
+    fn build(&self, dir: &Path, new: &NewVolume) -> Result<()> {
+        let create = |name: &str| self.fs.open(dir.join(name), OpenMode::create_new()).map_err(io);
+        let identity = Identity {
+            id: new.id,
+            name: new.name.clone(),
+            state: VolumeState::Building,
+            plain: new.base.is_none(),
+            size: new.geometry.size(),
+            sector: new.geometry.sector(),
+            chunk_log2: new.geometry.chunk_log2(),
+            base: new.base,
+            created: new.created,
+        };
+        let file = create(IDENTITY)?;
+        lock(&file, &new.name)?;
+        let mut blocks = IdentityBlocks::create(file, 0, identity)?;
+        let disk = create(DISK)?;
+        disk.set_len(new.geometry.size()).map_err(io)?;
+        disk.sync_data().map_err(io)?;
+        create(MAPS)?.sync_data().map_err(io)?;
+        self.fs.sync_dir(dir).map_err(io)?;
+        blocks.become_state(VolumeState::Ready)?;
+        blocks.become_state(VolumeState::Allocated)
+    }
+
+    /// The names of all volumes, also of those that are being made.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let names = self.fs.list(&self.dir).map_err(io)?;
+        Ok(names
+            .into_iter()
+            .filter_map(|n| n.into_string().ok())
+            .filter(|n| check_name(n).is_ok())
+            .collect())
+    }
+
+    /// What a volume says of itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if there is none of this name.
+    pub fn identity(&self, name: &str) -> Result<Identity> {
+        Ok(IdentityBlocks::open(self.identity_file(name, OpenMode::read())?, 0)?.get().clone())
+    }
+
+    fn identity_file(&self, name: &str, mode: OpenMode) -> Result<BlockFile> {
+        let file = self.fs.open(self.path(name)?.join(IDENTITY), mode);
+        file.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                Error::new(Kind::Gone, format!("{name}: there is no such volume"))
+            }
+            _ => io(e),
+        })
+    }
+
+    /// Opens a volume to use it; nobody else can until its files are dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it.
+    pub fn take(&self, name: &str) -> Result<Files> {
+        let identity = self.take_identity(name)?;
+        let open = |file: &str| self.fs.open(self.dir.join(name).join(file), OpenMode::write());
+        Ok(Files { identity, data: open(DISK).map_err(io)?, maps: open(MAPS).map_err(io)? })
+    }
+
+    fn take_identity(&self, name: &str) -> Result<IdentityBlocks> {
+        let file = self.identity_file(name, OpenMode::write())?;
+        lock(&file, name)?;
+        IdentityBlocks::open(file, 0)
+    }
+
+    /// Removes a volume. After a crash in the middle [`tidy`](Shelf::tidy) goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let mut identity = self.take_identity(name)?;
+        if identity.get().state != VolumeState::Erasing {
+            identity.become_state(VolumeState::Erasing)?;
+        }
+        self.remove_files(&self.path(name)?)
+    }
+
+    /// The identity goes last: until then it says that the rest is to go.
+    fn remove_files(&self, dir: &Path) -> Result<()> {
+        for file in [DISK, MAPS, IDENTITY] {
+            match self.fs.remove_file(dir.join(file)) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(io(e)),
+                _ => self.fs.sync_dir(dir).map_err(io)?,
+            }
+        }
+        self.fs.remove_dir(dir).map_err(io)?;
+        self.fs.sync_dir(&self.dir).map_err(io)
+    }
+
+    /// Removes what was being made or removed when the power went. What cannot be read is left, and its name
+    /// returned with the reason.
+    pub fn tidy(&self) -> Result<Vec<(String, Error)>> {
+        let mut left = Vec::new();
+        for name in self.names()? {
+            if let Err(error) = self.tidy_one(&name) {
+                left.push((name, error));
+            }
+        }
+        Ok(left)
+    }
+
+    fn tidy_one(&self, name: &str) -> Result<()> {
+        let dir = self.path(name)?;
+        let half_made = match self.take_identity(name) {
+            Ok(identity) => {
+                matches!(identity.get().state, VolumeState::Building | VolumeState::Erasing)
+            }
+            // It is the first file to be made and the last to go: without it, or before its first block was
+            // durable, there is nothing of a volume.
+            Err(e) if e.kind() == Kind::Gone => true,
+            Err(e) if e.kind() == Kind::Corrupt => !self.fs.exists(dir.join(MAPS)).map_err(io)?,
+            Err(e) if e.kind() == Kind::Conflict => false,
+            Err(e) => return Err(e),
+        };
+        match half_made {
+            true => self.remove_files(&dir),
+            false => Ok(()),
+        }
+    }
+}
+
+fn lock(file: &BlockFile, name: &str) -> Result<()> {
+    match file.try_lock_exclusive().map_err(io)? {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Conflict, format!("{name}: this volume is in use"))),
+    }
+}

@@ -1,0 +1,37 @@
+//! The end of a use of a volume, and of its time as one that is not whole.
+
+use image::{Error, Kind, Result};
+
+use super::{Volume, io};
+
+impl Volume {
+    /// Writes everything down, so that the next use finds what has changed without comparing anything.
+    /// Nothing may be under way, and nothing may follow.
+    pub async fn close(&self) -> Result<()> {
+        self.flush().await?;
+        let pages = self.maps.borrow_mut().take_changed();
+        self.write_pages(pages).await?;
+        let pages = {
+            let mut maps = self.maps.borrow_mut();
+            maps.intent.clear_all();
+            maps.take_intent()
+        };
+        self.write_pages(pages).await
+    }
+
+    /// Makes a volume of which everything is here a plain raw disk: from now on its maps are not needed to read
+    /// it. Durable, or not at all.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if something is still missing.
+    pub async fn become_plain(&self) -> Result<()> {
+        if !self.is_complete() {
+            return Err(Error::new(Kind::Conflict, "chunks of this volume are still missing"));
+        }
+        self.flush().await?;
+        // Its name and size must last as its bytes do.
+        self.engine.sync_data(&self.data).await.map_err(io)?;
+        self.identity.borrow_mut().change(|identity| identity.plain = true)
+    }
+}

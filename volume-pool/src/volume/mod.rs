@@ -1,0 +1,182 @@
+//! A volume: a writable disk that can be used before its image has arrived.
+//!
+//! ```text
+//!            read ──────────── is it here? ──── yes ─▶ data file
+//!                                  │ no
+//!            whoever fetches ◀── wanted ◀── also what a write needs for its edges
+//!                  │
+//!                 fill ─▶ blocks that the guest has not written ─▶ data file, then `present`
+//!            write ─▶ intent ─▶ data file, then `written` or nothing, and `changed`
+//!            flush ─▶ sync the data, then write and sync the maps that guard them
+//! ```
+//! Nothing here fetches: [`Volume::next_wanted`] says what guests wait for, and [`Volume::fill`] takes what
+//! has come and was verified. All of it runs on one core, and every method may be called while others wait.
+//!
+//! What holds at every instant, whatever of the unsynced is lost:
+//!
+//! - a chunk that `present` says is here is here, and so is a block that `written` says was written;
+//! - what was written before a flush that has returned is there, as it was or as written later;
+//! - a section in which anything was written since `changed` was last written down has its `intent` set.
+
+mod close;
+mod fill;
+mod flush;
+mod intent;
+mod read;
+#[cfg(test)]
+mod tests;
+mod together;
+mod traffic;
+mod wanted;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Range;
+
+use blockio::{BlockFile, Engine};
+use image::{Error, Kind, Result};
+
+use crate::identity::{Identity, IdentityBlocks};
+use crate::layout::Layout;
+use crate::maps::{MapFile, Maps};
+use together::Together;
+use traffic::Traffic;
+use wanted::Wanted;
+
+pub use read::Piece;
+
+/// A volume that is in use.
+#[derive(Debug)]
+pub struct Volume {
+    identity: RefCell<IdentityBlocks>,
+    layout: Cell<Layout>,
+    data: BlockFile,
+    engine: Engine,
+    maps: RefCell<Maps>,
+    map_file: MapFile,
+    /// Sections whose intent is on disk.
+    intended: RefCell<crate::maps::Bits>,
+    traffic: Traffic,
+    wanted: Wanted,
+    flushing: Together,
+    intending: Together,
+    /// Whether something was written since the last flush began.
+    written: Cell<bool>,
+}
+
+/// The files of a volume, opened for writing, and nobody else's.
+#[derive(Debug)]
+pub struct Files {
+    /// What it says of itself.
+    pub identity: IdentityBlocks,
+    /// Its bytes.
+    pub data: BlockFile,
+    /// What is known of them.
+    pub maps: BlockFile,
+}
+
+/// How far a volume is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrived {
+    /// Chunks.
+    pub chunks: u64,
+    /// Those that are here.
+    pub present: u64,
+    /// Those that somebody waits for.
+    pub wanted: u64,
+    /// Bytes of memory that its maps take.
+    pub memory: u64,
+}
+
+impl Volume {
+    /// Opens a volume: reads its maps. Blocks for a disk's time. Operations go through `engine`, which
+    /// belongs to this core.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Corrupt`] if the maps are damaged beyond what their second copies make good; then the volume
+    /// is left as it is.
+    pub fn open(files: Files, engine: Engine) -> Result<Self> {
+        let Files { identity, data, maps: map_file } = files;
+        let layout = Layout::of(identity.get())?;
+        let map_file = MapFile::new(map_file, identity.get().id);
+        let mut maps = Maps::new(&layout);
+        if identity.get().plain {
+            maps.present.set(0..layout.chunks());
+        }
+        map_file.load(&mut maps)?;
+        // Nobody wrote `changed` down since these sections were written to: all of them may have changed.
+        let mut at = 0;
+        while let Some(section) = maps.intent.next_set(at, maps.intent.len()) {
+            maps.changed.set(layout.blocks_in(section));
+            at = section + 1;
+        }
+        let intended = maps.intent.clone();
+        let size = data.size().map_err(io)?;
+        if size < layout.size() {
+            let (path, wanted) = (data.path().display(), layout.size());
+            let what = format!("{path}: {size} bytes, but the volume has {wanted}");
+            return Err(Error::new(Kind::Corrupt, what));
+        }
+        Ok(Self {
+            identity: RefCell::new(identity),
+            layout: Cell::new(layout),
+            data,
+            engine,
+            maps: RefCell::new(maps),
+            map_file,
+            intended: RefCell::new(intended),
+            traffic: Traffic::default(),
+            wanted: Wanted::default(),
+            flushing: Together::default(),
+            intending: Together::default(),
+            written: Cell::new(true),
+        })
+    }
+
+    /// What it says of itself.
+    pub fn identity(&self) -> Identity {
+        self.identity.borrow().get().clone()
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.layout.get().size()
+    }
+
+    /// The file or device that holds its bytes, at the places where the guest sees them.
+    pub fn data(&self) -> &BlockFile {
+        &self.data
+    }
+
+    /// How far it is.
+    pub fn arrived(&self) -> Arrived {
+        let maps = self.maps.borrow();
+        Arrived {
+            chunks: maps.present.len(),
+            present: maps.present.count(),
+            wanted: self.wanted.len() as u64,
+            memory: maps.memory() as u64,
+        }
+    }
+
+    /// Whether all of it is here.
+    pub fn is_complete(&self) -> bool {
+        let maps = self.maps.borrow();
+        maps.present.count() == maps.present.len()
+    }
+
+    fn check(&self, range: &Range<u64>) -> Result<()> {
+        if range.start <= range.end && range.end <= self.size() {
+            return Ok(());
+        }
+        let what = format!("bytes {range:?} of a volume of {}", self.size());
+        Err(Error::new(Kind::Invalid, what))
+    }
+}
+
+/// The error names the path already.
+fn io(error: io::Error) -> Error {
+    Error::io("volume", error)
+}

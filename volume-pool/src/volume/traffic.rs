@@ -1,0 +1,88 @@
+//! Writes and fills of chunks that are not here yet: of one chunk there are many writes at a time, or one
+//! fill.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use tokio::sync::Notify;
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    now: RefCell<Now>,
+    /// Something has ended.
+    ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    /// Chunks that each write touches.
+    writes: Vec<Range<u64>>,
+    fills: Vec<u64>,
+}
+
+/// A write under way; ends when dropped.
+#[derive(Debug)]
+pub(super) struct WriteTurn<'a> {
+    traffic: &'a Traffic,
+    chunks: Range<u64>,
+}
+
+/// A fill under way; ends when dropped.
+#[derive(Debug)]
+pub(super) struct FillTurn<'a> {
+    traffic: &'a Traffic,
+    chunk: u64,
+}
+
+impl Traffic {
+    /// Begins a write, unless one of its chunks is being filled.
+    pub(super) fn try_write(&self, chunks: Range<u64>) -> Option<WriteTurn<'_>> {
+        let mut now = self.now.borrow_mut();
+        if now.fills.iter().any(|chunk| chunks.contains(chunk)) {
+            return None;
+        }
+        now.writes.push(chunks.clone());
+        Some(WriteTurn { traffic: self, chunks })
+    }
+
+    /// Begins a fill, unless its chunk is being written or filled.
+    pub(super) fn try_fill(&self, chunk: u64) -> Option<FillTurn<'_>> {
+        let mut now = self.now.borrow_mut();
+        if now.fills.contains(&chunk) || now.writes.iter().any(|chunks| chunks.contains(&chunk)) {
+            return None;
+        }
+        now.fills.push(chunk);
+        Some(FillTurn { traffic: self, chunk })
+    }
+
+    /// Tries again each time something has ended, until there is an answer.
+    pub(super) async fn turn<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if let Some(turn) = attempt() {
+                return turn;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Drop for WriteTurn<'_> {
+    fn drop(&mut self) {
+        let mut now = self.traffic.now.borrow_mut();
+        if let Some(at) = now.writes.iter().position(|chunks| *chunks == self.chunks) {
+            now.writes.swap_remove(at);
+        }
+        self.traffic.ended.notify_waiters();
+    }
+}
+
+impl Drop for FillTurn<'_> {
+    fn drop(&mut self) {
+        self.traffic.now.borrow_mut().fills.retain(|chunk| *chunk != self.chunk);
+        self.traffic.ended.notify_waiters();
+    }
+}
