@@ -2,20 +2,24 @@
 //!
 //! ```text
 //! DIR/NAME/identity    what the volume is (two blocks); locked by whoever uses it
+//! DIR/NAME/manifest    the image that it is made of: geometry and section digests; not of a blank one
 //! DIR/NAME/maps        what of it is here
 //! DIR/NAME/disk.raw    its bytes
 //! ```
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use blockio::{BlockFile, Fs, OpenMode};
-use image::{Error, Geometry, Kind, Result};
+use image::manifest::MAX_MANIFEST;
+use image::{Error, Geometry, Kind, Manifest, Result};
 
 use crate::identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
 use crate::volume::Files;
 
 const IDENTITY: &str = "identity";
+const MANIFEST: &str = "manifest";
 const MAPS: &str = "maps";
 const DISK: &str = "disk.raw";
 
@@ -35,10 +39,15 @@ pub struct NewVolume {
     pub id: [u8; 16],
     /// Size, sector and chunks.
     pub geometry: Geometry,
-    /// What it is made of.
-    pub base: Option<Base>,
+    /// The image that it is made of, which must not be larger and have chunks of the same size.
+    pub image: Option<Arc<Manifest>>,
     /// Now, in seconds since 1970.
     pub created: u64,
+}
+
+fn base(manifest: &Manifest) -> Base {
+    let (image, size) = (manifest.identity(), manifest.geometry().size());
+    Base { image, size, domain: manifest.domain() }
 }
 
 /// Whether a volume may have this name: it is a directory's, too.
@@ -85,6 +94,13 @@ impl Shelf {
     /// [`Kind::Conflict`] if there is one of this name.
     pub fn create(&self, new: &NewVolume) -> Result<()> {
         let dir = self.path(&new.name)?;
+        if let Some(image) = new.image.as_ref().map(|i| i.geometry()) {
+            let (size, least) = (new.geometry.size(), image.size());
+            if size < least || new.geometry.chunk_log2() != image.chunk_log2() {
+                let what = format!("{}: {size} bytes for an image of {least}", new.name);
+                return Err(Error::new(Kind::Invalid, what));
+            }
+        }
         if self.fs.exists(&dir).map_err(io)? {
             let what = format!("{}: there is a volume of this name", new.name);
             return Err(Error::new(Kind::Conflict, what));
@@ -103,11 +119,11 @@ impl Shelf {
             id: new.id,
             name: new.name.clone(),
             state: VolumeState::Building,
-            plain: new.base.is_none(),
+            plain: new.image.is_none(),
             size: new.geometry.size(),
             sector: new.geometry.sector(),
             chunk_log2: new.geometry.chunk_log2(),
-            base: new.base,
+            base: new.image.as_deref().map(base),
             created: new.created,
         };
         let file = create(IDENTITY)?;
@@ -117,6 +133,11 @@ impl Shelf {
         disk.set_len(new.geometry.size()).map_err(io)?;
         disk.sync_data().map_err(io)?;
         create(MAPS)?.sync_data().map_err(io)?;
+        if let Some(manifest) = &new.image {
+            let file = create(MANIFEST)?;
+            file.write_all_at(&manifest.to_bytes(), 0).map_err(io)?;
+            file.sync_data().map_err(io)?;
+        }
         self.fs.sync_dir(dir).map_err(io)?;
         blocks.become_state(VolumeState::Ready)?;
         blocks.become_state(VolumeState::Allocated)
@@ -159,7 +180,16 @@ impl Shelf {
     pub fn take(&self, name: &str) -> Result<Files> {
         let identity = self.take_identity(name)?;
         let open = |file: &str| self.fs.open(self.dir.join(name).join(file), OpenMode::write());
-        Ok(Files { identity, data: open(DISK).map_err(io)?, maps: open(MAPS).map_err(io)? })
+        let (data, maps) = (open(DISK).map_err(io)?, open(MAPS).map_err(io)?);
+        let image = identity.get().base.map(|base| self.manifest(name, &base)).transpose()?;
+        Ok(Files { identity, data, maps, image })
+    }
+
+    /// The manifest of a volume's image, checked against the image's identity.
+    fn manifest(&self, name: &str, base: &Base) -> Result<Manifest> {
+        let path = self.dir.join(name).join(MANIFEST);
+        let bytes = self.fs.read(&path, MAX_MANIFEST).map_err(io)?;
+        Manifest::parse(&bytes, &base.image).map_err(|e| Error::from(e).at(path.display()))
     }
 
     fn take_identity(&self, name: &str) -> Result<IdentityBlocks> {
@@ -183,7 +213,7 @@ impl Shelf {
 
     /// The identity goes last: until then it says that the rest is to go.
     fn remove_files(&self, dir: &Path) -> Result<()> {
-        for file in [DISK, MAPS, IDENTITY] {
+        for file in [DISK, MAPS, MANIFEST, IDENTITY] {
             match self.fs.remove_file(dir.join(file)) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(io(e)),
                 _ => self.fs.sync_dir(dir).map_err(io)?,

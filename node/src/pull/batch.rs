@@ -9,7 +9,7 @@ use std::sync::Arc;
 use blockio::Arena;
 use image::{
     ChunkSet, ChunkSink, ChunkSource, Decoder, Digest, Error, Frame, Geometry, Kind, Place,
-    ReadContext, Result, SectionTable,
+    Priority, ReadContext, Result, SectionTable,
 };
 use volume_pool::Verified;
 
@@ -21,10 +21,11 @@ use crate::rate::Rate;
 pub(super) const BATCH_BYTES: usize = 4 << 20;
 
 /// Chunks of one section that are fetched together.
-pub(super) struct Batch {
-    pub(super) section: u32,
-    pub(super) table: Arc<SectionTable>,
-    pub(super) chunks: ChunkSet,
+pub(crate) struct Batch {
+    pub(crate) section: u32,
+    pub(crate) table: Arc<SectionTable>,
+    pub(crate) chunks: ChunkSet,
+    pub(crate) priority: Priority,
 }
 
 /// Cuts the missing chunks of a section into batches.
@@ -39,13 +40,13 @@ pub(super) fn batches_of(
     let cut = all.chunks(per_batch).map(|some| {
         let mut chunks = ChunkSet::empty(missing.universe());
         some.iter().for_each(|c| chunks.insert(*c));
-        Batch { section, table: Arc::clone(table), chunks }
+        Batch { section, table: Arc::clone(table), chunks, priority: Priority::Background }
     });
     cut.collect()
 }
 
 /// Takes chunks whose plain bytes have been verified.
-pub(super) trait Deliver {
+pub(crate) trait Deliver {
     fn deliver(
         &self,
         section: u32,
@@ -55,24 +56,24 @@ pub(super) trait Deliver {
 }
 
 /// What fetching takes, on one core.
-pub(super) struct Fetch<'a, S> {
-    pub(super) source: &'a S,
-    pub(super) image: Digest,
-    pub(super) geometry: Geometry,
-    pub(super) arena: &'a Arena,
-    pub(super) decoder: Rc<RefCell<Decoder>>,
-    pub(super) rate: Option<&'a Rate>,
-    pub(super) watch: &'a Watch,
-    pub(super) trace: u128,
+pub(crate) struct Fetch<'a, S> {
+    pub(crate) source: &'a S,
+    pub(crate) image: Digest,
+    pub(crate) geometry: Geometry,
+    pub(crate) arena: &'a Arena,
+    pub(crate) decoder: Rc<RefCell<Decoder>>,
+    pub(crate) rate: Option<&'a Rate>,
+    pub(crate) watch: &'a Watch,
+    pub(crate) trace: u128,
 }
 
 impl<S: ChunkSource> Fetch<'_, S> {
     /// Fetches a batch, and again what came wrong or not at all, until every chunk is delivered.
-    pub(super) async fn batch(&self, batch: Batch, deliver: &impl Deliver) -> Result<()> {
+    pub(crate) async fn batch(&self, batch: Batch, deliver: &impl Deliver) -> Result<()> {
         let mut left = batch.chunks.clone();
         let (mut patience, mut repair) = (Patience::new(), false);
         loop {
-            let ctx = ReadContext { repair, trace: self.trace, ..ReadContext::default() };
+            let ctx = self.context(batch.priority, repair);
             let place = Place { image: self.image, section: batch.section, chunks: left.clone() };
             let mut sink = Verify { fetch: self, batch: &batch, deliver, left, wrong: None };
             let answer = self.source.chunks(&ctx, &place, &mut sink).await;
@@ -91,9 +92,17 @@ impl<S: ChunkSource> Fetch<'_, S> {
 }
 
 impl<S: ChunkSource> Fetch<'_, S> {
+    fn context(&self, priority: Priority, repair: bool) -> ReadContext {
+        ReadContext { priority, repair, trace: self.trace, ..ReadContext::default() }
+    }
+
     /// The digests of a section, asked for until they come.
-    pub(super) async fn table(&self, section: u32) -> Result<Arc<SectionTable>> {
-        let ctx = ReadContext { trace: self.trace, ..ReadContext::default() };
+    pub(crate) async fn table(
+        &self,
+        section: u32,
+        priority: Priority,
+    ) -> Result<Arc<SectionTable>> {
+        let ctx = self.context(priority, false);
         let ask = async || self.source.section_table(&ctx, &self.image, section).await;
         Patience::new().ask(ask).await
     }

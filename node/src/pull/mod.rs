@@ -10,7 +10,7 @@
 //! what other files on this machine hold is hashed first and not fetched ([`job`]); a batch whose chunks
 //! came wrong, or not at all, is asked for again ([`batch`]).
 
-pub mod batch;
+pub(crate) mod batch;
 pub mod job;
 mod lanes;
 pub mod ordered;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use blockio::Arena;
 use futures::{StreamExt, TryStreamExt};
-use image::{ChunkSet, ChunkSource, Decoder, Digest, Error, Geometry, Kind, ReadContext, Result};
+use image::{
+    ChunkSet, ChunkSource, Decoder, Digest, Error, Geometry, Kind, Priority, ReadContext, Result,
+};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use volume_pool::Verified;
 
@@ -73,7 +75,7 @@ async fn transfer<S: ChunkSource>(
     let mut at = 0;
     let batches = futures::stream::iter(manifest.present())
         .then(async |(section, _)| {
-            let table = fetch.table(section).await?;
+            let table = fetch.table(section, Priority::Background).await?;
             let wanted = ChunkSet::of(table.chunks(), |c| !table.digests()[c as usize].is_zero());
             Ok::<_, Error>(batches_of(&geometry, section, &table, wanted))
         })

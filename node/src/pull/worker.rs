@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use blockio::{Engine, EngineOptions};
 use futures::{StreamExt, TryStreamExt};
-use image::{ChunkSource, Decoder, Digest, Error, ReadContext, Result};
+use image::{ChunkSource, Decoder, Digest, Error, Priority, ReadContext, Result};
 use volume_pool::Verified;
 
 use super::batch::{Batch, Deliver, Fetch, batches_of};
@@ -180,7 +180,7 @@ async fn missing_batches<S: ChunkSource>(
     if job.nothing_to_do(section) {
         return Ok(Vec::new());
     }
-    let table = fetch.table(section).await?;
+    let table = fetch.table(section, Priority::Background).await?;
     let missing = job.missing(engine, section, &table).await?;
     Ok(batches_of(&fetch.geometry, section, &table, missing))
 }

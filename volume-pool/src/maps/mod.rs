@@ -17,6 +17,7 @@ mod page;
 
 pub(crate) use bits::Bits;
 pub(crate) use file::MapFile;
+use image::Manifest;
 use page::MapKind;
 
 use crate::layout::Layout;
@@ -72,6 +73,16 @@ impl Maps {
         self.present.set(layout.image_chunks()..layout.chunks());
     }
 
+    /// Sections of which the image has only zeros are here.
+    pub(crate) fn zero_sections(&mut self, layout: &Layout, image: &Manifest) {
+        let per = u64::from(layout.volume.chunks_per_section());
+        let zeros = image.sections().iter().enumerate().filter(|(_, digest)| digest.is_zero());
+        for (section, _) in zeros {
+            let start = section as u64 * per;
+            self.present.set(start..(start + per).min(layout.chunks()));
+        }
+    }
+
     fn of(&mut self, kind: MapKind) -> &mut Bits {
         match kind {
             MapKind::Intent => &mut self.intent,
@@ -118,11 +129,6 @@ impl Maps {
     /// Pages that could not be written down stay to be.
     pub(crate) fn give_back(&mut self, pages: &[DirtyPage]) {
         pages.iter().for_each(|page| self.mark_dirty(page.kind, page.number));
-    }
-
-    /// Whether a flush has pages to make last.
-    pub(crate) fn guarding_is_dirty(&self) -> bool {
-        self.present.is_dirty() || self.written.is_dirty()
     }
 
     /// Bytes of memory that they take.

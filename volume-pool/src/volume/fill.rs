@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use blockio::FileKind;
 use bytes::Bytes;
 use image::{Error, Result, SectionTable};
 
@@ -43,13 +44,14 @@ impl Volume {
     /// Notes that the chunks of a section that are zeros in the image are here: on a device they are made
     /// zeros, in a file that was made for the volume they are. Returns the others that are still missing.
     pub async fn fill_zeros(&self, section: u32, table: &SectionTable) -> Result<Vec<u32>> {
-        let is_file = self.data.kind() == blockio::FileKind::Regular;
+        let is_file = self.data.kind() == FileKind::Regular;
         let mut missing = Vec::new();
         for (number, digest) in table.digests().iter().enumerate() {
             let chunk = self.layout.get().chunk_at(section, number as u32);
             match (self.is_present(chunk), digest.is_zero()) {
                 (true, _) => {}
                 (false, false) => missing.push(number as u32),
+                // As the file was made: see `Volume::open`.
                 (false, true) if is_file => self.now_present(chunk..chunk + 1),
                 (false, true) => self.zero_chunk(chunk).await?,
             }

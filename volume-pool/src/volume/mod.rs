@@ -34,8 +34,8 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 
-use blockio::{BlockFile, Engine};
-use image::{Error, Kind, Result};
+use blockio::{BlockFile, Engine, FileKind};
+use image::{Error, Kind, Manifest, Result};
 
 use crate::identity::{Identity, IdentityBlocks};
 use crate::layout::Layout;
@@ -74,6 +74,8 @@ pub struct Files {
     pub data: BlockFile,
     /// What is known of them.
     pub maps: BlockFile,
+    /// The image that it is made of.
+    pub image: Option<Manifest>,
 }
 
 /// How far a volume is.
@@ -98,12 +100,16 @@ impl Volume {
     /// [`Kind::Corrupt`] if the maps are damaged beyond what their second copies make good; then the volume
     /// is left as it is.
     pub fn open(files: Files, engine: Engine) -> Result<Self> {
-        let Files { identity, data, maps: map_file } = files;
+        let Files { identity, data, maps: map_file, image } = files;
         let layout = Layout::of(identity.get())?;
         let map_file = MapFile::new(map_file, identity.get().id);
         let mut maps = Maps::new(&layout);
         if identity.get().plain {
             maps.present.set(0..layout.chunks());
+        }
+        if data.kind() == FileKind::Regular {
+            // A file that was made for the volume is zeros where nothing was written.
+            image.iter().for_each(|image| maps.zero_sections(&layout, image));
         }
         map_file.load(&mut maps)?;
         // Nobody wrote `changed` down since these sections were written to: all of them may have changed.

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use blockio::fake::{CrashImage, CrashPlan, FaultOp, FaultPlan, MemFs};
 use blockio::{Arena, Engine, EngineKind, EngineOptions, Fs};
-use image::{Digest, Domain, Error, Geometry, Kind, SectionTable};
+use image::{Digest, Domain, Error, Geometry, Kind, Manifest, SectionTable};
 use proptest::prelude::*;
 
 use super::{Files, Volume};
 use crate::layout::BLOCK;
-use crate::{Base, NewVolume, Shelf, Verified};
+use crate::{NewVolume, Shelf, Verified};
 
 const SECTOR: u64 = 512;
 const CHUNK_LOG2: u8 = 14;
@@ -53,11 +54,12 @@ fn table() -> SectionTable {
 }
 
 fn new_volume() -> NewVolume {
+    let geometry = Geometry::new(IMAGE, 512, CHUNK_LOG2).unwrap();
     NewVolume {
         name: "v".into(),
         id: [3; 16],
         geometry: Geometry::new(VOLUME, 512, CHUNK_LOG2).unwrap(),
-        base: Some(Base { image: Digest([1; 32]), size: IMAGE, domain: Domain(0) }),
+        image: Some(Arc::new(Manifest::new(Domain(0), geometry, vec![table().digest()]))),
         created: 0,
     }
 }

@@ -1,0 +1,123 @@
+//! Volumes of a node, over the node daemon's socket.
+//!
+//! | method and path | body → answer |
+//! |---|---|
+//! | `POST /v1/volumes` | [`CreateVolume`] → [`VolumeInfo`] |
+//! | `GET /v1/volumes` | → list of [`VolumeInfo`] |
+//! | `GET /v1/volumes/{name}` | → [`VolumeInfo`] |
+//! | `DELETE /v1/volumes/{name}` | → [`VolumeInfo`] as it was |
+//! | `POST /v1/volumes/{name}/attach` | [`AttachVolume`] → [`VolumeInfo`]; the same again changes nothing |
+//! | `POST /v1/volumes/{name}/detach` | → [`VolumeInfo`] |
+
+use std::path::PathBuf;
+
+use image::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorBody;
+
+/// Asks for a new volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateVolume {
+    /// What people will call it.
+    pub name: String,
+    /// A ref or a digest; a blank volume has none.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Bytes; the image's by default.
+    #[serde(default)]
+    pub size: Option<u64>,
+    /// Logical sector in bytes; the image's by default, 512 of a blank one.
+    #[serde(default)]
+    pub sector: Option<u32>,
+}
+
+/// How a volume is shown to its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportKind {
+    /// Network block device, over a Unix socket.
+    Nbd,
+}
+
+/// Asks for a volume to be shown to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachVolume {
+    /// How.
+    pub kind: ExportKind,
+    /// Where the socket is to be; beside the volume by default.
+    #[serde(default)]
+    pub socket: Option<PathBuf>,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What is missing is fetched also if no guest asks for it.
+    #[serde(default = "yes")]
+    pub fill: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How a volume is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// How.
+    pub kind: ExportKind,
+    /// Where.
+    pub socket: PathBuf,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// What is missing is fetched also if no guest asks for it.
+    pub fill: bool,
+}
+
+/// How far a volume is, in chunks unless said otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hydration {
+    /// All of it.
+    pub chunks: u64,
+    /// Those that are here.
+    pub present: u64,
+    /// Those that guests wait for.
+    pub wanted: u64,
+    /// Bytes of frames that came over the network since it was attached.
+    pub received: u64,
+    /// Chunks that came over the network since then.
+    pub fetched: u64,
+    /// Of these, the ones that guests waited for.
+    pub demanded: u64,
+    /// Chunks that came wrong, and were fetched again.
+    pub repaired: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// What people call it.
+    pub name: String,
+    /// Drawn when it was made, in hexadecimal.
+    pub id: String,
+    /// `building`, `ready`, `allocated` or `erasing`.
+    pub state: String,
+    /// Bytes.
+    pub size: u64,
+    /// Logical sector in bytes.
+    pub sector: u32,
+    /// What it was made of.
+    pub image: Option<Digest>,
+    /// When, in seconds since 1970.
+    pub created: u64,
+    /// All of it is here: `disk` is a plain raw disk.
+    pub plain: bool,
+    /// The file that holds its bytes.
+    pub disk: PathBuf,
+    /// How it is shown, if it is.
+    pub attached: Option<Attachment>,
+    /// How far it is, while it is attached.
+    pub hydration: Option<Hydration>,
+    /// Why what is missing does not come, if it does not.
+    pub trouble: Option<ErrorBody>,
+}

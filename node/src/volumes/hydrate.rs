@@ -1,0 +1,162 @@
+//! Brings what a volume lacks: asks for what the [`plan`](super::plan) says, and fills it in.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use image::{ChunkSet, ChunkSource, Error, Priority, Result, SectionTable};
+use volume_pool::{Verified, Volume};
+
+use super::plan::{Missing, Plan, Policy, Want};
+use crate::pull::batch::{Batch, Deliver, Fetch};
+use crate::rate::Time;
+
+/// Section tables that are kept at hand: 8 KiB each with the usual chunks.
+const TABLES: usize = 16;
+/// Chunks that are made to last together while nobody flushes: as much as a crash may cost to fetch again.
+const CHECKPOINT: u64 = 1024;
+
+/// How a hydration is, for whoever watches.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    /// Chunks that guests had to wait for.
+    pub(super) demanded: Cell<u64>,
+    /// Why what is missing did not come the last time.
+    pub(super) trouble: RefCell<Option<Error>>,
+}
+
+/// One volume being filled.
+pub(super) struct Hydration<'a, S> {
+    pub(super) volume: &'a Volume,
+    pub(super) fetch: Fetch<'a, S>,
+    pub(super) time: &'a dyn Time,
+    pub(super) status: &'a Status,
+    tables: RefCell<VecDeque<(u32, Arc<SectionTable>)>>,
+}
+
+impl Missing for Volume {
+    fn next_absent(&self, from: u64, end: u64) -> Option<u64> {
+        Volume::next_absent(self, from, end)
+    }
+
+    fn section_of(&self, chunk: u64) -> u32 {
+        self.place_of(chunk).map_or(u32::MAX, |(section, _)| section)
+    }
+}
+
+impl<'a, S: ChunkSource> Hydration<'a, S> {
+    pub(super) fn new(
+        volume: &'a Volume,
+        fetch: Fetch<'a, S>,
+        time: &'a dyn Time,
+        status: &'a Status,
+    ) -> Self {
+        Self { volume, fetch, time, status, tables: RefCell::default() }
+    }
+
+    /// Brings chunks until all are here.
+    pub(super) async fn run(&self, policy: Policy) -> Result<()> {
+        let chunks = self.fetch.geometry.size().div_ceil(self.fetch.geometry.chunk_len() as u64);
+        let mut plan = Plan::new(policy, chunks);
+        let mut under_way = FuturesUnordered::new();
+        let mut unsaved = 0;
+        while !self.volume.is_complete() || !under_way.is_empty() {
+            while let Some(want) = plan.next(self.time.now(), self.volume) {
+                under_way.push(self.bring(want));
+            }
+            let wake = plan.wake(self.time.now());
+            tokio::select! {
+                biased;
+                asked = self.volume.next_wanted() => {
+                    self.status.demanded.set(self.status.demanded.get() + asked.len() as u64);
+                    plan.wanted(&asked, self.time.now());
+                }
+                Some((want, result)) = under_way.next() => {
+                    unsaved += want.chunks.len() as u64;
+                    self.ended(&mut plan, &want, result);
+                    if unsaved >= CHECKPOINT {
+                        unsaved = 0;
+                        self.checkpoint().await;
+                    }
+                }
+                () = self.time.sleep(wake) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What has come so far would have to be fetched again after a crash.
+    async fn checkpoint(&self) {
+        if let Err(error) = self.volume.flush().await {
+            tracing::warn!(%error, "what has arrived could not be made to last");
+        }
+    }
+
+    fn ended(&self, plan: &mut Plan, want: &Want, result: Result<()>) {
+        let now = self.time.now();
+        let error = match result {
+            Ok(()) => {
+                plan.arrived(want, now);
+                self.status.trouble.replace(None);
+                return;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, chunks = want.chunks.len(), "chunks of a volume did not come");
+        for chunk in plan.failed(want, &error, now) {
+            self.volume.fail(chunk, error.clone());
+        }
+        self.status.trouble.replace(Some(error));
+    }
+
+    async fn bring(&self, want: Want) -> (Want, Result<()>) {
+        let result = self.try_bring(&want).await;
+        (want, result)
+    }
+
+    async fn try_bring(&self, want: &Want) -> Result<()> {
+        let Some(first) = want.chunks.first() else { return Ok(()) };
+        let (section, _) = self.volume.place_of(*first)?;
+        let table = self.table(section, want.priority).await?;
+        let mut chunks = ChunkSet::empty(table.chunks());
+        for chunk in &want.chunks {
+            let (_, within) = self.volume.place_of(*chunk)?;
+            if within < table.chunks()
+                && !table.digests()[within as usize].is_zero()
+                && !self.volume.is_present(*chunk)
+            {
+                chunks.insert(within);
+            }
+        }
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let batch = Batch { section, table, chunks, priority: want.priority };
+        self.fetch.batch(batch, &Fill(self.volume)).await
+    }
+
+    /// The digests of a section. When they come, its chunks of zeros are here.
+    async fn table(&self, section: u32, priority: Priority) -> Result<Arc<SectionTable>> {
+        let known = self.tables.borrow().iter().find(|(s, _)| *s == section).cloned();
+        if let Some((_, table)) = known {
+            return Ok(table);
+        }
+        let table = self.fetch.table(section, priority).await?;
+        self.volume.fill_zeros(section, &table).await?;
+        let mut tables = self.tables.borrow_mut();
+        tables.push_front((section, Arc::clone(&table)));
+        tables.truncate(TABLES);
+        Ok(table)
+    }
+}
+
+/// Fills verified chunks into a volume.
+struct Fill<'a>(&'a Volume);
+
+impl Deliver for Fill<'_> {
+    async fn deliver(&self, section: u32, chunk: u32, plain: Verified) -> Result<()> {
+        self.0.fill(section, chunk, plain).await.map(drop)
+    }
+}

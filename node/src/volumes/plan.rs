@@ -1,0 +1,405 @@
+//! What of a volume to ask for next.
+//!
+//! What guests wait for comes first. What they will want soon (they read on where they read before) comes
+//! next. The rest fills the line while guests are quiet: the longer they have been, the more of it is under
+//! way at a time, so that a guest that wakes up finds a short queue before it.
+//!
+//! Pure: times come in as arguments, and what is here is asked of the caller.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use image::{Error, Kind, Priority};
+
+/// How long guests must be quiet for one more chunk to be under way that nobody waits for. While a guest
+/// starts, most of its pauses are shorter (100 Mbit/s: 8 ms a chunk; `compare boot`).
+const QUIET_STEP: Duration = Duration::from_millis(10);
+/// Chunks under way at most that nobody waits for.
+const MOST_FILLING: usize = 64;
+/// Chunks asked for in one request.
+const BATCH: usize = 16;
+/// Requests of guests under way at a time.
+const MOST_GUESTS: usize = 32;
+/// Chunks that are asked for ahead of a guest that reads on, at most.
+const MOST_AHEAD: u64 = 8;
+/// How long what could not be had is left alone.
+const REST: Duration = Duration::from_secs(1);
+
+/// What is asked for together: chunks of one section, in rising order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Want {
+    pub(super) chunks: Vec<u64>,
+    pub(super) priority: Priority,
+}
+
+/// What the plan must know of the volume.
+pub(super) trait Missing {
+    /// The first chunk at or after `from` that is not here, and before `end`.
+    fn next_absent(&self, from: u64, end: u64) -> Option<u64>;
+
+    /// Number of the section of a chunk.
+    fn section_of(&self, chunk: u64) -> u32;
+}
+
+/// How a volume is filled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    /// Fetch also what nobody waits for.
+    pub(super) fill: bool,
+    /// How long a guest waits for what cannot be had before it gets an error; for ever by default.
+    pub(super) patience: Option<Duration>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Plan {
+    policy: Policy,
+    /// Chunks of the image.
+    chunks: u64,
+    /// Wanted by guests, in the order they asked, and not under way.
+    guests: VecDeque<u64>,
+    /// Wanted soon.
+    ahead: VecDeque<u64>,
+    under_way: BTreeMap<u64, Priority>,
+    /// Since when guests wait for a chunk.
+    waiting: BTreeMap<u64, Duration>,
+    /// Could not be had; until when they are left alone.
+    resting: BTreeMap<u64, Duration>,
+    /// Where the filling is.
+    cursor: u64,
+    /// When a guest last asked or got something.
+    guests_at: Option<Duration>,
+    /// Where guests that read on will want to read next, and how much is asked for ahead of them.
+    streams: VecDeque<(u64, u64)>,
+}
+
+impl Plan {
+    pub(super) fn new(policy: Policy, chunks: u64) -> Self {
+        Self {
+            policy,
+            chunks,
+            guests: VecDeque::new(),
+            ahead: VecDeque::new(),
+            under_way: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            cursor: 0,
+            guests_at: None,
+            streams: VecDeque::new(),
+        }
+    }
+
+    /// Guests have asked for chunks.
+    pub(super) fn wanted(&mut self, chunks: &[u64], now: Duration) {
+        self.guests_at = Some(now);
+        for chunk in chunks {
+            self.waiting.entry(*chunk).or_insert(now);
+            self.resting.remove(chunk);
+            if !self.under_way.contains_key(chunk) {
+                self.guests.push_back(*chunk);
+            }
+            self.read_on(*chunk);
+        }
+    }
+
+    /// Looks whether a guest reads on where one has read, and asks ahead of it if so.
+    fn read_on(&mut self, chunk: u64) {
+        const STREAMS: usize = 8;
+        let known = self.streams.iter().position(|(next, ahead)| {
+            (next.saturating_sub(*ahead + 1)..=*next).contains(&chunk)
+        });
+        let (next, ahead) = match known.and_then(|at| self.streams.remove(at)) {
+            // Not the same chunk again, but the one that follows.
+            Some((next, ahead)) => (next.max(chunk + 1), (ahead * 2).clamp(1, MOST_AHEAD)),
+            None => (chunk + 1, 0),
+        };
+        let to = (chunk + 1 + ahead).min(self.chunks);
+        self.ahead.extend(next..to.max(next));
+        self.streams.push_front((to.max(next), ahead));
+        self.streams.truncate(STREAMS);
+    }
+
+    /// What to ask for now, if anything.
+    pub(super) fn next(&mut self, now: Duration, volume: &impl Missing) -> Option<Want> {
+        self.rested(now);
+        self.next_guest(volume).or_else(|| self.next_ahead(volume)).or_else(|| {
+            let room = self.room(now)?;
+            self.next_filling(room, volume)
+        })
+    }
+
+    /// Chunks whose rest is over are wanted as before.
+    fn rested(&mut self, now: Duration) {
+        while let Some((chunk, _)) = self.resting.iter().find(|(_, until)| **until <= now) {
+            let chunk = *chunk;
+            self.resting.remove(&chunk);
+            if self.waiting.contains_key(&chunk) {
+                self.guests.push_back(chunk);
+            }
+        }
+    }
+
+    fn next_guest(&mut self, volume: &impl Missing) -> Option<Want> {
+        let guests = self.under_way.values().filter(|p| **p == Priority::Guest).count();
+        if guests >= MOST_GUESTS {
+            return None;
+        }
+        let queue = std::mem::take(&mut self.guests);
+        let (want, left) = self.pick(queue, Priority::Guest, volume);
+        self.guests = left;
+        want
+    }
+
+    fn next_ahead(&mut self, volume: &impl Missing) -> Option<Want> {
+        let ahead = self.under_way.values().filter(|p| **p == Priority::Trace).count();
+        if ahead >= MOST_AHEAD as usize {
+            return None;
+        }
+        let queue = std::mem::take(&mut self.ahead);
+        let (want, left) = self.pick(queue, Priority::Trace, volume);
+        self.ahead = left;
+        want
+    }
+
+    /// The first of a queue that is still missing, and what follows it in the same section.
+    fn pick(
+        &mut self,
+        mut queue: VecDeque<u64>,
+        priority: Priority,
+        volume: &impl Missing,
+    ) -> (Option<Want>, VecDeque<u64>) {
+        let mut chunks: Vec<u64> = Vec::new();
+        while let Some(chunk) = queue.front().copied() {
+            let missing = volume.next_absent(chunk, chunk + 1).is_some()
+                && !self.under_way.contains_key(&chunk)
+                && !self.resting.contains_key(&chunk);
+            let fits = chunks.first().is_none_or(|first| {
+                chunks.len() < BATCH && volume.section_of(*first) == volume.section_of(chunk)
+            });
+            if missing && !fits {
+                break;
+            }
+            queue.pop_front();
+            if missing && !chunks.contains(&chunk) {
+                chunks.push(chunk);
+            }
+        }
+        chunks.sort_unstable();
+        (self.begin(chunks, priority), queue)
+    }
+
+    fn begin(&mut self, chunks: Vec<u64>, priority: Priority) -> Option<Want> {
+        if chunks.is_empty() {
+            return None;
+        }
+        chunks.iter().for_each(|chunk| drop(self.under_way.insert(*chunk, priority)));
+        Some(Want { chunks, priority })
+    }
+
+    /// How many more chunks may be under way that nobody waits for.
+    fn room(&self, now: Duration) -> Option<usize> {
+        if !self.policy.fill || self.under_way.values().any(|p| *p == Priority::Guest) {
+            return None;
+        }
+        let most = match self.guests_at {
+            None => MOST_FILLING,
+            Some(at) => {
+                let quiet = now.saturating_sub(at).as_nanos() / QUIET_STEP.as_nanos();
+                (quiet as usize).min(MOST_FILLING)
+            }
+        };
+        most.checked_sub(self.under_way.len()).filter(|room| *room > 0)
+    }
+
+    fn next_filling(&mut self, room: usize, volume: &impl Missing) -> Option<Want> {
+        let mut chunks: Vec<u64> = Vec::new();
+        let mut at = self.cursor;
+        // Small requests while guests are about, large ones when they are quiet.
+        let most = room.div_ceil(4).min(BATCH);
+        let mut wrapped = false;
+        while chunks.len() < most {
+            match volume.next_absent(at, self.chunks) {
+                Some(chunk) => {
+                    let other = |first: &u64| volume.section_of(*first) != volume.section_of(chunk);
+                    if chunks.first().is_some_and(other) || (wrapped && chunk >= self.cursor) {
+                        break;
+                    }
+                    at = chunk + 1;
+                    if !self.under_way.contains_key(&chunk) && !self.resting.contains_key(&chunk) {
+                        chunks.push(chunk);
+                    }
+                }
+                None if wrapped || !chunks.is_empty() => break,
+                None => (wrapped, at) = (true, 0),
+            }
+        }
+        if !chunks.is_empty() {
+            self.cursor = at;
+        }
+        self.begin(chunks, Priority::Background)
+    }
+
+    /// What was asked for is here.
+    pub(super) fn arrived(&mut self, want: &Want, now: Duration) {
+        for chunk in &want.chunks {
+            self.under_way.remove(chunk);
+            if self.waiting.remove(chunk).is_some() {
+                self.guests_at = Some(now);
+            }
+        }
+    }
+
+    /// What was asked for could not be had. Returns the chunks for which guests have waited long enough, or
+    /// which waiting does not help; the others are asked for again after a rest.
+    pub(super) fn failed(&mut self, want: &Want, error: &Error, now: Duration) -> Vec<u64> {
+        let passing = matches!(error.kind(), Kind::Retry | Kind::Busy(_) | Kind::Full | Kind::Io);
+        for chunk in &want.chunks {
+            self.under_way.remove(chunk);
+            self.resting.insert(*chunk, now + REST);
+        }
+        let too_long = |since: &Duration| {
+            self.policy.patience.is_some_and(|most| now.saturating_sub(*since) >= most)
+        };
+        let given_up = want.chunks.iter().copied().filter(|chunk| {
+            self.waiting.get(chunk).is_some_and(|since| !passing || too_long(since))
+        });
+        let given_up: Vec<u64> = given_up.collect();
+        given_up.iter().for_each(|chunk| drop(self.waiting.remove(chunk)));
+        given_up
+    }
+
+    /// How many chunks guests wait for.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// After how long there may be something to ask for, if nothing else happens.
+    pub(super) fn wake(&self, now: Duration) -> Duration {
+        let rest = self.resting.values().min().map(|until| until.saturating_sub(now));
+        let filling = self.policy.fill.then_some(QUIET_STEP);
+        rest.into_iter().chain(filling).min().unwrap_or(REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Chunks that are missing; four to a section.
+    struct Disk(BTreeSet<u64>);
+
+    impl Missing for Disk {
+        fn next_absent(&self, from: u64, end: u64) -> Option<u64> {
+            self.0.range(from..end).next().copied()
+        }
+
+        fn section_of(&self, chunk: u64) -> u32 {
+            (chunk / 4) as u32
+        }
+    }
+
+    fn plan(fill: bool) -> (Plan, Disk) {
+        let policy = Policy { fill, patience: Some(Duration::from_secs(10)) };
+        (Plan::new(policy, 40), Disk((0..40).collect()))
+    }
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn guests_come_first_and_filling_waits_for_quiet() {
+        let (mut plan, mut disk) = plan(true);
+        plan.wanted(&[9, 30], MS(0));
+        let want = |chunks: &[u64], priority| Some(Want { chunks: chunks.to_vec(), priority });
+        assert_eq!(plan.next(MS(0), &disk), want(&[9], Priority::Guest));
+        assert_eq!(plan.next(MS(0), &disk), want(&[30], Priority::Guest));
+        assert_eq!(plan.next(MS(5), &disk), None);
+        for chunk in [9, 30] {
+            disk.0.remove(&chunk);
+            plan.arrived(&Want { chunks: vec![chunk], priority: Priority::Guest }, MS(5));
+        }
+        assert_eq!(plan.next(MS(14), &disk), None);
+        assert_eq!(plan.next(MS(15), &disk), want(&[0], Priority::Background));
+        assert_eq!(plan.next(MS(15), &disk), None);
+        assert_eq!(plan.next(MS(205), &disk), want(&[1, 2, 3], Priority::Background));
+    }
+
+    #[test]
+    fn who_reads_on_finds_it_there() {
+        let (mut plan, disk) = plan(false);
+        plan.wanted(&[4], MS(0));
+        assert_eq!(plan.next(MS(0), &disk).unwrap().chunks, [4]);
+        assert_eq!(plan.next(MS(0), &disk), None, "once is not a stream");
+        plan.wanted(&[5], MS(1));
+        assert_eq!(plan.next(MS(1), &disk).unwrap().chunks, [5]);
+        let ahead = plan.next(MS(1), &disk).unwrap();
+        assert_eq!((ahead.chunks, ahead.priority), (vec![6], Priority::Trace));
+        plan.wanted(&[6, 7], MS(2));
+        let next: Vec<_> = std::iter::from_fn(|| plan.next(MS(2), &disk)).collect();
+        let all: Vec<u64> = next.iter().flat_map(|w| w.chunks.clone()).collect();
+        assert!(all.starts_with(&[7]) && all.len() <= 1 + MOST_AHEAD as usize, "{all:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_asked_for_again_until_patience_ends() {
+        let (mut plan, disk) = plan(false);
+        let away = Error::new(Kind::Retry, "away");
+        plan.wanted(&[3], MS(0));
+        let mut now = MS(0);
+        let mut tries = 0;
+        let given_up = loop {
+            let Some(want) = plan.next(now, &disk) else {
+                now += plan.wake(now);
+                continue;
+            };
+            tries += 1;
+            let given_up = plan.failed(&want, &away, now);
+            if !given_up.is_empty() {
+                break given_up;
+            }
+        };
+        assert_eq!((given_up, tries, now), (vec![3], 11, MS(10_000)));
+        // Bytes that are wrong wherever they come from do not get better by waiting.
+        plan.wanted(&[3], now);
+        let want = plan.next(now, &disk).unwrap();
+        let bad = Error::new(Kind::Corrupt, "bad");
+        assert_eq!(plan.failed(&want, &bad, now), [3]);
+    }
+
+    proptest! {
+        #[test]
+        fn all_comes_once_whatever_guests_do(asks in prop::collection::vec((0u64..40, 0u64..50), 0..60)) {
+            let (mut plan, mut disk) = plan(true);
+            let mut asks = asks.into_iter();
+            let (mut now, mut under_way) = (MS(0), VecDeque::new());
+            let mut came = BTreeSet::new();
+            for _ in 0..2000 {
+                if let Some((chunk, pause)) = asks.next() {
+                    now += MS(pause);
+                    if disk.0.contains(&chunk) {
+                        plan.wanted(&[chunk], now);
+                    }
+                }
+                while let Some(want) = plan.next(now, &disk) {
+                    let section = disk.section_of(want.chunks[0]);
+                    prop_assert!(want.chunks.iter().all(|c| disk.section_of(*c) == section));
+                    prop_assert!(want.chunks.is_sorted());
+                    under_way.push_back(want);
+                }
+                if let Some(want) = under_way.pop_front() {
+                    for chunk in &want.chunks {
+                        prop_assert!(came.insert(*chunk), "{} came twice", chunk);
+                        disk.0.remove(chunk);
+                    }
+                    plan.arrived(&want, now);
+                } else {
+                    now += plan.wake(now);
+                }
+            }
+            prop_assert!(disk.0.is_empty(), "left: {:?}", disk.0);
+            prop_assert_eq!(plan.waiting(), 0);
+        }
+    }
+}
