@@ -7,3 +7,4 @@ pub mod patience;
 pub mod pull;
 pub mod rate;
 pub mod spread;
+pub mod volumes;

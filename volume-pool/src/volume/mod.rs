@@ -151,6 +151,11 @@ impl Volume {
         self.layout.get().size()
     }
 
+    /// Logical sector in bytes.
+    pub fn sector(&self) -> u32 {
+        self.layout.get().volume.sector()
+    }
+
     /// The file or device that holds its bytes, at the places where the guest sees them.
     pub fn data(&self) -> &BlockFile {
         &self.data

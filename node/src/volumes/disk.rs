@@ -1,0 +1,103 @@
+//! A volume as an export sees it. A full disk makes the guest wait and not fail: it goes on when there is
+//! space again.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockio::Buf;
+use image::{Error, Kind, Result};
+use volume_pool::{Piece, Volume};
+
+use crate::export::{Disk, Stretch};
+
+/// How often a write is tried again while the disk is full.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct VolumeDisk {
+    pub(super) volume: Rc<Volume>,
+    pub(super) read_only: bool,
+}
+
+impl VolumeDisk {
+    fn may_write(&self) -> Result<()> {
+        match self.read_only {
+            false => Ok(()),
+            true => Err(Error::new(Kind::Denied, "this volume is attached for reading only")),
+        }
+    }
+
+    /// Does something again and again while there is no space.
+    async fn with_space(&self, mut work: impl AsyncFnMut() -> Result<()>) -> Result<()> {
+        self.may_write()?;
+        let mut told = false;
+        loop {
+            match work().await {
+                Err(error) if error.kind() == Kind::Full => {
+                    if !told {
+                        tracing::error!(%error, "a guest waits until there is space on this disk");
+                        told = true;
+                    }
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Disk for VolumeDisk {
+    fn size(&self) -> u64 {
+        self.volume.size()
+    }
+
+    fn sector(&self) -> u32 {
+        self.volume.sector()
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    async fn read(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
+        self.volume.read(at, buf).await
+    }
+
+    async fn write(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
+        let mut held = Some(buf);
+        let written = self.with_space(async || {
+            let Some(buf) = held.take() else { unreachable!("it came back from the last try") };
+            let (written, back) = self.volume.write(at, buf).await;
+            held = Some(back);
+            written
+        });
+        let written = written.await;
+        let Some(buf) = held else { unreachable!("it came back from the last try") };
+        (written, buf)
+    }
+
+    async fn zero(&self, range: Range<u64>, give_back: bool) -> Result<()> {
+        self.with_space(async || self.volume.zero(range.clone(), give_back).await).await
+    }
+
+    async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.may_write()?;
+        self.volume.discard(range).await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.volume.flush().await
+    }
+
+    fn stretches(&self, range: Range<u64>, most: usize) -> Result<Vec<(u64, Stretch)>> {
+        let pieces = self.volume.pieces(range, most)?;
+        let stretch = |piece| match piece {
+            Piece::Data => Stretch::Data,
+            Piece::Hole => Stretch::Hole,
+            Piece::Absent => Stretch::Absent,
+        };
+        Ok(pieces.into_iter().map(|(len, piece)| (len, stretch(piece))).collect())
+    }
+}

@@ -1,0 +1,20 @@
+//! Volumes of this node: made, shown to guests, filled meanwhile, removed.
+//!
+//! ```text
+//! Volumes ─ Cores: each volume on one ─ Live ─┬─ export ─ VolumeDisk ─ volume_pool::Volume ─ data file
+//!                                             └─ Hydration: Plan, Fetch ─ caches ──▲
+//! ```
+//! The attachments are kept in a file: after a restart of the daemon every volume is served again at the same
+//! socket, and guests that reconnect go on.
+
+mod cores;
+mod disk;
+mod hydrate;
+mod kept;
+mod live;
+mod plan;
+mod service;
+mod source;
+
+pub use cores::CoreOptions;
+pub use service::{VolumeOptions, Volumes};

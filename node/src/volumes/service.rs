@@ -1,0 +1,326 @@
+//! What can be asked of a node's volumes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use api::ErrorBody;
+use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, VolumeInfo};
+use blockio::Fs;
+use futures::FutureExt;
+use image::geometry::DEFAULT_CHUNK_LOG2;
+use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use volume_pool::{Identity, NewVolume, Shelf};
+
+use super::cores::{CoreOptions, Cores};
+use super::kept::Kept;
+use super::live::Live;
+use crate::daemon::Grid;
+use crate::patience::Patience;
+use crate::pull::Connect;
+
+/// How a node keeps its volumes.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// Where they lie.
+    pub dir: PathBuf,
+    /// Where their sockets are, unless told otherwise, and what the daemon keeps of them.
+    pub state: PathBuf,
+    /// How they are served.
+    pub cores: CoreOptions,
+}
+
+/// The volumes of a node. Clones share them.
+pub struct Volumes<G>(Arc<Inner<G>>);
+
+impl<G> Clone for Volumes<G> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Inner<G> {
+    grid: Arc<G>,
+    shelf: Shelf,
+    sockets: PathBuf,
+    cores: Cores,
+    kept: Kept,
+    /// One change of a volume at a time.
+    changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+}
+
+/// Now, and an id that nobody else has: from outside, as everything that is different in each run.
+#[derive(Clone, Copy, Debug)]
+pub struct Birth {
+    /// In seconds since 1970.
+    pub now: u64,
+    /// Drawn at random.
+    pub id: [u8; 16],
+}
+
+impl<G: Grid> Volumes<G> {
+    /// Opens a node's volumes, and serves again those that were attached. What cannot be served is said and
+    /// left. Must be called inside a tokio runtime.
+    pub async fn start(grid: G, options: VolumeOptions) -> Result<Self> {
+        let shelf = Shelf::open(Fs::os(), options.dir)?;
+        for (name, error) in shelf.tidy()? {
+            tracing::error!(%error, name, "a volume that cannot be read");
+        }
+        let sockets = options.state.join("volumes");
+        Fs::os().create_dir_all(&sockets).map_err(|e| Error::io("the node's directory", e))?;
+        let volumes = Self(Arc::new(Inner {
+            grid: Arc::new(grid),
+            shelf,
+            sockets,
+            cores: Cores::start(options.cores)?,
+            kept: Kept::load(options.state.join("attachments.json"))?,
+            changing: std::sync::Mutex::default(),
+        }));
+        for (name, how) in volumes.0.kept.all() {
+            if let Err(error) = volumes.go_live(&name, how).await {
+                tracing::error!(%error, name, "a volume cannot be served again");
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// Ends all exports when their requests are answered. The volumes stay attached: the next start serves
+    /// them again.
+    pub async fn stop(&self) {
+        for name in self.0.kept.all().into_keys() {
+            if let Err(error) = self.end_live(&name).await {
+                tracing::error!(%error, name, "a volume did not end as it should");
+            }
+        }
+    }
+
+    /// Makes a volume.
+    pub async fn create(&self, asked: CreateVolume, birth: Birth) -> Result<VolumeInfo> {
+        let _only = self.only(&asked.name).await;
+        let image = match &asked.image {
+            Some(image) => Some(self.manifest(image.clone()).await?),
+            None => None,
+        };
+        let geometry = geometry(&asked, image.as_deref())?;
+        let new =
+            NewVolume { name: asked.name.clone(), id: birth.id, geometry, image, created: birth.now };
+        let shelf = self.0.shelf.clone();
+        self.blocking(move || shelf.create(&new)).await?;
+        self.show(&asked.name).await
+    }
+
+    async fn manifest(&self, name: String) -> Result<Arc<Manifest>> {
+        let (image, connect) = self.0.grid.locate(&name).await?;
+        let ask = move |core: std::rc::Rc<super::cores::Core>| {
+            async move {
+                let connecting = async || connect.connect(core.number).await;
+                let source = Patience::with_busy().ask(connecting).await?;
+                let ctx = ReadContext::default();
+                let asking = async || source.manifest(&ctx, &image).await;
+                let manifest = Patience::new().ask(asking).await;
+                connect.close(source).await;
+                manifest
+            }
+            .boxed_local()
+        };
+        self.0.cores.on(0, ask).await
+    }
+
+    /// All volumes.
+    pub async fn list(&self) -> Result<Vec<VolumeInfo>> {
+        let mut all = Vec::new();
+        for name in self.0.shelf.names()? {
+            match self.show(&name).await {
+                Ok(info) => all.push(info),
+                Err(error) => tracing::warn!(%error, name, "a volume that cannot be shown"),
+            }
+        }
+        Ok(all)
+    }
+
+    /// One volume.
+    pub async fn show(&self, name: &str) -> Result<VolumeInfo> {
+        let identity = self.0.shelf.identity(name)?;
+        let mut info = self.info(&identity)?;
+        let wanted = name.to_owned();
+        let progress = self.on_its_core(name, move |core| {
+            async move { Ok(core.live.borrow().get(&wanted).map(|live| live.progress())) }
+                .boxed_local()
+        });
+        if let Some((progress, trouble, plain)) = progress.await? {
+            info.hydration = Some(progress);
+            info.trouble = trouble.as_ref().map(ErrorBody::from);
+            info.plain = plain;
+        }
+        Ok(info)
+    }
+
+    fn info(&self, identity: &Identity) -> Result<VolumeInfo> {
+        let Identity { name, id, state, size, sector, base, created, plain, .. } = identity;
+        Ok(VolumeInfo {
+            name: name.clone(),
+            id: id.iter().map(|b| format!("{b:02x}")).collect(),
+            state: state.name().to_owned(),
+            size: *size,
+            sector: *sector,
+            image: base.map(|base| base.image),
+            created: *created,
+            plain: *plain,
+            disk: self.0.shelf.disk(name)?,
+            attached: self.0.kept.get(name),
+            hydration: None,
+            trouble: None,
+        })
+    }
+
+    /// Removes a volume and what is in it; returns it as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] while it is attached.
+    pub async fn remove(&self, name: &str) -> Result<VolumeInfo> {
+        let _only = self.only(name).await;
+        let was = self.show(name).await?;
+        if was.attached.is_some() {
+            let what = format!("{name}: attached: detach it first");
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
+        self.blocking(move || shelf.remove(&name)).await?;
+        Ok(was)
+    }
+
+    /// Shows a volume to its guest. The same again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it is attached in another way.
+    pub async fn attach(&self, name: &str, asked: AttachVolume) -> Result<VolumeInfo> {
+        let _only = self.only(name).await;
+        let how = self.attachment(name, asked)?;
+        match self.0.kept.get(name) {
+            Some(now) if now == how => return self.show(name).await,
+            Some(_) => {
+                let what = format!("{name}: attached in another way: detach it first");
+                return Err(Error::new(Kind::Conflict, what));
+            }
+            None => {}
+        }
+        self.go_live(name, how.clone()).await?;
+        if let Err(error) = self.0.kept.insert(name, how) {
+            let ended = self.end_live(name).await;
+            ended.unwrap_or_else(|error| tracing::error!(%error, name, "a volume that is stuck"));
+            return Err(error);
+        }
+        self.show(name).await
+    }
+
+    fn attachment(&self, name: &str, asked: AttachVolume) -> Result<Attachment> {
+        let AttachVolume { kind, socket, read_only, fill } = asked;
+        let suffix = match kind {
+            ExportKind::Nbd => "nbd",
+        };
+        // A volume that is not there has no socket.
+        self.0.shelf.identity(name)?;
+        let socket = socket.unwrap_or_else(|| self.0.sockets.join(format!("{name}.{suffix}")));
+        if !socket.is_absolute() {
+            let what = format!("{}: the path must be absolute", socket.display());
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(Attachment { kind, socket, read_only, fill })
+    }
+
+    async fn go_live(&self, name: &str, how: Attachment) -> Result<()> {
+        let (grid, shelf, key) = (Arc::clone(&self.0.grid), self.0.shelf.clone(), name.to_owned());
+        let taken = key.clone();
+        let files = self.blocking(move || shelf.take(&taken)).await?;
+        self.on_its_core(name, move |core| {
+            async move {
+                let live = Live::start(&core, grid, files, &how)?;
+                core.live.borrow_mut().insert(key, live);
+                Ok(())
+            }
+            .boxed_local()
+        })
+        .await
+    }
+
+    /// Takes a volume from its guest.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it is not attached.
+    pub async fn detach(&self, name: &str) -> Result<VolumeInfo> {
+        let _only = self.only(name).await;
+        if self.0.kept.get(name).is_none() {
+            self.0.shelf.identity(name)?;
+            return Err(Error::new(Kind::Conflict, format!("{name}: not attached")));
+        }
+        self.end_live(name).await?;
+        self.0.kept.remove(name)?;
+        self.show(name).await
+    }
+
+    async fn end_live(&self, name: &str) -> Result<()> {
+        let key = name.to_owned();
+        self.on_its_core(name, move |core| {
+            async move {
+                let live = core.live.borrow_mut().remove(&key);
+                match live {
+                    Some(live) => live.stop().await,
+                    None => Ok(()),
+                }
+            }
+            .boxed_local()
+        })
+        .await
+    }
+
+    /// A volume always lives on the same core.
+    async fn on_its_core<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce(
+            std::rc::Rc<super::cores::Core>,
+        ) -> futures::future::LocalBoxFuture<'static, Result<T>>
+        + Send
+        + 'static,
+    ) -> Result<T> {
+        let core = crc32(name) as usize % self.0.cores.count();
+        self.0.cores.on(core, work).await
+    }
+
+    /// Keeps others from changing a volume.
+    async fn only(&self, name: &str) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut changing = self.0.changing.lock().expect("no panics while locked");
+            changing.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(changing.entry(name.to_owned()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let done = Fs::os().unblock(work).await;
+        done.map_err(|e| Error::caused(Kind::Io, format!("working on a volume: {e}"), e))?
+    }
+}
+
+/// Size and sectors of a new volume.
+fn geometry(asked: &CreateVolume, image: Option<&Manifest>) -> Result<Geometry> {
+    let of_image = image.map(|image| *image.geometry());
+    let size = asked.size.or(of_image.map(|g| g.size()));
+    let size = size.ok_or_else(|| Error::new(Kind::Invalid, "a blank volume needs a size"))?;
+    let sector = asked.sector.or(of_image.map(|g| g.sector())).unwrap_or(512);
+    let chunk_log2 = of_image.map_or(DEFAULT_CHUNK_LOG2, |g| g.chunk_log2());
+    Ok(Geometry::new(size, sector, chunk_log2)?)
+}
+
+/// Spreads names over cores, the same way in every run.
+fn crc32(name: &str) -> u32 {
+    name.bytes().fold(0, |hash: u32, byte| hash.wrapping_mul(31).wrapping_add(byte.into()))
+}
