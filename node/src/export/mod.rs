@@ -3,6 +3,8 @@
 //! An export serves a [`Disk`] and knows nothing of images, maps or networks. All of it runs on one
 //! core: the tasks of an export, and the disk behind it, share a single-threaded runtime.
 
+pub mod nbd;
+
 use std::future::Future;
 use std::ops::Range;
 
@@ -45,6 +47,13 @@ pub trait Disk: 'static {
     /// Makes a range read as zeros. With `give_back` its space may be given back; without, a later write
     /// into it does not find the disk full.
     fn zero(&self, range: Range<u64>, give_back: bool) -> impl Future<Output = Result<()>>;
+
+    /// Whether [`zero`](Disk::zero) with this `give_back` takes less time than writing the zeros would,
+    /// whatever the range: some clients ask for zeros only if they are cheap.
+    fn zero_is_fast(&self, give_back: bool) -> bool {
+        let _ = give_back;
+        false
+    }
 
     /// Says that nobody needs what is in a range; it reads as zeros afterwards, or as before.
     fn discard(&self, range: Range<u64>) -> impl Future<Output = Result<()>>;

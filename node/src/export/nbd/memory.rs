@@ -1,0 +1,143 @@
+//! Memory for what is on its way between clients and the disk: two arenas, and each connection's share of
+//! them.
+//!
+//! A request holds one buffer at a time for each of its pieces, and no piece waits for a second one, so
+//! that waiting for a buffer always ends. A connection that does not take its replies holds its share and
+//! no more.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use blockio::{Arena, Buf};
+
+/// Small buffers, in bytes: what guests mostly read and write at a time.
+const SMALL: usize = 16 << 10;
+/// Large buffers, in bytes; what is longer goes in pieces.
+const LARGE: usize = 256 << 10;
+
+/// The buffers of a server.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    small: Arena,
+    large: Arena,
+}
+
+impl Memory {
+    /// These arenas: one for requests that fit its buffers, and one for longer ones, which go in pieces of
+    /// its buffers' size.
+    pub fn new(small: Arena, large: Arena) -> Memory {
+        Memory { small, large }
+    }
+
+    /// Arenas that take `budget` bytes together: a quarter in buffers of 16 KiB, the rest in those of
+    /// 256 KiB.
+    ///
+    /// # Errors
+    ///
+    /// As [`Arena::new`]: less than one buffer of each.
+    pub fn with_budget(budget: usize) -> io::Result<Memory> {
+        let small = Arena::new("nbd small", SMALL, budget / 4)?;
+        let large = Arena::new("nbd large", LARGE, budget - budget / 4)?;
+        Ok(Memory { small, large })
+    }
+
+    /// Bytes that are lent out.
+    pub fn used_bytes(&self) -> usize {
+        self.small.used_bytes() + self.large.used_bytes()
+    }
+
+    /// The share of one of `connections`: at least a buffer of each size.
+    pub(super) fn share(&self, connections: usize) -> Share {
+        let part = |arena: &Arena| Part {
+            arena: arena.clone(),
+            left: Rc::new(Cell::new((arena.slots() / connections.max(1)).max(1))),
+        };
+        Share { small: part(&self.small), large: part(&self.large) }
+    }
+}
+
+/// What one connection may hold.
+pub(super) struct Share {
+    small: Part,
+    large: Part,
+}
+
+struct Part {
+    arena: Arena,
+    /// Buffers that the connection may still take.
+    left: Rc<Cell<usize>>,
+}
+
+impl Share {
+    /// The largest piece, in bytes; a multiple of 4096.
+    pub fn piece(&self) -> usize {
+        self.small.arena.slot_bytes().max(self.large.arena.slot_bytes())
+    }
+
+    /// The right to a buffer of `len` bytes, at most a [piece](Self::piece), unless the share is used up.
+    pub fn claim(&self, len: usize) -> Option<Claim> {
+        let small = len <= self.small.arena.slot_bytes();
+        let part = if small { &self.small } else { &self.large };
+        let left = part.left.get().checked_sub(1)?;
+        part.left.set(left);
+        Some(Claim { arena: part.arena.clone(), len, held: Held(Rc::clone(&part.left)) })
+    }
+}
+
+/// The right to a buffer.
+pub(super) struct Claim {
+    arena: Arena,
+    len: usize,
+    held: Held,
+}
+
+impl Claim {
+    /// Waits for the buffer: shares may add up to more than there is, and buffers of connections that
+    /// are gone come back when the disk is done with them.
+    pub async fn buffer(self) -> Lent {
+        let mut buf = match self.arena.try_acquire() {
+            Some(buf) => buf,
+            None => self.arena.acquire().await,
+        };
+        buf.set_len(self.len);
+        Lent { buf, held: self.held }
+    }
+}
+
+/// A place in a share, given back when dropped.
+pub(super) struct Held(Rc<Cell<usize>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+/// A buffer, and the place it takes in its connection's share.
+pub(super) struct Lent {
+    pub buf: Buf,
+    pub held: Held,
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_share_is_all_that_a_connection_gets() {
+        let memory = Memory::with_budget(4 << 20).unwrap();
+        let share = memory.share(4);
+        let large: Vec<_> = std::iter::from_fn(|| share.claim(LARGE)).collect();
+        assert_eq!(large.len(), 3);
+        let small: Vec<_> = std::iter::from_fn(|| share.claim(512)).collect();
+        assert_eq!(small.len(), 16);
+        let lent = small.into_iter().next().unwrap().buffer().now_or_never().unwrap();
+        assert_eq!((lent.buf.len(), memory.used_bytes()), (512, SMALL));
+        drop((lent, large));
+        assert_eq!(memory.used_bytes(), 0);
+        assert!(share.claim(LARGE).is_some() && share.claim(1).is_some());
+    }
+}
