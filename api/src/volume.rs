@@ -8,6 +8,7 @@
 //! | `DELETE /v1/volumes/{name}` | → [`VolumeInfo`] as it was |
 //! | `POST /v1/volumes/{name}/attach` | [`AttachVolume`] → [`VolumeInfo`]; the same again changes nothing |
 //! | `POST /v1/volumes/{name}/detach` | → [`VolumeInfo`] |
+//! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] → [`VolumeInfo`] |
 
 use std::path::PathBuf;
 
@@ -30,6 +31,13 @@ pub struct CreateVolume {
     /// Logical sector in bytes; the image's by default, 512 of a blank one.
     #[serde(default)]
     pub sector: Option<u32>,
+}
+
+/// Asks for a volume to be made larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeVolume {
+    /// Bytes.
+    pub size: u64,
 }
 
 /// How a volume is shown to its guest.

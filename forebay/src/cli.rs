@@ -93,8 +93,10 @@ pub enum Command {
     Gc(GcArgs),
     /// Take care of the permanent store
     Store(StoreArgs),
-    /// Run the node's pull daemon, or manage nodes
+    /// Run the node's daemon, or manage nodes
     Node(NodeArgs),
+    /// Disks of this node that can be used before their image has arrived; the node's daemon keeps them
+    Volume(VolumeArgs),
     /// Show the configuration in force, and where each value came from
     Config,
     /// Print a completion script for a shell
@@ -438,7 +440,8 @@ pub struct NodeArgs {
     pub command: Option<NodeCommand>,
 }
 
-/// Managing nodes. Without one of these, `forebay node` runs the pull daemon.
+/// Managing nodes. Without one of these, `forebay node` runs the daemon, which pulls images and
+/// keeps volumes.
 #[derive(Subcommand, Debug)]
 pub enum NodeCommand {
     /// Make a one-time token with which a machine can join the grid
@@ -503,6 +506,107 @@ pub struct RemoveArgs {
 pub struct CancelArgs {
     /// The transfer's number
     pub id: u64,
+}
+
+/// `forebay volume`.
+#[derive(Args, Debug)]
+pub struct VolumeArgs {
+    #[command(subcommand)]
+    pub command: VolumeCommand,
+}
+
+/// Volumes.
+#[derive(Subcommand, Debug)]
+pub enum VolumeCommand {
+    /// Make a volume of an image, or a blank one
+    Create(CreateVolumeArgs),
+    /// List the volumes of this node
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Show a volume, and how much of it is here
+    Show(VolumeNameArgs),
+    /// Make a volume larger, also while it is attached
+    Resize(ResizeVolumeArgs),
+    /// Remove volumes, and what is in them
+    Rm(RmVolumesArgs),
+    /// Show a volume to a guest, whatever of it is here
+    Attach(AttachVolumeArgs),
+    /// Take a volume from its guest
+    Detach(VolumeNameArgs),
+}
+
+/// `forebay volume create`.
+#[derive(Args, Debug)]
+pub struct CreateVolumeArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF", required_unless_present = "blank")]
+    pub image: Option<String>,
+    /// Make a blank one, of this size
+    #[arg(long, value_name = "SIZE", conflicts_with = "image", value_parser = crate::config::parse_size)]
+    pub blank: Option<u64>,
+    /// Its name [default: the image's, and a number]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Its size, if it is to be larger than the image
+    #[arg(long, conflicts_with = "blank", value_parser = crate::config::parse_size)]
+    pub size: Option<u64>,
+    /// Logical sector size in bytes [default: the image's, 512 for a blank one]
+    #[arg(long, value_parser = ["512", "4096"])]
+    pub sector_size: Option<String>,
+}
+
+/// A volume.
+#[derive(Args, Debug)]
+pub struct VolumeNameArgs {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub name: String,
+}
+
+/// `forebay volume resize`.
+#[derive(Args, Debug)]
+pub struct ResizeVolumeArgs {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub name: String,
+    /// The size that it gets
+    #[arg(value_parser = crate::config::parse_size)]
+    pub size: u64,
+}
+
+/// `forebay volume rm`.
+#[derive(Args, Debug)]
+pub struct RmVolumesArgs {
+    /// The volumes; one that cannot be removed does not keep the others
+    #[arg(value_name = "VOLUME", required = true)]
+    pub names: Vec<String>,
+}
+
+/// `forebay volume attach`.
+#[derive(Args, Debug)]
+pub struct AttachVolumeArgs {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub name: String,
+    /// How the guest gets at it
+    #[arg(long, value_enum, default_value = "nbd")]
+    pub export: ExportArg,
+    /// Where the socket is to be [default: in the daemon's directory]
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Fetch only what the guest asks for
+    #[arg(long)]
+    pub no_fill: bool,
+}
+
+/// How a guest gets at a volume.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportArg {
+    /// Network block device, over a Unix socket: QEMU, libnbd.
+    Nbd,
 }
 
 /// `forebay completions`.

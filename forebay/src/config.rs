@@ -122,6 +122,13 @@ pub const KEYS: &[Key] = &[
     ),
     key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
     key("node.socket", Form::Path, "", "the node daemon's socket; DATA/node/node.sock unless set"),
+    key("volumes.dir", Form::Path, "", "directory of the node's volumes; DATA/volumes unless set"),
+    key(
+        "volumes.memory",
+        Form::Size,
+        "64MiB",
+        "memory of each core for what is between guests and volumes, and as much for what arrives",
+    ),
     key("import.memory", Form::Size, "160MiB", "memory for sections on their way to the receiver"),
     key(
         "import.workers",

@@ -75,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Import(args) => Ok(commands::import::run(&config, &args, output)?),
         Command::Pull(args) => Ok(commands::pull::run(&config, &args, output)?),
         Command::Node(args) => Ok(commands::node::run(&config, args, output)?),
+        Command::Volume(args) => Ok(commands::volume::run(&config, args.command, output)?),
         Command::Images(args) => Ok(commands::images::list(&config, &args, output)?),
         Command::Inspect(args) => Ok(commands::images::inspect(&config, &args, output)?),
         Command::Verify(args) => Ok(commands::images::verify(&config, &args, output)?),

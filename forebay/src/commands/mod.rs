@@ -8,6 +8,7 @@ pub mod import;
 pub mod node;
 pub mod pull;
 pub mod store;
+pub mod volume;
 
 use std::future::Future;
 

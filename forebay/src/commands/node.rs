@@ -1,4 +1,4 @@
-//! `forebay node`: the pull daemon, joining a grid, tokens, transfers.
+//! `forebay node`: the daemon, joining a grid, tokens, transfers.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use image::{Digest, Error, Kind, Result};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
+use node::volumes::{CoreOptions, VolumeOptions, Volumes};
 use placement::Papers;
 
 use super::{block_on, interrupted, with_grid};
@@ -42,7 +43,8 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
     }
 }
 
-fn daemon_client(config: &Config) -> DaemonClient {
+/// The daemon of this machine.
+pub fn daemon_client(config: &Config) -> DaemonClient {
     DaemonClient::new(config.path("node.socket", "node/node.sock"))
 }
 
@@ -80,6 +82,7 @@ fn human(transfers: &[Transfer]) -> String {
 
 /// The daemon finds images through the grid of its data directory, read anew for each transfer: it
 /// may be joined, or its papers renewed, while the daemon runs.
+#[derive(Clone)]
 struct Located {
     data: std::path::PathBuf,
     known: Known,
@@ -114,17 +117,29 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         rate: pull.rate,
         engine: pull.engine,
     };
+    let volume_options = VolumeOptions {
+        dir: config.path("volumes.dir", "volumes"),
+        state: config.data.join("node"),
+        cores: CoreOptions {
+            cores: pull.cores,
+            memory: config.size("volumes.memory") as usize,
+            engine: pull.engine,
+        },
+    };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {
         let interrupted = interrupted();
         // Bound before the daemon starts, so that of two daemons the second ends at once.
         let listener = http::bind(&socket).await?;
         let located = Located { data: config.data.clone(), known: Known::new() };
-        let daemon = Daemon::start(located, options)?;
+        let daemon = Daemon::start(located.clone(), options)?;
+        let volumes = Volumes::start(located, volume_options).await?;
         let serving = NodeServing { socket: socket.clone() };
         output.line(&serving, |s| format!("forebay node serves at {}", s.socket.display()))?;
         crate::serve::tell_systemd();
-        http::serve(daemon, listener, interrupted).await
+        let served = http::serve(daemon, volumes.clone(), listener, interrupted).await;
+        volumes.stop().await;
+        served
     })?;
     // Transfers under way are gone on with at the next start.
     runtime.shutdown_background();

@@ -4,13 +4,32 @@ use std::path::PathBuf;
 
 use api::ErrorBody;
 use api::node::{PullRequest, Transfer};
+use api::volume::{AttachVolume, CreateVolume, ResizeVolume, VolumeInfo};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use image::{Error, Kind, Result};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+
+/// What we ask is plain text and numbers.
+fn json(asked: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(asked).unwrap_or_default()
+}
+
+/// Names come from people: whatever is in them stays within its part of the path.
+fn volume_path(name: &str, action: &str) -> String {
+    let encoded: String = name
+        .bytes()
+        .map(|b| match b.is_ascii_alphanumeric() || b"._-".contains(&b) {
+            true => char::from(b).to_string(),
+            false => format!("%{b:02X}"),
+        })
+        .collect();
+    format!("/v1/volumes/{encoded}{action}")
+}
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
@@ -54,6 +73,41 @@ impl DaemonClient {
     /// Ends a transfer.
     pub async fn cancel(&self, id: u64) -> Result<Transfer> {
         self.call(Method::DELETE, &format!("/v1/transfers/{id}"), Vec::new()).await
+    }
+
+    /// Makes a volume.
+    pub async fn create_volume(&self, asked: &CreateVolume) -> Result<VolumeInfo> {
+        self.call(Method::POST, "/v1/volumes", json(asked)).await
+    }
+
+    /// All volumes.
+    pub async fn volumes(&self) -> Result<Vec<VolumeInfo>> {
+        self.call(Method::GET, "/v1/volumes", Vec::new()).await
+    }
+
+    /// One volume.
+    pub async fn volume(&self, name: &str) -> Result<VolumeInfo> {
+        self.call(Method::GET, &volume_path(name, ""), Vec::new()).await
+    }
+
+    /// Removes a volume; returns it as it was.
+    pub async fn remove_volume(&self, name: &str) -> Result<VolumeInfo> {
+        self.call(Method::DELETE, &volume_path(name, ""), Vec::new()).await
+    }
+
+    /// Shows a volume to its guest.
+    pub async fn attach_volume(&self, name: &str, asked: &AttachVolume) -> Result<VolumeInfo> {
+        self.call(Method::POST, &volume_path(name, "/attach"), json(asked)).await
+    }
+
+    /// Takes a volume from its guest.
+    pub async fn detach_volume(&self, name: &str) -> Result<VolumeInfo> {
+        self.call(Method::POST, &volume_path(name, "/detach"), Vec::new()).await
+    }
+
+    /// Makes a volume larger.
+    pub async fn resize_volume(&self, name: &str, asked: &ResizeVolume) -> Result<VolumeInfo> {
+        self.call(Method::POST, &volume_path(name, "/resize"), json(asked)).await
     }
 
     async fn call<T: DeserializeOwned>(

@@ -15,9 +15,10 @@ use image::{Error, Kind, Result};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::run::{Daemon, Grid};
+use crate::volumes::Volumes;
 
 /// An error as an HTTP answer.
-struct Failure(Error);
+pub(crate) struct Failure(Error);
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
@@ -33,18 +34,20 @@ impl IntoResponse for Failure {
     }
 }
 
-type Answer<T> = std::result::Result<Json<T>, Failure>;
+pub(crate) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
 /// Serves the API until `shutdown` ends.
-pub async fn serve<G: Grid>(
+pub async fn serve<G: Grid, V: Grid>(
     daemon: Daemon<G>,
+    volumes: Volumes<V>,
     listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let app = Router::new()
         .route("/v1/transfers", post(ask::<G>).get(list::<G>))
         .route("/v1/transfers/{id}", get(show::<G>).delete(cancel::<G>))
-        .with_state(daemon);
+        .with_state(daemon)
+        .merge(crate::volumes::http::routes(volumes));
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await;
     served.map_err(|e| Error::io("the node daemon's socket", e))
 }

@@ -117,6 +117,11 @@ impl Live {
         (progress, self.status.trouble.borrow().clone(), self.volume.identity().plain)
     }
 
+    /// Makes it larger, under its guest.
+    pub(super) async fn grow(&self, size: u64) -> Result<()> {
+        self.volume.grow(size).await
+    }
+
     /// Ends what serves it when its requests are answered, and writes everything down.
     pub(super) async fn stop(&self) -> Result<()> {
         let _ = self.end.send(true);
@@ -151,8 +156,7 @@ fn serve(
             let name = volume.identity().name;
             let description = format!("Forebay volume {name}");
             let export = nbd::Export { name, description, disk };
-            let server =
-                nbd::Server::new(vec![export], core.nbd.clone(), nbd::Limits::default())?;
+            let server = nbd::Server::new(vec![export], core.nbd.clone(), nbd::Limits::default())?;
             let socket = nbd::Socket::bind(&how.socket)?;
             Ok(tokio::task::spawn_local(async move { server.serve(socket, ending).await }))
         }

@@ -9,6 +9,7 @@
 
 mod cores;
 mod disk;
+pub(crate) mod http;
 mod hydrate;
 mod kept;
 mod live;
@@ -17,4 +18,4 @@ mod service;
 mod source;
 
 pub use cores::CoreOptions;
-pub use service::{VolumeOptions, Volumes};
+pub use service::{Birth, VolumeOptions, Volumes};

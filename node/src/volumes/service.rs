@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use api::ErrorBody;
-use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, VolumeInfo};
+use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
 use blockio::Fs;
 use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use volume_pool::{Identity, NewVolume, Shelf};
+use volume_pool::{Identity, NewVolume, Shelf, Volume};
 
-use super::cores::{CoreOptions, Cores};
+use super::cores::{Core, CoreOptions, Cores};
 use super::kept::Kept;
 use super::live::Live;
 use crate::daemon::Grid;
@@ -103,8 +105,13 @@ impl<G: Grid> Volumes<G> {
             None => None,
         };
         let geometry = geometry(&asked, image.as_deref())?;
-        let new =
-            NewVolume { name: asked.name.clone(), id: birth.id, geometry, image, created: birth.now };
+        let new = NewVolume {
+            name: asked.name.clone(),
+            id: birth.id,
+            geometry,
+            image,
+            created: birth.now,
+        };
         let shelf = self.0.shelf.clone();
         self.blocking(move || shelf.create(&new)).await?;
         self.show(&asked.name).await
@@ -112,7 +119,7 @@ impl<G: Grid> Volumes<G> {
 
     async fn manifest(&self, name: String) -> Result<Arc<Manifest>> {
         let (image, connect) = self.0.grid.locate(&name).await?;
-        let ask = move |core: std::rc::Rc<super::cores::Core>| {
+        let ask = move |core: Rc<Core>| {
             async move {
                 let connecting = async || connect.connect(core.number).await;
                 let source = Patience::with_busy().ask(connecting).await?;
@@ -262,6 +269,27 @@ impl<G: Grid> Volumes<G> {
         self.show(name).await
     }
 
+    /// Makes a volume larger, also while it is attached.
+    pub async fn resize(&self, name: &str, asked: ResizeVolume) -> Result<VolumeInfo> {
+        let _only = self.only(name).await;
+        let (shelf, key) = (self.0.shelf.clone(), name.to_owned());
+        self.on_its_core(name, move |core| {
+            async move {
+                let live = core.live.borrow().get(&key).cloned();
+                match live {
+                    Some(live) => live.grow(asked.size).await,
+                    // Briefly in use, by us.
+                    None => {
+                        Volume::open(shelf.take(&key)?, core.engine.clone())?.grow(asked.size).await
+                    }
+                }
+            }
+            .boxed_local()
+        })
+        .await?;
+        self.show(name).await
+    }
+
     async fn end_live(&self, name: &str) -> Result<()> {
         let key = name.to_owned();
         self.on_its_core(name, move |core| {
@@ -281,13 +309,9 @@ impl<G: Grid> Volumes<G> {
     async fn on_its_core<T: Send + 'static>(
         &self,
         name: &str,
-        work: impl FnOnce(
-            std::rc::Rc<super::cores::Core>,
-        ) -> futures::future::LocalBoxFuture<'static, Result<T>>
-        + Send
-        + 'static,
+        work: impl FnOnce(Rc<Core>) -> LocalBoxFuture<'static, Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let core = crc32(name) as usize % self.0.cores.count();
+        let core = number_of(name) as usize % self.0.cores.count();
         self.0.cores.on(core, work).await
     }
 
@@ -321,6 +345,6 @@ fn geometry(asked: &CreateVolume, image: Option<&Manifest>) -> Result<Geometry> 
 }
 
 /// Spreads names over cores, the same way in every run.
-fn crc32(name: &str) -> u32 {
+fn number_of(name: &str) -> u32 {
     name.bytes().fold(0, |hash: u32, byte| hash.wrapping_mul(31).wrapping_add(byte.into()))
 }

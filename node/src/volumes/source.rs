@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use image::{
-    ChunkSink, ChunkSource, Digest, Manifest, Place, ReadContext, Result, SectionTable,
+    ChunkSink, ChunkSource, Digest, Error, Manifest, Place, ReadContext, Result, SectionTable,
 };
 use tokio::sync::OnceCell;
 
@@ -31,7 +31,7 @@ impl<G: Grid> LazySource<G> {
         let find = async || {
             let (_, connect) = self.grid.locate(&self.image.to_string()).await?;
             let source = connect.connect(self.core).await?;
-            Ok((connect, Rc::new(source)))
+            Ok::<_, Error>((connect, Rc::new(source)))
         };
         Ok(&self.found.get_or_try_init(find).await?.1)
     }

@@ -210,6 +210,7 @@ impl Bits {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
     }

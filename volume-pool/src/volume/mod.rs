@@ -23,6 +23,7 @@ mod fill;
 mod flush;
 mod intent;
 mod read;
+mod resize;
 #[cfg(test)]
 mod tests;
 mod together;

@@ -1,0 +1,144 @@
+//! `forebay volume`: volumes of this node, by its daemon.
+
+use std::path::{Path, PathBuf};
+
+use api::volume::{AttachVolume, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
+use image::{Error, Result};
+use node::daemon::DaemonClient;
+
+use super::block_on;
+use super::node::daemon_client;
+use crate::cli::{
+    AttachVolumeArgs, CreateVolumeArgs, ExportArg, ResizeVolumeArgs, RmVolumesArgs, VolumeCommand,
+    VolumeNameArgs,
+};
+use crate::config::Config;
+use crate::output::{Output, bytes, table, time};
+
+/// Runs the command.
+pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()> {
+    let daemon = daemon_client(config);
+    let info = match command {
+        VolumeCommand::Ls => {
+            let all = block_on(async { daemon.volumes().await })?;
+            return output.result(&all, |all| rows(all));
+        }
+        VolumeCommand::Rm(args) => return remove(&daemon, &args, output),
+        VolumeCommand::Create(args) => block_on(create(&daemon, &args))?,
+        VolumeCommand::Show(VolumeNameArgs { name }) => block_on(daemon.volume(&name))?,
+        VolumeCommand::Resize(ResizeVolumeArgs { name, size }) => {
+            block_on(daemon.resize_volume(&name, &ResizeVolume { size }))?
+        }
+        VolumeCommand::Attach(args) => block_on(attach(&daemon, &args))?,
+        VolumeCommand::Detach(VolumeNameArgs { name }) => block_on(daemon.detach_volume(&name))?,
+    };
+    output.result(&info, human)
+}
+
+async fn create(daemon: &DaemonClient, args: &CreateVolumeArgs) -> Result<VolumeInfo> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => free_name(daemon, args.image.as_deref().unwrap_or("blank")).await?,
+    };
+    let sector = args.sector_size.as_deref().and_then(|s| s.parse().ok());
+    let asked =
+        CreateVolume { name, image: args.image.clone(), size: args.size.or(args.blank), sector };
+    daemon.create_volume(&asked).await
+}
+
+/// `debian-12-1` for the first volume of `debian:12`.
+async fn free_name(daemon: &DaemonClient, image: &str) -> Result<String> {
+    // A digest is long enough to be known by its beginning.
+    let short = if image.len() == 64 { &image[..12] } else { image };
+    let stem = short.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_', "-");
+    let all = daemon.volumes().await?;
+    let taken = |name: &String| all.iter().any(|v| v.name == *name);
+    let names = (1..=all.len() + 1).map(|n| format!("{stem}-{n}"));
+    Ok(names.into_iter().find(|name| !taken(name)).unwrap_or(stem))
+}
+
+async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<VolumeInfo> {
+    let kind = match args.export {
+        ExportArg::Nbd => ExportKind::Nbd,
+    };
+    let socket = args.socket.as_deref().map(absolute).transpose()?;
+    let asked = AttachVolume { kind, socket, read_only: args.read_only, fill: !args.no_fill };
+    daemon.attach_volume(&args.name, &asked).await
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io(path.display(), e))
+}
+
+/// Removes each; the first failure is the command's.
+fn remove(daemon: &DaemonClient, args: &RmVolumesArgs, output: Output) -> Result<()> {
+    let (mut removed, mut failed): (Vec<VolumeInfo>, Option<Error>) = (Vec::new(), None);
+    for name in &args.names {
+        match block_on(daemon.remove_volume(name)) {
+            Ok(info) => removed.push(info),
+            Err(error) => {
+                if let Some(earlier) = failed.replace(error) {
+                    eprintln!("forebay: {earlier}");
+                }
+            }
+        }
+    }
+    if !removed.is_empty() {
+        let names = |all: &Vec<VolumeInfo>| {
+            all.iter().map(|v| format!("removed {}\n", v.name)).collect::<String>()
+        };
+        output.result(&removed, names)?;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn rows(all: &[VolumeInfo]) -> String {
+    let head = ["NAME", "SIZE", "STATE", "HERE", "ATTACHED", "IMAGE"].map(str::to_owned).to_vec();
+    let rows = all.iter().map(|v| {
+        let image = v.image.map_or("-".to_owned(), |i| i.to_string()[..12].to_owned());
+        let attached = v.attached.as_ref().map_or("-".to_owned(), |a| kind(a.kind).to_owned());
+        vec![v.name.clone(), bytes(v.size), v.state.clone(), here(v), attached, image]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn kind(kind: ExportKind) -> &'static str {
+    match kind {
+        ExportKind::Nbd => "nbd",
+    }
+}
+
+/// How much of it is here.
+fn here(v: &VolumeInfo) -> String {
+    match &v.hydration {
+        _ if v.plain => "all".to_owned(),
+        Some(h) if h.chunks > 0 => format!("{} %", h.present * 100 / h.chunks),
+        _ => "part".to_owned(),
+    }
+}
+
+fn human(v: &VolumeInfo) -> String {
+    let mut lines = vec![
+        ("volume", v.name.clone()),
+        ("size", bytes(v.size)),
+        ("sector", format!("{} bytes", v.sector)),
+        ("state", v.state.clone()),
+        ("image", v.image.map_or("none: it was made blank".to_owned(), |i| i.to_string())),
+        ("created", time(v.created)),
+        ("here", here(v)),
+        ("disk", v.disk.display().to_string()),
+    ];
+    if let Some(a) = &v.attached {
+        let how = if a.read_only { "read-only, " } else { "" };
+        lines.push(("attached", format!("{how}{} {}", kind(a.kind), a.socket.display())));
+    }
+    if let Some(h) = v.hydration.filter(|_| !v.plain) {
+        let waited = format!("{} chunks were waited for, {} are", h.demanded, h.wanted);
+        lines.push(("fetched", format!("{} chunks, {}", h.fetched, bytes(h.received))));
+        lines.push(("guests", waited));
+    }
+    if let Some(trouble) = &v.trouble {
+        lines.push(("trouble", trouble.message.clone()));
+    }
+    lines.iter().map(|(what, value)| format!("{what:9} {value}\n")).collect()
+}

@@ -1,0 +1,82 @@
+//! Volumes in the daemon's API.
+
+use std::time::SystemTime;
+
+use api::volume::{AttachVolume, CreateVolume, ResizeVolume, VolumeInfo};
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use image::{Error, Result};
+
+use super::service::{Birth, Volumes};
+use crate::daemon::Grid;
+use crate::daemon::http::Answer;
+
+/// The routes of [`api::volume`].
+pub(crate) fn routes<G: Grid>(volumes: Volumes<G>) -> Router {
+    Router::new()
+        .route("/v1/volumes", post(create::<G>).get(list::<G>))
+        .route("/v1/volumes/{name}", get(show::<G>).delete(remove::<G>))
+        .route("/v1/volumes/{name}/attach", post(attach::<G>))
+        .route("/v1/volumes/{name}/detach", post(detach::<G>))
+        .route("/v1/volumes/{name}/resize", post(resize::<G>))
+        .with_state(volumes)
+}
+
+fn birth() -> Result<Birth> {
+    let mut id = [0; 16];
+    let failed = |e| Error::io("drawing an id", std::io::Error::from(e));
+    #[expect(clippy::disallowed_methods, reason = "ids of volumes are told apart by chance alone")]
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    #[expect(clippy::disallowed_methods, reason = "when a volume was made is for people")]
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(Birth { now: now.as_secs(), id })
+}
+
+async fn create<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Json(asked): Json<CreateVolume>,
+) -> Answer<VolumeInfo> {
+    Ok(Json(volumes.create(asked, birth()?).await?))
+}
+
+async fn list<G: Grid>(State(volumes): State<Volumes<G>>) -> Answer<Vec<VolumeInfo>> {
+    Ok(Json(volumes.list().await?))
+}
+
+async fn show<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+) -> Answer<VolumeInfo> {
+    Ok(Json(volumes.show(&name).await?))
+}
+
+async fn remove<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+) -> Answer<VolumeInfo> {
+    Ok(Json(volumes.remove(&name).await?))
+}
+
+async fn attach<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+    Json(asked): Json<AttachVolume>,
+) -> Answer<VolumeInfo> {
+    Ok(Json(volumes.attach(&name, asked).await?))
+}
+
+async fn detach<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+) -> Answer<VolumeInfo> {
+    Ok(Json(volumes.detach(&name).await?))
+}
+
+async fn resize<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+    Json(asked): Json<ResizeVolume>,
+) -> Answer<VolumeInfo> {
+    Ok(Json(volumes.resize(&name, asked).await?))
+}
