@@ -61,6 +61,8 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         let chunks = self.fetch.geometry.size().div_ceil(self.fetch.geometry.chunk_len() as u64);
         let mut plan = Plan::new(policy, chunks);
         let mut under_way = FuturesUnordered::new();
+        // Beside the others, never instead of them: whoever has a turn at memory or at the disk must be polled.
+        let mut saving = FuturesUnordered::new();
         let mut unsaved = 0;
         while !self.volume.is_complete() || !under_way.is_empty() {
             while let Some(want) = plan.next(self.time.now(), self.volume) {
@@ -76,11 +78,12 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
                 Some((want, result)) = under_way.next() => {
                     unsaved += want.chunks.len() as u64;
                     self.ended(&mut plan, &want, result);
-                    if unsaved >= CHECKPOINT {
+                    if unsaved >= CHECKPOINT && saving.is_empty() {
                         unsaved = 0;
-                        self.checkpoint().await;
+                        saving.push(self.checkpoint());
                     }
                 }
+                Some(()) = saving.next() => {}
                 () = self.time.sleep(wake) => {}
             }
         }
