@@ -15,6 +15,8 @@ use blockio::{Arena, Buf};
 const SMALL: usize = 16 << 10;
 /// Large buffers, in bytes; what is longer goes in pieces.
 const LARGE: usize = 256 << 10;
+/// What the specification wants read in one chunk, in bytes.
+const WHOLE: usize = 64 << 10;
 
 /// The buffers of a server.
 #[derive(Clone, Debug)]
@@ -26,8 +28,16 @@ pub struct Memory {
 impl Memory {
     /// These arenas: one for requests that fit its buffers, and one for longer ones, which go in pieces of
     /// its buffers' size.
-    pub fn new(small: Arena, large: Arena) -> Memory {
-        Memory { small, large }
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if neither has buffers of 64 KiB: reads of that length are answered in one chunk to
+    /// who asks for it.
+    pub fn new(small: Arena, large: Arena) -> io::Result<Memory> {
+        if small.slot_bytes().max(large.slot_bytes()) < WHOLE {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "buffers of less than 64 KiB"));
+        }
+        Ok(Memory { small, large })
     }
 
     /// Arenas that take `budget` bytes together: a quarter in buffers of 16 KiB, the rest in those of
@@ -39,7 +49,7 @@ impl Memory {
     pub fn with_budget(budget: usize) -> io::Result<Memory> {
         let small = Arena::new("nbd small", SMALL, budget / 4)?;
         let large = Arena::new("nbd large", LARGE, budget - budget / 4)?;
-        Ok(Memory { small, large })
+        Memory::new(small, large)
     }
 
     /// Bytes that are lent out.

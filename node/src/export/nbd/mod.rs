@@ -17,6 +17,8 @@ mod slots;
 mod socket;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod transmission;
 mod work;
 

@@ -107,6 +107,11 @@ impl<D: Disk> Server<D> {
         Ok(Server(Rc::new(Site { exports, memory, limits })))
     }
 
+    /// Its buffers.
+    pub fn memory(&self) -> &Memory {
+        &self.0.memory
+    }
+
     /// Serves who connects to `socket` until `ending` is done. Then nobody else is let in, what was begun
     /// is finished and answered, and the connections are closed; requests that were not begun are left
     /// unanswered, so that a client that connects again can repeat them.

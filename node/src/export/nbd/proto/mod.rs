@@ -5,6 +5,8 @@ pub mod context;
 pub mod handshake;
 pub mod reply;
 pub mod request;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 /// An export as a client is told of it.
