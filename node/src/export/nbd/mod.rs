@@ -19,6 +19,8 @@ mod socket;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tools_tests;
 mod transmission;
 mod work;
 
