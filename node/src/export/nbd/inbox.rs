@@ -24,6 +24,11 @@ impl Inbox {
         &self.bytes[self.from..self.to]
     }
 
+    /// Whether nothing more can be read before something was used.
+    pub fn is_full(&self) -> bool {
+        self.to - self.from == self.bytes.len()
+    }
+
     /// Marks bytes as used.
     pub fn use_up(&mut self, len: usize) {
         self.from += len;
@@ -43,7 +48,7 @@ impl Inbox {
 
     /// Reads once. Returns how many bytes came: none when the client has ended its side.
     ///
-    /// There must be room: a caller reads when what is there is less than a message.
+    /// It must not be [full](Self::is_full).
     pub fn poll_fill<S: AsyncRead>(
         &mut self,
         cx: &mut Context<'_>,

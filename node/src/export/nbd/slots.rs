@@ -22,6 +22,8 @@ pub(super) struct Slots<F> {
 struct Place<F> {
     future: Pin<Box<Option<F>>>,
     waker: Waker,
+    /// Whether it is dropped when nobody waits for it any more.
+    idle: bool,
 }
 
 /// Who was woken; shared with the wakers, which may be anywhere.
@@ -69,16 +71,17 @@ impl<F: Future> Slots<F> {
 
     /// Starts a future, and polls it once: `Ready` with what it came to if that was enough.
     ///
-    /// There must be [room](Self::has_room).
-    pub fn start(&mut self, future: F) -> Poll<F::Output> {
+    /// There must be [room](Self::has_room). One that is `idle` need not be carried through.
+    pub fn start(&mut self, future: F, idle: bool) -> Poll<F::Output> {
         assert!(self.has_room(), "who starts a future has asked whether there is room");
         let place = self.free.pop().unwrap_or_else(|| {
             let nudge = Nudge { place: self.places.len(), woken: Arc::clone(&self.woken) };
             let waker = Waker::from(Arc::new(nudge));
-            self.places.push(Place { future: Box::pin(None), waker });
+            self.places.push(Place { future: Box::pin(None), waker, idle });
             self.places.len() - 1
         });
         self.places[place].future.set(Some(future));
+        self.places[place].idle = idle;
         self.poll(place)
     }
 
@@ -109,8 +112,18 @@ impl<F: Future> Slots<F> {
         None
     }
 
+    /// Drops those that need not be carried through.
+    pub fn drop_idle(&mut self) {
+        for (i, place) in self.places.iter_mut().enumerate() {
+            if place.idle && place.future.is_some() {
+                place.future.set(None);
+                self.free.push(i);
+            }
+        }
+    }
+
     fn poll(&mut self, place: usize) -> Poll<F::Output> {
-        let Place { future, waker } = &mut self.places[place];
+        let Place { future, waker, .. } = &mut self.places[place];
         let pinned = future.as_mut().as_pin_mut().expect("only places in use are polled");
         let polled = pinned.poll(&mut Context::from_waker(waker));
         if polled.is_ready() {
@@ -139,7 +152,7 @@ mod tests {
         let mut ends = Vec::new();
         for _ in 0..100 {
             let (sender, receiver) = oneshot::channel::<usize>();
-            assert!(slots.start(receiver).is_pending());
+            assert!(slots.start(receiver, false).is_pending());
             ends.push(sender);
         }
         assert!(!slots.has_room());
@@ -157,7 +170,24 @@ mod tests {
         assert_eq!(slots.len(), 0);
         let (sender, receiver) = oneshot::channel();
         sender.send(7).unwrap();
-        assert_eq!(slots.start(receiver), Poll::Ready(Ok(7)));
+        assert_eq!(slots.start(receiver, false), Poll::Ready(Ok(7)));
+        assert_eq!(slots.len(), 0);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_dropped_and_the_rest_carried_through() {
+        let mut slots = Slots::new(2);
+        let (idle, receiver) = oneshot::channel::<u8>();
+        assert!(slots.start(receiver, true).is_pending());
+        let (sender, receiver) = oneshot::channel();
+        assert!(slots.start(receiver, false).is_pending());
+        slots.drop_idle();
+        slots.drop_idle();
+        assert!(idle.is_canceled());
+        assert_eq!(slots.len(), 1);
+        sender.send(1).unwrap();
+        look(&mut slots);
+        assert_eq!(slots.next(), Some(Ok(1)));
         assert_eq!(slots.len(), 0);
     }
 
@@ -172,7 +202,7 @@ mod tests {
                 if left == 0 { Poll::Ready(()) } else { Poll::Pending }
             })
         };
-        assert!(slots.start(restless(3)).is_pending());
+        assert!(slots.start(restless(3), false).is_pending());
         for ended in [None, Some(())] {
             look(&mut slots);
             assert_eq!(slots.next(), ended);

@@ -321,6 +321,40 @@ fn a_client_that_takes_no_replies_holds_its_share_and_loses_it_when_it_goes() {
     assert_eq!(memory.used_bytes(), 0);
 }
 
+#[test]
+fn writes_of_a_client_that_goes_are_carried_through_and_its_reads_are_not_waited_for() {
+    let (server, disk) = server(MemDisk::new(bytes()));
+    let memory = server.memory().clone();
+    *disk.held.borrow_mut() = Some(0..4096);
+    let (mut here, there) = duplex(64 << 10);
+    block_on(async {
+        let client = async {
+            shake(&mut here, &Ask::default()).await;
+            let write = request(Framing::Simple, (command::WRITE, 0), 1, 0, 512);
+            let reads = [(0, 512), (512, 1 << 20)]
+                .map(|(at, len)| request(Framing::Simple, (command::READ, 0), 2, at, len));
+            let all = [write, vec![77; 512], reads.concat()].concat();
+            here.write_all(&all).await.unwrap();
+            let turns = async || {
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            turns().await;
+            assert!(memory.used_bytes() > 256 << 10);
+            drop(here);
+            turns().await;
+            assert_eq!(memory.used_bytes(), 16 << 10);
+            assert_eq!(disk.bytes.borrow()[0], bytes()[0]);
+            *disk.held.borrow_mut() = None;
+        };
+        let ((), ended) = futures::join!(client, server.connection(there, pending()));
+        ended.unwrap();
+    });
+    assert!(disk.bytes.borrow()[..512].iter().all(|byte| *byte == 77));
+    assert_eq!(memory.used_bytes(), 0);
+}
+
 fn limits() -> Limits {
     Limits::default()
 }

@@ -76,8 +76,10 @@ pub(super) struct Transmission<D, S, W, F> {
     ledger: Ledger,
     slots: Slots<F>,
     begin: W,
-    /// The client says no more.
+    /// The client has closed its side.
     ended: bool,
+    /// The client gets no more replies, and why.
+    gone: Option<Result<(), Fault>>,
     /// No further request is looked at.
     last: bool,
 }
@@ -100,8 +102,8 @@ where
     ) -> Self {
         let (ledger, slots) = (Ledger::new(terms.framing), Slots::new(most));
         let intake = Intake::Header;
-        let (ended, last) = (false, false);
-        Self { socket, disk, terms, share, inbox, intake, ledger, slots, begin, ended, last }
+        let (ended, gone, last) = (false, None, false);
+        Self { socket, disk, terms, share, inbox, intake, ledger, slots, begin, ended, gone, last }
     }
 
     /// Finishes what was begun, and looks at no further request.
@@ -109,28 +111,51 @@ where
         self.last = true;
     }
 
-    /// Serves until the client has said good-bye, or has gone, or [`finish`](Self::finish) was called;
-    /// and until the replies to what was begun are out.
+    /// Serves until the client has said good-bye or [`finish`](Self::finish) was called, and until the
+    /// replies to what was begun are out. If the client goes without a word, or misbehaves, it gets no
+    /// more replies; what was begun of its writes is carried through, so that how they went is heard.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         self.slots.look(cx);
+        if self.gone.is_none() {
+            let ended = match self.serve(cx) {
+                Ok(()) if self.ended => Ok(()),
+                Ok(()) if self.is_over() => return Poll::Ready(Ok(())),
+                Ok(()) => return Poll::Pending,
+                Err(fault) => Err(fault),
+            };
+            self.slots.drop_idle();
+            self.ledger = Ledger::new(self.terms.framing);
+            self.intake = Intake::Header;
+            // The client need not wait for what it will not hear of.
+            let _ = Pin::new(&mut self.socket).poll_shutdown(cx);
+            self.gone = Some(ended);
+        }
+        while let Some(done) = self.slots.next() {
+            if let Err(error) = done.result {
+                tracing::debug!(%error, at = done.at, "a write of an NBD client that has gone");
+            }
+        }
+        match self.slots.len() {
+            0 => Poll::Ready(self.gone.take().unwrap_or(Ok(()))),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Does all that can be done now.
+    fn serve(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
         loop {
             let mut moved = self.settle_all()?;
             moved |= self.take_in(cx)?;
             moved |= self.fill(cx)?;
             // Last, so that one write takes all there is.
-            if !moved && !self.send(cx)? {
-                break;
+            if self.ended || !moved && !self.send(cx)? {
+                return Ok(());
             }
         }
-        if self.is_over() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     fn is_over(&self) -> bool {
-        let idle = match self.intake {
-            Intake::Header => self.last || self.ended,
-            Intake::Skip(_) | Intake::Write(_) => self.ended,
-            Intake::Cut(_) => false,
-        };
+        let idle = self.last && matches!(self.intake, Intake::Header);
         idle && self.slots.len() == 0 && self.ledger.is_sent()
     }
 
@@ -156,8 +181,9 @@ where
     fn start(&mut self, request: usize, work: Work) -> Result<(), Fault> {
         let mut next = Some(work);
         while let Some(work) = next {
+            let idle = work.is_idle();
             let future = (self.begin)(Rc::clone(&self.disk), request, work);
-            next = match self.slots.start(future) {
+            next = match self.slots.start(future, idle) {
                 Poll::Ready(done) => self.ledger.settle(done)?,
                 Poll::Pending => None,
             };
@@ -186,7 +212,7 @@ where
                     used > 0 || matches!(self.intake, Intake::Header)
                 }
                 Intake::Write(_) => self.take_payload(cx)?,
-                Intake::Cut(_) => self.cut()?,
+                Intake::Cut(_) => self.cut(cx)?,
             };
             if !went_on {
                 return Ok(moved);
@@ -284,7 +310,7 @@ where
     }
 
     /// Begins the next piece of a read.
-    fn cut(&mut self) -> Result<bool, Fault> {
+    fn cut(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
         let Intake::Cut(cut) = &mut self.intake else { unreachable!("called for a cut") };
         let request = cut.request();
         if cut.is_done() || self.ledger.has_failed(request) {
@@ -320,7 +346,12 @@ where
                 }
                 self.ledger.hole(request, at, len, last);
             }
-            Piece::Nothing(len) => cut.advance(len),
+            Piece::Nothing(len) => {
+                cut.advance(len);
+                // There may be many of them, and others have their turn between.
+                cx.waker().wake_by_ref();
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -378,45 +409,26 @@ where
         }
     }
 
-    /// Reads the socket if what has arrived is used up as far as it can be without more.
+    /// Reads the socket. Also while no request can be begun, as far as the inbox goes: that the client has
+    /// gone is to be seen then, too.
     fn fill(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
-        if self.ended {
-            return Ok(false);
-        }
         let socket = Pin::new(&mut self.socket);
         let came = match &mut self.intake {
-            Intake::Header if self.last || !self.slots.has_room() => return Ok(false),
-            Intake::Header if self.ledger.unshared() >= REPLIES => return Ok(false),
+            Intake::Header if self.last => return Ok(false),
             Intake::Write(Filling { piece: Filled::Some(lent, filled), .. })
-                if lent.buf.len() - *filled >= DIRECT =>
+                if self.inbox.unread().is_empty() && lent.buf.len() - *filled >= DIRECT =>
             {
                 let mut room = ReadBuf::new(&mut lent.buf[*filled..]);
-                match socket.poll_read(cx, &mut room)? {
-                    Poll::Ready(()) => {
-                        let came = room.filled().len();
-                        *filled += came;
-                        came
-                    }
-                    Poll::Pending => return Ok(false),
-                }
+                let read = socket.poll_read(cx, &mut room)?;
+                let came = room.filled().len();
+                *filled += came;
+                read.map(|()| came)
             }
-            Intake::Write(Filling { piece: Filled::Some(lent, filled), .. })
-                if lent.buf.len() == *filled =>
-            {
-                return Ok(false);
-            }
-            Intake::Header
-            | Intake::Skip(_)
-            | Intake::Write(Filling { piece: Filled::Some(..), .. }) => {
-                match self.inbox.poll_fill(cx, socket)? {
-                    Poll::Ready(came) => came,
-                    Poll::Pending => return Ok(false),
-                }
-            }
-            Intake::Write(_) | Intake::Cut(_) => return Ok(false),
+            _ if self.inbox.is_full() => return Ok(false),
+            _ => self.inbox.poll_fill(cx, socket)?,
         };
-        self.ended = came == 0;
-        Ok(true)
+        self.ended = matches!(came, Poll::Ready(0));
+        Ok(matches!(came, Poll::Ready(1..)))
     }
 
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {

@@ -17,6 +17,13 @@ pub(super) enum Work {
     Flush,
 }
 
+impl Work {
+    /// Whether it is for the client alone, so that nothing is lost if it is not done.
+    pub fn is_idle(&self) -> bool {
+        matches!(self, Work::Read { .. })
+    }
+}
+
 /// How it went.
 pub(super) struct Done {
     /// Which request it was a piece of.

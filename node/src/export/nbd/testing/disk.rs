@@ -19,6 +19,8 @@ pub struct MemDisk {
     pub read_only: bool,
     /// Operations that touch this range fail with this kind.
     pub bad: RefCell<Option<(Range<u64>, Kind)>>,
+    /// Operations that touch this range wait until it is taken away.
+    pub held: RefCell<Option<Range<u64>>>,
     /// The state of the sequence; zero for a disk that is always ready at once.
     pub delays: Cell<u64>,
     /// How often [`Disk::flush`] was called.
@@ -35,6 +37,7 @@ impl MemDisk {
             marks: RefCell::default(),
             read_only: false,
             bad: RefCell::default(),
+            held: RefCell::default(),
             delays: Cell::new(0),
             flushes: Cell::new(0),
             zeroed: RefCell::default(),
@@ -53,10 +56,12 @@ impl MemDisk {
                 tokio::task::yield_now().await;
             }
         }
+        let touches = |other: &Range<u64>| range.start < other.end && other.start < range.end;
+        while self.held.borrow().as_ref().is_some_and(touches) {
+            tokio::task::yield_now().await;
+        }
         match &*self.bad.borrow() {
-            Some((bad, kind)) if range.start < bad.end && bad.start < range.end => {
-                Err(Error::new(*kind, "a bad spot"))
-            }
+            Some((bad, kind)) if touches(bad) => Err(Error::new(*kind, "a bad spot")),
             _ => Ok(()),
         }
     }
