@@ -106,10 +106,24 @@ impl Claim {
     /// Waits for the buffer: shares may add up to more than there is, and buffers of connections that
     /// are gone come back when the disk is done with them.
     pub async fn buffer(self) -> Lent {
-        let mut buf = match self.arena.try_acquire() {
-            Some(buf) => buf,
-            None => self.arena.acquire().await,
-        };
+        match self.try_buffer() {
+            Ok(lent) => lent,
+            Err(claim) => {
+                let buf = claim.arena.acquire().await;
+                claim.lend(buf)
+            }
+        }
+    }
+
+    /// The buffer, if there is one now.
+    pub fn try_buffer(self) -> Result<Lent, Claim> {
+        match self.arena.try_acquire() {
+            Some(buf) => Ok(self.lend(buf)),
+            None => Err(self),
+        }
+    }
+
+    fn lend(self, mut buf: Buf) -> Lent {
         buf.set_len(self.len);
         Lent { buf, held: self.held }
     }

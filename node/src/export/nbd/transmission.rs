@@ -372,7 +372,10 @@ where
             Filled::Not => {
                 let len = filling.left.min(self.share.piece() as u64) as usize;
                 let Some(claim) = self.share.claim(len) else { return Ok(false) };
-                filling.piece = Filled::Waiting(Box::pin(claim.buffer()));
+                filling.piece = match claim.try_buffer() {
+                    Ok(lent) => Filled::Some(lent, 0),
+                    Err(claim) => Filled::Waiting(Box::pin(claim.buffer())),
+                };
                 Ok(true)
             }
             Filled::Waiting(buffer) => match buffer.as_mut().poll(cx) {
