@@ -3,6 +3,7 @@
 
 pub mod daemon;
 pub mod export;
+pub mod hypervisor;
 pub mod patience;
 pub mod pull;
 pub mod rate;

@@ -1,0 +1,3 @@
+//! The programs that run guests, where a node has to talk to them.
+
+pub mod qmp;
