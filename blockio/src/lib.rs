@@ -21,6 +21,7 @@
 pub mod arena;
 pub mod backing;
 pub mod bulk;
+pub mod descriptor;
 pub mod engine;
 pub mod error;
 pub mod fake;

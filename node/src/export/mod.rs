@@ -4,6 +4,7 @@
 //! core: the tasks of an export, and the disk behind it, share a single-threaded runtime.
 
 pub mod nbd;
+pub mod fuse;
 
 use std::future::Future;
 use std::ops::Range;
