@@ -173,6 +173,10 @@ fn connect(args: &Args) -> Result<Connection> {
 
 async fn serve(args: Args) -> Result<()> {
     let file = BlockFile::open(&args.raw, OpenMode::write()).map_err(failed)?;
+    // Also what a process that was killed had under way keeps its lock: nothing of it comes later.
+    while !file.try_lock_exclusive().map_err(failed)? {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let (read, written, flushed) = Default::default();
     let engine = Engine::detect().map_err(failed)?;
     let disk = Rc::new(Raw { file, engine, delay: args.delay, read, written, flushed });

@@ -13,7 +13,7 @@ use fuser::{
     LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen,
     ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::FallocateFlags;
 use tokio::sync::mpsc;
 
 use super::MOST;
@@ -145,8 +145,9 @@ impl Filesystem for Front {
         }
         let mut buf = futures::executor::block_on(self.writes.acquire());
         buf.copy_from(data);
-        // The kernel leaves it to us to make a synchronous write last: `O_SYNC` includes `O_DSYNC`.
-        let sync = OFlags::from_bits_retain(flags.0 as u32).contains(OFlags::DSYNC);
+        // The kernel leaves it to us to make a synchronous write last. `O_SYNC` includes this one (and
+        // rustix has the former's value for it).
+        let sync = flags.0 & libc::O_DSYNC != 0;
         self.pass_on(Call::Write { at, data: buf, sync, reply });
     }
 

@@ -23,7 +23,15 @@ use super::session::Connection;
 pub fn mount(path: &Path) -> Result<Connection> {
     let place = || format!("mounting over {}", path.display());
     let io = |e| Error::io(place(), e);
-    File::options().create(true).append(true).open(path).map_err(io)?;
+    let open = || File::options().create(true).append(true).open(path);
+    match open() {
+        // An earlier mount, whose connection is gone: nobody can use it any more.
+        Err(e) if e.kind() == std::io::ErrorKind::NotConnected => {
+            unmount(path)?;
+            open().map_err(io)?
+        }
+        opened => opened.map_err(io)?,
+    };
     let path = path.canonicalize().map_err(io)?;
     if !path.metadata().map_err(io)?.is_file() {
         return Err(Error::new(Kind::Invalid, "not a regular file")).at(place);

@@ -4,10 +4,6 @@ use std::ops::Range;
 
 use super::super::Stretch;
 
-/// `lseek`'s names for what is sought (lseek(2)).
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
-
 /// What of `len` bytes from `at` lies on a disk of `size` bytes.
 pub fn clip(at: u64, len: u64, size: u64) -> Range<u64> {
     let start = at.min(size);
@@ -40,8 +36,8 @@ impl Seek {
     /// By `lseek`'s number.
     pub fn of(whence: i32) -> Option<Seek> {
         match whence {
-            SEEK_DATA => Some(Seek::Data),
-            SEEK_HOLE => Some(Seek::Hole),
+            libc::SEEK_DATA => Some(Seek::Data),
+            libc::SEEK_HOLE => Some(Seek::Hole),
             _ => None,
         }
     }

@@ -21,7 +21,8 @@ pub enum Connection {
     /// Of a mount that nobody has served yet.
     New(OwnedFd),
     /// Of one that a process served that has ended. It must have: what it took and has not answered comes
-    /// again now, and what it takes later would never.
+    /// again now, and what it takes later would never. The exclusive lock on the volume's file, which is
+    /// held until the last I/O of a killed process is over, is the proof.
     Left(OwnedFd),
 }
 
