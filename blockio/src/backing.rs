@@ -231,6 +231,15 @@ pub trait Backing: Send + Sync + fmt::Debug {
         Ok(true)
     }
 
+    /// Lets go of what [`other_user`](Backing::other_user) and [`deny_writers`](Backing::deny_writers) hold.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn admit_others(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// What the file takes and could take; `None` where writing so many bytes may take fewer.
     ///
     /// # Errors

@@ -322,6 +322,17 @@ impl BlockFile {
         self.backing().deny_writers().map_err(|error| self.at("lock", None, error))
     }
 
+    /// Lets virtual machines at the file again: the opposite of [`other_user`](BlockFile::other_user) and
+    /// [`deny_writers`](BlockFile::deny_writers). The lock of
+    /// [`try_lock_exclusive`](BlockFile::try_lock_exclusive) stays, which they do not see.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn admit_others(&self) -> io::Result<()> {
+        self.backing().admit_others().map_err(|error| self.at("unlock", None, error))
+    }
+
     /// What a regular file takes of its file system, and what that has left; `None` for devices and
     /// fakes, and where writing so many bytes may take fewer, because they are compressed.
     ///

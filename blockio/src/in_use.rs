@@ -37,6 +37,11 @@ pub(crate) fn deny_writers(fd: BorrowedFd<'_>) -> io::Result<bool> {
         && is_free(fd, RESIZES)?)
 }
 
+/// Gives up every lock on bytes that the open file description of `fd` has.
+pub(crate) fn unlock_bytes(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_lock(fd, libc::F_UNLCK, 0, 0).map(drop)
+}
+
 fn set_lock(fd: BorrowedFd<'_>, kind: i32, start: i64, len: i64) -> io::Result<bool> {
     match lock_command(fd, libc::F_OFD_SETLK, kind, start, len) {
         Ok(_) => Ok(true),
@@ -160,6 +165,8 @@ mod tests {
         assert!(lock_bytes(ours.as_fd()).unwrap());
         assert!(lock_bytes(ours.as_fd()).unwrap(), "twice is once");
         assert!(!set_lock(open().as_fd(), libc::F_RDLCK, 100, 1).unwrap());
+        unlock_bytes(ours.as_fd()).unwrap();
+        assert!(set_lock(open().as_fd(), libc::F_RDLCK, 100, 1).unwrap());
     }
 
     #[test]

@@ -247,6 +247,10 @@ impl Backing for OsFile {
         in_use::deny_writers(self.fd.as_fd())
     }
 
+    fn admit_others(&self) -> io::Result<()> {
+        in_use::unlock_bytes(self.fd.as_fd())
+    }
+
     fn space(&self) -> io::Result<Option<Space>> {
         let system = sys::fstatfs(&self.fd)?;
         // These may compress what is written.

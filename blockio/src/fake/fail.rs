@@ -218,6 +218,10 @@ impl Backing for FailingFile {
         self.backing().deny_writers()
     }
 
+    fn admit_others(&self) -> io::Result<()> {
+        self.backing().admit_others()
+    }
+
     fn space(&self) -> io::Result<Option<Space>> {
         self.backing().space()
     }

@@ -276,20 +276,25 @@ async fn who_holds_the_bytes_of_the_file_must_let_go_first() {
     let _machine = rig.machine(&["-blockdev", NBD, "-device", "virtio-blk-pci,drive=nbd0"]);
     let mut monitor = rig.monitor().await;
     let spec = rig.pivot();
-    let ours = || BlockFile::open(rig.path("d.raw"), OpenMode::write()).unwrap();
-    let (names, bytes) = (ours(), ours());
-    assert!(names.try_lock_exclusive().unwrap());
-    assert!(bytes.other_user().unwrap().is_none(), "the export of this test locks nothing");
-    let error = pivot(&mut monitor, &spec, PATIENCE).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Conflict, "{error}");
-    println!("while the bytes are locked: {error}");
-    assert!(view(&mut monitor).await.unwrap().node("vol").is_none());
+    let open = || BlockFile::open(rig.path("d.raw"), OpenMode::write()).unwrap();
+    let ours = open();
+    assert!(ours.try_lock_exclusive().unwrap());
+    assert!(ours.other_user().unwrap().is_none(), "the export of this test locks nothing");
     let device = device(&mut monitor).await;
-    use_disk(&mut monitor, &device, 5).await;
+    for locked in ["for all", "against writers"] {
+        let error = pivot(&mut monitor, &spec, PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error}");
+        println!("while the bytes are locked {locked}: {error}");
+        assert!(view(&mut monitor).await.unwrap().node("vol").is_none());
+        use_disk(&mut monitor, &device, 5).await;
+        ours.admit_others().unwrap();
+        assert!(ours.deny_writers().unwrap());
+    }
     // The lock on the whole file may stay: QEMU does not see it.
-    drop(bytes);
+    ours.admit_others().unwrap();
     pivot(&mut monitor, &spec, PATIENCE).await.unwrap();
-    assert!(ours().other_user().unwrap().is_some(), "now QEMU keeps others out");
+    assert!(!open().try_lock_exclusive().unwrap());
+    assert!(ours.other_user().unwrap().is_some(), "now QEMU keeps others out");
 }
 
 #[tokio::test]
