@@ -140,6 +140,10 @@ impl Filesystem for Front {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // The kernel has asked nobody's leave but ours.
+        if self.read_only {
+            return reply.error(Errno::EROFS);
+        }
         if data.len() > MOST {
             return reply.error(Errno::EINVAL);
         }

@@ -116,11 +116,11 @@ mod tests {
             prop_assert_eq!(head.start, range.start);
             prop_assert_eq!(tail.end, range.end);
             prop_assert_eq!((head.end, middle.end), (middle.start, tail.start));
-            prop_assert!(middle.is_empty() || middle.start % sector == 0 && middle.end % sector == 0);
+            prop_assert!(middle.is_empty() || middle.start.is_multiple_of(sector) && middle.end.is_multiple_of(sector));
             prop_assert!(head.end - head.start < sector && tail.end - tail.start < sector);
             let outer = outer(&range, sector, 1 << 20);
             prop_assert!(outer.start <= range.start && range.end <= outer.end);
-            prop_assert!(outer.start % sector == 0 && outer.end % sector == 0);
+            prop_assert!(outer.start.is_multiple_of(sector) && outer.end.is_multiple_of(sector));
             prop_assert!(outer.end - outer.start < len + 2 * sector);
         }
     }

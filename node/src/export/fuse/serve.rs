@@ -192,7 +192,7 @@ impl<D: Disk> Serving<D> {
         let len = (range.end - range.start) as usize;
         data.set_len(len);
         let sector = u64::from(self.disk.sector());
-        if range.start % sector == 0 && range.end % sector == 0 {
+        if range.start.is_multiple_of(sector) && range.end.is_multiple_of(sector) {
             let _whole = self.parts.read().await;
             if len > 0 {
                 self.disk.write(range.start, data).await.0?;

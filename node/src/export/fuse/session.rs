@@ -97,8 +97,8 @@ pub(super) fn begin(connection: Connection, front: Front) -> io::Result<Session<
             let session = Session::from_fd(front, server, SessionACL::All, config)?;
             blockio::descriptor::replace(session.as_fd(), device.as_fd())?;
             let mut device = File::from(device);
-            match device.write(&resend()) {
-                Ok(_) => Ok(session),
+            match device.write_all(&resend()) {
+                Ok(()) => Ok(session),
                 Err(error) => {
                     let message = format!("asking for unanswered requests again: {error}");
                     Err(io::Error::new(error.kind(), message))
