@@ -4,7 +4,8 @@
 //! fuse-serve hold SOCKET
 //! fuse-serve serve RAW PATH [--holder SOCKET] [--delay MS]
 //! ```
-//! `SIGUSR1` graduates the disk, `SIGUSR2` prints what was served, `SIGTERM` unmounts.
+//! `SIGUSR1` graduates the disk, `SIGUSR2` prints what was served, `SIGHUP` leaves the mount to the next server,
+//! `SIGTERM` unmounts.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -186,6 +187,7 @@ async fn serve(args: Args) -> Result<()> {
     let on = |kind| signal(kind).map_err(failed);
     let mut graduate = on(SignalKind::user_defined1())?;
     let mut tell = on(SignalKind::user_defined2())?;
+    let mut leave = on(SignalKind::hangup())?;
     let mut end = on(SignalKind::terminate())?;
     let run = export.run();
     tokio::pin!(run);
@@ -201,6 +203,7 @@ async fn serve(args: Args) -> Result<()> {
                 let (read, written, flushed) = (&disk.read, &disk.written, &disk.flushed);
                 println!("served {} {} {}", read.get(), written.get(), flushed.get());
             }
+            Some(()) = leave.recv() => handle.leave(),
             Some(()) = end.recv() => {
                 unmount(&args.path)?;
                 if let Some(holder) = &args.holder {

@@ -239,7 +239,7 @@ fn holes_are_made_found_and_copied() {
 }
 
 #[test]
-fn who_uses_it_waits_while_its_server_is_killed_and_started_again() {
+fn who_uses_it_waits_while_its_server_is_killed_or_leaves_and_is_started_again() {
     if !wanted() {
         return;
     }
@@ -257,7 +257,14 @@ fn who_uses_it_waits_while_its_server_is_killed_and_started_again() {
     for round in 0..5 {
         std::thread::park_timeout(Duration::from_millis(400));
         assert!(fio.try_wait().unwrap().is_none(), "fio ended in round {round}");
-        rig.server.as_mut().unwrap().kill();
+        let server = rig.server.as_mut().unwrap();
+        match round % 2 {
+            0 => server.kill(),
+            _ => {
+                server.signal("-HUP");
+                assert!(server.child.wait().unwrap().success());
+            }
+        }
         // Whoever comes while nobody serves waits too.
         let mut late = Command::new("dd");
         late.args([&format!("if={}", rig.path("disk")), "of=/dev/null", "bs=4k", "count=1"]);

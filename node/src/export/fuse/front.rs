@@ -52,8 +52,19 @@ pub(super) struct Front {
 
 impl Front {
     fn pass_on(&self, call: Call) {
-        // Nobody serves any more: dropped, it is answered with an error.
-        let _ = self.calls.blocking_send(call);
+        if let Err(unsent) = self.calls.blocking_send(call)
+            && self.shared.has_left()
+        {
+            unsent.0.leave_unanswered();
+        }
+        // Otherwise nobody serves any more: dropped, it is answered with an error.
+    }
+}
+
+impl Call {
+    /// Says nothing: the kernel will ask the next process. What it holds is lost until this one ends.
+    pub fn leave_unanswered(self) {
+        std::mem::forget(self);
     }
 }
 
@@ -104,10 +115,10 @@ impl Filesystem for Front {
         if self.read_only && flags.acc_mode() != OpenAccMode::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
-        if let Some(id) = self.shared.backing(|raw| reply.open_backing(raw)) {
-            return reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &id);
-        }
         // Close flushes nothing, as on any disk.
+        if let Some(id) = self.shared.backing(|raw| reply.open_backing(raw)) {
+            return reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &id);
+        }
         let flags = FopenFlags::FOPEN_DIRECT_IO
             | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
             | FopenFlags::FOPEN_NOFLUSH;
@@ -146,6 +157,10 @@ impl Filesystem for Front {
         }
         if data.len() > MOST {
             return reply.error(Errno::EINVAL);
+        }
+        if self.shared.has_left() {
+            // There may never be a buffer again.
+            return std::mem::forget(reply);
         }
         let mut buf = futures::executor::block_on(self.writes.acquire());
         buf.copy_from(data);

@@ -83,14 +83,14 @@ impl<D: Disk> Export<D> {
         self.handle.clone()
     }
 
-    /// Serves until the mount and all files of it are gone. Dropped before, requests fail with an I/O
-    /// error: who wants them to wait for the next process ends this one instead.
+    /// Serves until the mount and all files of it are gone, or until [`Handle::leave`]. Dropped before, requests
+    /// fail with an I/O error.
     ///
     /// # Errors
     ///
     /// What the connection ended with, if not by that.
     pub async fn run(self) -> Result<()> {
-        let Export { serving, mut calls, session, handle: _handle } = self;
+        let Export { serving, mut calls, session, handle } = self;
         let mut work = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -99,9 +99,19 @@ impl<D: Disk> Export<D> {
                     None => break,
                 },
                 Some(()) = work.next() => {}
+                () = handle.shared.leaving() => {
+                    calls.close();
+                    break;
+                }
             }
         }
+        while let Some(call) = calls.recv().await {
+            call.leave_unanswered();
+        }
         while work.next().await.is_some() {}
+        if handle.shared.has_left() {
+            return Ok(());
+        }
         // The thread has given up its end of the queue: it has ended, or is about to.
         session.join().map_err(|e| Error::io("a FUSE session", e))
     }
@@ -263,7 +273,13 @@ impl<D: Disk> Serving<D> {
 /// What a guest's hypervisor is told. Most of it makes an I/O error in the guest; a full disk has a meaning
 /// there (QEMU's `werror=enospc` stops the guest).
 fn errno(error: &Error) -> Errno {
-    tracing::warn!(%error, "a request of FUSE");
+    match error.kind() {
+        // A guest can have these as often as it likes.
+        Kind::Full | Kind::Unsupported | Kind::Invalid => {
+            tracing::debug!(%error, "refused over FUSE");
+        }
+        _ => tracing::warn!(%error, "a request over FUSE failed"),
+    }
     match error.kind() {
         Kind::Full => Errno::ENOSPC,
         Kind::Unsupported => Errno::EOPNOTSUPP,

@@ -7,11 +7,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fuser::{BackingId, InitFlags, Session, SessionACL};
 use image::{Error, Kind, Result};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use tokio::sync::Notify;
 
 use super::front::{Front, WANTED};
 
@@ -45,6 +47,8 @@ pub(super) struct Shared {
     pub raw: OnceLock<File>,
     /// The kernel's name for it. One for all opens, and kept: two would be a conflict.
     pub backing: Mutex<Option<Arc<BackingId>>>,
+    left: AtomicBool,
+    leave: Notify,
 }
 
 impl Handle {
@@ -62,9 +66,27 @@ impl Handle {
         let twice = |_| Error::new(Kind::Conflict, "the volume has graduated before");
         self.shared.raw.set(raw).map_err(twice)
     }
+
+    /// Leaves the connection to the next process: [`Export::run`](super::Export::run) ends what is in work and
+    /// returns. What comes until this process ends, which it must soon, is not answered: the next one is
+    /// asked again. Whoever keeps the connection (a [`holder`](super::holder)) must have it before.
+    pub fn leave(&self) {
+        self.shared.left.store(true, Ordering::SeqCst);
+        self.shared.leave.notify_one();
+    }
 }
 
 impl Shared {
+    /// Whether nothing is to be answered any more.
+    pub(super) fn has_left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    /// Waits for [`Handle::leave`].
+    pub(super) async fn leaving(&self) {
+        self.leave.notified().await;
+    }
+
     /// The kernel's name for the raw file, if there is one that can be passed through. `register` asks the
     /// kernel for it.
     pub(super) fn backing(

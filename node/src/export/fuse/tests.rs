@@ -108,6 +108,7 @@ const OPEN: u32 = 14;
 const READ: u32 = 15;
 const WRITE: u32 = 16;
 const FSYNC: u32 = 20;
+const FLUSH: u32 = 25;
 const FALLOCATE: u32 = 43;
 const LSEEK: u32 = 46;
 
@@ -362,6 +363,31 @@ fn more_than_memory_holds_waits_and_is_done() {
         seen.sort_unstable();
         assert_eq!(seen, (0..16).collect::<Vec<_>>());
     });
+}
+
+#[test]
+fn what_comes_after_leaving_is_left_unanswered() {
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let mut kernel = Kernel(File::from(ours));
+    let disk = Rc::new(Memory::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let export = Export::start(Connection::Left(theirs), disk.clone(), Options::default());
+        let export = export.unwrap();
+        assert_eq!(kernel.receive().0, -7);
+        let handle = export.handle();
+        handle.leave();
+        export.run().await.unwrap();
+    });
+    for unique in 0..100 {
+        kernel.send(READ, 2 * unique, &[0, 0, 512, 0, 0], &[]);
+        kernel.send(WRITE, 2 * unique + 1, &[0, 0, 512, 0, 0], &[0; 512]);
+    }
+    // This one needs no disk, and is answered after all that came before it was taken.
+    kernel.send(FLUSH, 1000, &[0, 0, 0], &[]);
+    assert_eq!(kernel.receive(), (0, 1000, Vec::new()));
+    assert!(disk.log.borrow().is_empty());
 }
 
 #[test]
