@@ -5,6 +5,7 @@
 //!   names that last.
 //! - [`Engine`]: positional reads, writes and syncs that do not block the runtime, through a ring
 //!   of our own or a bounded pool of threads.
+//! - [`watch`]: a descriptor that says when it is readable.
 //! - [`bulk`]: one job reading one disk from end to end.
 //! - [`fake`]: files in memory that record what was done to them and show what a power cut may
 //!   leave, and files that fail on request. Code that takes [`BlockFile`] and [`Fs`] runs over
@@ -29,6 +30,7 @@ pub mod file;
 pub mod fs;
 mod in_use;
 mod os_file;
+mod watch;
 
 pub use arena::{Arena, Buf};
 pub use backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
@@ -36,3 +38,4 @@ pub use engine::{Engine, EngineChoice, EngineKind, EngineOptions};
 pub use error::{Cause, Located, cause, errno};
 pub use file::{BlockFile, Extents};
 pub use fs::{Fs, Namespace, rename_durable, sync_dir};
+pub use watch::watch;

@@ -7,8 +7,6 @@
 //! queues more. Nothing here waits for the runtime to fall idle: a core kept busy by the network
 //! still submits once per turn.
 
-#![expect(unsafe_code, reason = "registers a descriptor with the runtime")]
-
 mod core;
 mod registered;
 
@@ -17,7 +15,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime;
 use tokio::sync::{Notify, Semaphore};
@@ -27,6 +24,7 @@ use super::pending::{Payload, Pending, Verb};
 use super::portable::Portable;
 use super::{EngineOptions, EngineStats};
 use crate::file::BlockFile;
+use crate::watch::watch;
 
 /// The deepest ring that can be asked for.
 const MAX_DEPTH: u32 = 4096;
@@ -128,11 +126,6 @@ impl Shared {
 /// Whether a ring can be had.
 pub(super) fn available() -> io::Result<()> {
     Core::new(1, &[]).map(drop)
-}
-
-fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` stays open and the same until it is dropped, and the `AsyncFd` owns it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? })
 }
 
 /// Stops the core when the driver goes, for whatever reason: if the runtime is dropped under it,

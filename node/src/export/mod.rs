@@ -5,6 +5,8 @@
 
 pub mod nbd;
 pub mod fuse;
+pub mod raw;
+pub mod vhost;
 
 use std::future::Future;
 use std::ops::Range;
