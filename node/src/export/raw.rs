@@ -60,7 +60,8 @@ impl Disk for RawDisk {
         let whole = |read| match read == want {
             true => Ok(()),
             false => {
-                let message = format!("{}: ends at {}", self.file.path().display(), at + read as u64);
+                let message =
+                    format!("{}: ends at {}", self.file.path().display(), at + read as u64);
                 Err(Error::new(Kind::Corrupt, message))
             }
         };

@@ -48,9 +48,8 @@ impl Memory {
 
     /// Takes a region away. Requests that are under way keep it mapped until they end.
     pub fn remove(&mut self, region: &Region) -> Result<()> {
-        let same = |r: &Region| {
-            (r.guest, r.size, r.user) == (region.guest, region.size, region.user)
-        };
+        let same =
+            |r: &Region| (r.guest, r.size, r.user) == (region.guest, region.size, region.user);
         let mut regions = self.regions.clone();
         let place = regions.iter().position(|(r, _)| same(r));
         let place = place.ok_or_else(|| Error::new(Kind::Invalid, "no such region of memory"))?;

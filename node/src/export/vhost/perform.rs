@@ -160,7 +160,10 @@ impl<D: Disk> Job<'_, D> {
     }
 
     /// Carries out a change, durably if the guest expects that of every change.
-    async fn changed(&self, change: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
+    async fn changed(
+        &self,
+        change: impl Future<Output = Result<(), Failed>>,
+    ) -> Result<(), Failed> {
         change.await?;
         if self.terms.write_through { self.flush().await } else { Ok(()) }
     }

@@ -75,7 +75,9 @@ impl Request {
         let kind = u32::from_le_bytes(head[..4].try_into().expect("four bytes"));
         let unit = u64::from_le_bytes(head[8..].try_into().expect("eight bytes"));
         let (work, data) = match kind {
-            blk::VIRTIO_BLK_T_IN => (place(unit, writable.bytes(), shape).map(Work::Read), writable),
+            blk::VIRTIO_BLK_T_IN => {
+                (place(unit, writable.bytes(), shape).map(Work::Read), writable)
+            }
             blk::VIRTIO_BLK_T_OUT => {
                 let at = place(unit, readable.bytes(), shape).and_then(|at| writes(at, shape));
                 (at.map(Work::Write), readable)

@@ -8,7 +8,7 @@ use blockio::watch;
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared, join_all};
 use image::{Error, Kind, Result};
-use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
 use vm_memory::MmapRegion;
@@ -227,7 +227,6 @@ impl<D: Disk> Session<D> {
 
     fn set_kick(&mut self, ring: u32, fd: Option<OwnedFd>) -> Result<()> {
         let fd = fd.ok_or_else(|| unsupported("a ring without a kick"))?;
-        never_blocks(&fd)?;
         let slot = self.slot(ring)?;
         match &slot.running {
             Some((running, _)) => running.set_kick(watched(fd)?),
@@ -335,7 +334,6 @@ impl<D: Disk> Slot<D> {
     }
 
     fn set_call(&mut self, fd: Option<OwnedFd>) -> Result<()> {
-        fd.as_ref().map(never_blocks).transpose()?;
         if let Some((running, _)) = &self.running {
             running.set_call(fd.as_ref().map(OwnedFd::try_clone).transpose().map_err(event)?);
         }
@@ -344,7 +342,6 @@ impl<D: Disk> Slot<D> {
     }
 
     fn set_error(&mut self, fd: Option<OwnedFd>) -> Result<()> {
-        fd.as_ref().map(never_blocks).transpose()?;
         if let Some((running, _)) = &self.running {
             running.set_error(fd.as_ref().map(OwnedFd::try_clone).transpose().map_err(event)?);
         }
@@ -363,12 +360,6 @@ fn watched(fd: OwnedFd) -> Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     watch(fd).map_err(event)
 }
 
-/// Whoever made the descriptor, waiting on it must not stop this core.
-fn never_blocks(fd: &OwnedFd) -> Result<()> {
-    let set = fcntl_getfl(fd).and_then(|flags| fcntl_setfl(fd, flags | OFlags::NONBLOCK));
-    set.map_err(|e| event(e.into()))
-}
-
 fn event(error: std::io::Error) -> Error {
     Error::io("a ring's event", error)
 }
@@ -385,4 +376,3 @@ fn memory_of(size: u64) -> std::io::Result<OwnedFd> {
 fn unsupported(what: impl std::fmt::Display) -> Error {
     Error::new(Kind::Unsupported, format!("{what} is not supported"))
 }
-
