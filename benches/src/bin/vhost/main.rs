@@ -5,6 +5,7 @@
 //! vhost load SOCKET [--read|--write] [--random] [--block BYTES] [--depth N] [--seconds N]
 //! ```
 
+mod driver;
 mod load;
 mod serve;
 
