@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use blockio::{BlockFile, Engine, EngineOptions, OpenMode};
+use blockio::{Arena, BlockFile, Engine, EngineOptions, OpenMode};
 use node::export::raw::RawDisk;
 use node::export::vhost::{Export, Options, listen};
 
 /// Operations under way at once: what a few queues have.
 const DEPTH: u32 = 256;
+/// Length of a buffer, in bytes, and how many there are.
+const BUFFER: usize = 256 << 10;
+const BUFFERS: usize = 64;
 
 pub fn main(args: Vec<String>) {
     let flag = |name: &str| args.iter().any(|arg| arg == name);
@@ -20,10 +23,13 @@ pub fn main(args: Vec<String>) {
     let sector = sector.map_or(512, |n| n.parse().expect("a number of bytes"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async move {
-        let engine = Engine::start(EngineOptions { depth: DEPTH, ..EngineOptions::default() });
+        let buffers = Arena::new("guests", BUFFER, BUFFERS * BUFFER).unwrap();
+        let register = vec![buffers.clone()];
+        let options = EngineOptions { depth: DEPTH, register, ..EngineOptions::default() };
+        let engine = Engine::start(options);
         let file = BlockFile::open(file, mode).unwrap();
         let disk = RawDisk::new(file, engine.unwrap(), sector, read_only).unwrap();
-        let export = Export::new(Rc::new(disk), &Options::default()).unwrap();
+        let export = Export::new(Rc::new(disk), buffers, &Options::default()).unwrap();
         let listener = listen(Path::new(socket)).await.unwrap();
         println!("serving at {socket}");
         export.serve(listener).await;

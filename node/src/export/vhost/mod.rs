@@ -42,8 +42,6 @@ use request::SERIAL;
 use session::{Session, Settled};
 use socket::Socket;
 
-/// Length of one buffer, in bytes: what most requests of a guest fit in.
-const BUFFER: usize = 256 << 10;
 /// How long nobody is let in after that failed, as when there are no descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,13 +52,11 @@ pub struct Options {
     pub serial: String,
     /// The most queues that a guest may have: 1 to 256. All of them are served by this one core.
     pub queues: u16,
-    /// Bytes for data between guest and disk, over all queues.
-    pub memory: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { serial: String::new(), queues: 16, memory: 16 << 20 }
+        Self { serial: String::new(), queues: 16 }
     }
 }
 
@@ -73,18 +69,20 @@ pub struct Export<D> {
 impl<D: Disk> Export<D> {
     /// A disk that can be served, one session after the other.
     ///
+    /// All data goes through `buffers`, which others may use as well: a request waits for one in line, and
+    /// if it is longer than that, goes in pieces. Measured (`vhost load`, reads of 128 KiB and 1 MiB, eight
+    /// at a time): with buffers of 256 KiB a quarter faster than with 64 KiB.
+    ///
     /// # Errors
     ///
     /// `Invalid` for options out of their bounds, or a disk with sectors that no guest knows.
-    pub fn new(disk: Rc<D>, options: &Options) -> Result<Self> {
+    pub fn new(disk: Rc<D>, buffers: Arena, options: &Options) -> Result<Self> {
         if !(1..=256).contains(&options.queues) {
             return Err(Error::new(Kind::Invalid, "a device has 1 to 256 queues"));
         }
         if ![512, 4096].contains(&disk.sector()) {
             return Err(Error::new(Kind::Invalid, "sectors have 512 or 4096 bytes"));
         }
-        let buffers = Arena::new("vhost-user", BUFFER, options.memory)
-            .map_err(|e| Error::io("buffers of an export", e))?;
         let mut serial = [0; SERIAL];
         let given = &options.serial.as_bytes()[..options.serial.len().min(SERIAL)];
         serial[..given.len()].copy_from_slice(given);

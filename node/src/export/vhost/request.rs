@@ -117,7 +117,7 @@ fn ranges(
     shape: Shape,
 ) -> Result<Result<Work, Status>, Broken> {
     let count = list.bytes() / RANGE;
-    if list.bytes() % RANGE != 0 || count == 0 || count > u64::from(RANGES) {
+    if !list.bytes().is_multiple_of(RANGE) || count == 0 || count > u64::from(RANGES) {
         return Ok(Err(Status::Failed));
     }
     let mut all = Vec::with_capacity(count as usize);

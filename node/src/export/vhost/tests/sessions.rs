@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use blockio::Arena;
 use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vhost::VhostBackend;
@@ -31,22 +32,30 @@ fn on_a_core<F: Future<Output = ()>>(f: impl FnOnce() -> F + Send + 'static) -> 
 }
 
 fn options() -> Options {
-    Options { serial: "volume-7".into(), queues: 4, memory: 2 << 20 }
+    Options { serial: "volume-7".into(), queues: 4 }
+}
+
+/// As many buffers as it takes.
+fn buffers(count: usize) -> Arena {
+    const LEN: usize = 256 << 10;
+    Arena::new("test", LEN, count * LEN).unwrap()
 }
 
 /// Serves one front-end, as one process would.
 fn process(
     shared: &Arc<Shared>,
-    edit: impl FnOnce(&mut MemDisk, &mut Options) + Send + 'static,
+    count: usize,
+    edit: impl FnOnce(&mut MemDisk) + Send + 'static,
 ) -> (UnixStream, JoinHandle<()>) {
     let (front, back) = UnixStream::pair().unwrap();
     let shared = Arc::clone(shared);
     let served = on_a_core(move || async move {
-        let (mut disk, mut options) = (MemDisk::new(&shared), options());
-        edit(&mut disk, &mut options);
+        let mut disk = MemDisk::new(&shared);
+        edit(&mut disk);
         back.set_nonblocking(true).unwrap();
         let back = tokio::net::UnixStream::from_std(back).unwrap();
-        let _ = Export::new(Rc::new(disk), &options).unwrap().serve_one(back).await;
+        let export = Export::new(Rc::new(disk), buffers(count), &options()).unwrap();
+        let _ = export.serve_one(back).await;
     });
     (front, served)
 }
@@ -70,7 +79,7 @@ fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
 /// Connects a guest to a process of its own, and takes both down after `f`.
 fn session(guest: &mut Guest, shared: &Arc<Shared>, f: impl FnOnce(&mut Guest, &mut Frontend)) {
     // One buffer is enough for everything, if more slowly.
-    let (stream, served) = process(shared, |_, options| options.memory = 256 << 10);
+    let (stream, served) = process(shared, 1, |_| {});
     let mut front = guest.connect(stream);
     f(guest, &mut front);
     drop(front);
@@ -139,7 +148,7 @@ fn a_disk_that_fails_is_an_error_of_the_request_only() {
 #[test]
 fn a_read_only_disk_is_not_written() {
     let shared = Shared::new(DISK);
-    let (stream, served) = process(&shared, |disk, _| disk.read_only = true);
+    let (stream, served) = process(&shared, 1, |disk| disk.read_only = true);
     let mut guest = Guest::new(1);
     let front = guest.connect(stream);
     let (mem, queue) = (&guest.mem, &mut guest.queues[0]);
@@ -220,7 +229,7 @@ fn a_process_that_follows_does_what_was_in_flight_and_nothing_twice() {
     // The first process takes six and answers none; then it dies, as far as the guest can tell.
     shared.hold.store(true, Ordering::SeqCst);
     shared.log.lock().unwrap().clear();
-    let (stream, first) = process(&shared, |_, _| {});
+    let (stream, first) = process(&shared, 8, |_| {});
     let front = guest.connect(stream);
     let mem = &guest.mem;
     for queue in &mut guest.queues {
@@ -257,7 +266,7 @@ fn a_front_end_that_comes_back_waits_for_what_its_last_session_began() {
     let (served, at) = (Arc::clone(&shared), path.clone());
     let (ready, listening) = std::sync::mpsc::channel();
     on_a_core(move || async move {
-        let export = Export::new(Rc::new(MemDisk::new(&served)), &options()).unwrap();
+        let export = Export::new(Rc::new(MemDisk::new(&served)), buffers(8), &options()).unwrap();
         let listener = listen(&at).await.unwrap();
         assert_eq!(listen(&at).await.unwrap_err().kind(), image::Kind::Conflict);
         ready.send(()).unwrap();
@@ -312,7 +321,7 @@ fn a_disk_that_grows_is_told() {
     let served = on_a_core(move || async move {
         back.set_nonblocking(true).unwrap();
         let back = tokio::net::UnixStream::from_std(back).unwrap();
-        let export = Export::new(Rc::new(MemDisk::new(&disk)), &options()).unwrap();
+        let export = Export::new(Rc::new(MemDisk::new(&disk)), buffers(8), &options()).unwrap();
         let grows = async {
             grown.await.unwrap();
             disk.data.lock().unwrap().resize(2 * DISK, 0);
