@@ -6,8 +6,8 @@
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
-/// The longest chain that is followed, in descriptors.
-const MAX_DESCRIPTORS: usize = 1024;
+/// The longest chain that is followed, in descriptors: twice of what a driver may make.
+const MAX_DESCRIPTORS: usize = 256;
 const DESCRIPTOR: u32 = size_of::<Descriptor>() as u32;
 
 /// The guest broke the rules of the ring; nothing that it says can be relied on.
@@ -31,6 +31,9 @@ pub enum Broken {
     /// A request that is under way already.
     #[error("a request that is under way was made available again")]
     Twice,
+    /// The memory that the ring lies in was taken away.
+    #[error("the ring's memory is gone")]
+    Gone,
     /// The ring itself.
     #[error("the ring: {0}")]
     Ring(#[from] virtio_queue::Error),

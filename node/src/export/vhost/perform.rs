@@ -87,7 +87,7 @@ impl<D: Disk> Job<'_, D> {
             Work::Zero(ranges) => self.changed(self.zero(ranges)).await,
         };
         let given = match request.work {
-            Work::Read(_) | Work::Serial => request.data.bytes() as u32,
+            Work::Read(_) | Work::Serial => u32::try_from(request.data.bytes()).unwrap_or(u32::MAX),
             _ => 0,
         };
         match result {

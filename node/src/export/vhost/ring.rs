@@ -171,7 +171,10 @@ impl<D: Disk> Ring<D> {
     /// Takes nothing more, and answers nothing more: the guest's memory is not ours to touch.
     pub fn abandon(&self) {
         self.terms.live.set(false);
-        self.change(|state| state.stopping = true);
+        self.change(|state| {
+            state.stopping = true;
+            state.replay.clear();
+        });
     }
 
     /// Takes requests, or leaves them where they are.
@@ -184,7 +187,7 @@ impl<D: Disk> Ring<D> {
         self.change(|state| {
             state.mem = Arc::clone(mem);
             if !state.queue.is_valid(mem.as_ref()) {
-                state.break_down(&Broken::Chain);
+                state.break_down(&Broken::Gone);
             }
         });
     }
