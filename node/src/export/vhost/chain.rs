@@ -4,7 +4,9 @@
 //! read once, and what was read is checked.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Address, ByteValued, GuestAddress, GuestMemoryMmap};
+
+use super::memory;
 
 /// The longest chain that is followed, in descriptors: twice of what a driver may make.
 const MAX_DESCRIPTORS: usize = 256;
@@ -105,7 +107,7 @@ impl Spans {
         let mut left = buf;
         for (at, len) in self.from(skip) {
             let (now, later) = left.split_at_mut(left.len().min(len));
-            mem.read_slice(now, at)?;
+            memory::read(mem, at, now)?;
             left = later;
             if left.is_empty() {
                 break;
@@ -124,7 +126,7 @@ impl Spans {
         let mut left = buf;
         for (at, len) in self.from(skip) {
             let (now, later) = left.split_at(left.len().min(len));
-            mem.write_slice(now, at)?;
+            memory::write(mem, at, now)?;
             left = later;
             if left.is_empty() {
                 break;
@@ -180,12 +182,12 @@ pub fn walk(
 impl Chain {
     fn add(&mut self, mem: &GuestMemoryMmap, descriptor: &Descriptor) -> Result<(), Broken> {
         let (at, len) = (descriptor.addr(), descriptor.len());
-        let (side, access) = match descriptor.is_write_only() {
-            true => (&mut self.writable, Permissions::Write),
-            false if self.writable.list.is_empty() => (&mut self.readable, Permissions::Read),
+        let side = match descriptor.is_write_only() {
+            true => &mut self.writable,
+            false if self.writable.list.is_empty() => &mut self.readable,
             false => return Err(Broken::Order),
         };
-        if len > 0 && !mem.check_range(at, len as usize, access) {
+        if len > 0 && !memory::exists(mem, at, len) {
             return Err(Broken::Memory(vm_memory::GuestMemoryError::InvalidGuestAddress(at)));
         }
         side.push(at, len);
@@ -208,7 +210,9 @@ impl Place {
         }
         let offset = u64::from(self.next) * u64::from(DESCRIPTOR);
         let at = self.table.checked_add(offset).ok_or(Broken::Chain)?;
-        Ok(mem.read_obj(at)?)
+        let mut descriptor = Descriptor::default();
+        memory::read(mem, at, descriptor.as_mut_slice())?;
+        Ok(descriptor)
     }
 
     /// The first descriptor of the table that a descriptor names.

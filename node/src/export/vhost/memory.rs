@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use image::{Error, Kind, Result};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestMemoryResult, GuestRegionMmap, MmapRegion, Permissions,
 };
 
 use super::message::Region;
@@ -85,6 +86,36 @@ fn map(region: &Region, fd: OwnedFd) -> Result<Arc<GuestRegionMmap>> {
     let mapped = mapped.filter(|m| m.start_addr().0.checked_add(m.len()).is_some());
     let wraps = || Error::new(Kind::Invalid, "a region of guest memory ends beyond all addresses");
     mapped.map(Arc::new).ok_or_else(wraps)
+}
+
+/// Copies guest memory. Nearly always it is one piece, which is found faster than the pieces that the
+/// library would put together.
+pub fn read(mem: &GuestMemoryMmap, at: GuestAddress, buf: &mut [u8]) -> GuestMemoryResult<()> {
+    match GuestMemoryBackend::get_slice(mem, at, buf.len()) {
+        Ok(piece) => {
+            piece.copy_to(buf);
+            Ok(())
+        }
+        Err(_) => mem.read_slice(buf, at),
+    }
+}
+
+/// Copies into guest memory; see [`read`].
+pub fn write(mem: &GuestMemoryMmap, at: GuestAddress, buf: &[u8]) -> GuestMemoryResult<()> {
+    match GuestMemoryBackend::get_slice(mem, at, buf.len()) {
+        Ok(piece) => {
+            piece.copy_from(buf);
+            Ok(())
+        }
+        Err(_) => mem.write_slice(buf, at),
+    }
+}
+
+/// Whether the guest has all of this memory.
+pub fn exists(mem: &GuestMemoryMmap, at: GuestAddress, len: u32) -> bool {
+    let len = len as usize;
+    GuestMemoryBackend::get_slice(mem, at, len).is_ok()
+        || GuestMemory::check_range(mem, at, len, Permissions::ReadWrite)
 }
 
 /// Maps a piece of a file for reading and writing, shared with whoever else has.
@@ -166,7 +197,7 @@ mod tests {
 
     impl Count for Mapped {
         fn num_regions_for_test(&self) -> usize {
-            vm_memory::GuestMemoryBackend::num_regions(self.as_ref())
+            self.as_ref().num_regions()
         }
     }
 }

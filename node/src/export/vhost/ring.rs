@@ -1,8 +1,8 @@
 //! One ring while it runs: takes what the guest makes available, answers it in any order.
 //!
 //! A task of its own runs each ring ([`Ring::run`]), and the session changes what it works on from
-//! outside, all on one thread. A turn takes in all that is available and polls it once, so that a disk
-//! that batches sees the batch; then whatever has ended is answered, and the guest is told once.
+//! outside, all on one thread. A turn answers whatever has ended, takes a slice of what is available and
+//! polls it once, so that a disk that batches sees a batch; and the guest is told once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,7 +22,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::chain::{Broken, walk};
 use super::config::Shape;
 use super::inflight::{Shared, Track};
-use super::memory::Mapped;
+use super::memory::{Mapped, write};
 use super::perform::{Device, Job, Terms};
 use super::request::{Request, Status};
 use crate::export::Disk;
@@ -31,7 +31,12 @@ use crate::export::Disk;
 pub const MAX_SIZE: u16 = 1024;
 /// Requests of one ring under way at a time.
 const IN_FLIGHT: usize = 256;
-/// Turns after which other tasks of the core get theirs, however busy the ring is.
+/// Requests that are begun before other tasks of the core get their turn, the disk's engine among them.
+/// Measured (`vhost load --random`, 32 requests of 4 KiB at a time): with 8, a disk past the page cache
+/// gives 7 to 14 % more than when all are begun at once, as it is not idle while they are being begun, and
+/// the page cache 23 % more; 4 are as good for the former and 12 % worse for the latter.
+const SLICE: usize = 8;
+/// Turns after which other tasks get theirs, whatever happens.
 const TURNS: usize = 16;
 /// In the flags of the available ring: the guest does not want to be told.
 const NO_INTERRUPT: u16 = 1;
@@ -107,6 +112,13 @@ enum Rest {
     Ended,
 }
 
+#[derive(PartialEq, Eq)]
+enum Turned {
+    /// Others get their turn before there are more.
+    Busy,
+    Ended,
+}
+
 impl<D: Disk> Ring<D> {
     /// A ring that can run. With `shared`, what was in flight there is done again first.
     pub fn new(
@@ -159,7 +171,10 @@ impl<D: Disk> Ring<D> {
         let start = |head, request, mem| {
             carry_out(Rc::clone(&self.device), Rc::clone(&self.terms), head, request, mem)
         };
-        std::future::poll_fn(|cx| self.turns(&mut running, &start, cx)).await;
+        while std::future::poll_fn(|cx| self.turns(&mut running, &start, cx)).await == Turned::Busy
+        {
+            tokio::task::yield_now().await;
+        }
         self.state.borrow().queue.next_avail()
     }
 
@@ -222,15 +237,15 @@ impl<D: Disk> Ring<D> {
         running: &mut FuturesUnordered<F>,
         start: &impl Fn(u16, Request, Mapped) -> F,
         cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    ) -> Poll<Turned> {
         self.waker.replace(Some(cx.waker().clone()));
         for _ in 0..TURNS {
-            let mut moved = false;
-            while let Poll::Ready(Some(done)) = running.poll_next_unpin(cx) {
-                self.state.borrow_mut().finish(&done, self.terms.live.get());
-                moved = true;
+            let moved = self.finish(running, cx);
+            if self.take(running, start) {
+                // What was taken is begun, and seen by the disk before there is more.
+                self.finish(running, cx);
+                break;
             }
-            moved |= self.take(running, start);
             if moved {
                 continue;
             }
@@ -239,15 +254,28 @@ impl<D: Disk> Ring<D> {
             match state.rest(running.len(), cx) {
                 Rest::No => {}
                 Rest::Asleep => return Poll::Pending,
-                Rest::Ended => return Poll::Ready(()),
+                Rest::Ended => return Poll::Ready(Turned::Ended),
             }
         }
         self.state.borrow_mut().tell();
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Poll::Ready(Turned::Busy)
     }
 
-    /// Starts what is available, as far as there is room. Returns whether anything was.
+    /// Goes on with what can go on, and answers what has ended. Returns whether anything had.
+    fn finish<F: Future<Output = Done>>(
+        &self,
+        running: &mut FuturesUnordered<F>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let mut moved = false;
+        while let Poll::Ready(Some(done)) = running.poll_next_unpin(cx) {
+            self.state.borrow_mut().finish(&done, self.terms.live.get());
+            moved = true;
+        }
+        moved
+    }
+
+    /// Starts some of what is available, as far as there is room. Returns whether anything was.
     fn take<F: Future<Output = Done>>(
         &self,
         running: &FuturesUnordered<F>,
@@ -256,7 +284,7 @@ impl<D: Disk> Ring<D> {
         let before = running.len();
         let mut state = self.state.borrow_mut();
         let shape = self.device.shape();
-        while running.len() < IN_FLIGHT {
+        while running.len() < IN_FLIGHT.min(before + SLICE) {
             match state.next(shape) {
                 Ok(Some((head, request))) => {
                     running.push(start(head, request, Arc::clone(&state.mem)));
@@ -324,7 +352,7 @@ impl State {
     }
 
     fn answer(&mut self, done: &Done) -> Result<(), Broken> {
-        done.mem.write_obj(done.status.byte(), done.at)?;
+        write(&done.mem, done.at, &[done.status.byte()])?;
         if let Some(track) = &mut self.track {
             track.answering(done.head);
         }
