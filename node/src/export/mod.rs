@@ -3,8 +3,8 @@
 //! An export serves a [`Disk`] and knows nothing of images, maps or networks. All of it runs on one
 //! core: the tasks of an export, and the disk behind it, share a single-threaded runtime.
 
-pub mod nbd;
 pub mod fuse;
+pub mod nbd;
 pub mod raw;
 pub mod vhost;
 
