@@ -46,6 +46,21 @@ pub struct ResizeVolume {
 pub enum ExportKind {
     /// Network block device, over a Unix socket.
     Nbd,
+    /// A virtio block device in memory shared with the hypervisor, over a Unix socket.
+    VhostUser,
+    /// A file, for hypervisors that take nothing but a path.
+    Fuse,
+}
+
+impl ExportKind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nbd => "nbd",
+            Self::VhostUser => "vhost-user",
+            Self::Fuse => "fuse",
+        }
+    }
 }
 
 /// Asks for a volume to be shown to a guest.
@@ -53,9 +68,12 @@ pub enum ExportKind {
 pub struct AttachVolume {
     /// How.
     pub kind: ExportKind,
-    /// Where the socket is to be; beside the volume by default.
+    /// Where the socket, or the file, is to be; in the daemon's directory by default.
     #[serde(default)]
-    pub socket: Option<PathBuf>,
+    pub path: Option<PathBuf>,
+    /// The monitor of the QEMU that will use it (NBD): when all is here, the guest is moved to the plain file.
+    #[serde(default)]
+    pub qmp: Option<PathBuf>,
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
@@ -73,12 +91,17 @@ fn yes() -> bool {
 pub struct Attachment {
     /// How.
     pub kind: ExportKind,
-    /// Where.
-    pub socket: PathBuf,
+    /// Where: a socket, or a file.
+    pub path: PathBuf,
+    /// The monitor of the QEMU that uses it.
+    pub qmp: Option<PathBuf>,
     /// Writes are refused.
     pub read_only: bool,
     /// What is missing is fetched also if no guest asks for it.
     pub fill: bool,
+    /// The guest was moved to the plain file: nothing is served any more.
+    #[serde(default)]
+    pub moved: bool,
 }
 
 /// How far a volume is, in chunks unless said otherwise.

@@ -456,6 +456,9 @@ pub enum NodeCommand {
     Transfers,
     /// End a transfer of the daemon
     Cancel(CancelArgs),
+    /// Keep the mounts of volumes while the daemon is away; the daemon starts it
+    #[command(hide = true)]
+    Hold(HoldArgs),
 }
 
 /// `forebay node token`.
@@ -506,6 +509,13 @@ pub struct RemoveArgs {
 pub struct CancelArgs {
     /// The transfer's number
     pub id: u64,
+}
+
+/// `forebay node hold`.
+#[derive(Args, Debug)]
+pub struct HoldArgs {
+    /// Its socket
+    pub socket: PathBuf,
 }
 
 /// `forebay volume`.
@@ -591,9 +601,12 @@ pub struct AttachVolumeArgs {
     /// How the guest gets at it
     #[arg(long, value_enum, default_value = "nbd")]
     pub export: ExportArg,
-    /// Where the socket is to be [default: in the daemon's directory]
+    /// Where the socket, or the file, is to be [default: in the daemon's directory]
     #[arg(long, value_hint = ValueHint::FilePath)]
-    pub socket: Option<PathBuf>,
+    pub path: Option<PathBuf>,
+    /// The QMP socket of the QEMU that will use it: when all is here, the guest is moved to the plain file
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub qmp: Option<PathBuf>,
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
@@ -607,6 +620,10 @@ pub struct AttachVolumeArgs {
 pub enum ExportArg {
     /// Network block device, over a Unix socket: QEMU, libnbd.
     Nbd,
+    /// A virtio device in memory shared with the hypervisor: QEMU, cloud-hypervisor.
+    VhostUser,
+    /// A file: for what takes nothing but a path.
+    Fuse,
 }
 
 /// `forebay completions`.

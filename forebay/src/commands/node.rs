@@ -6,7 +6,7 @@ use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use image::{Digest, Error, Kind, Result};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
-use node::volumes::{CoreOptions, VolumeOptions, Volumes};
+use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
 use placement::Papers;
 
 use super::{block_on, interrupted, with_grid};
@@ -36,6 +36,7 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             let all = block_on(async { daemon_client(config).transfers().await })?;
             output.result(&all, |all| human(all))
         }
+        Some(NodeCommand::Hold(args)) => hold(&args.socket),
         Some(NodeCommand::Cancel(CancelArgs { id })) => {
             let ended = block_on(async { daemon_client(config).cancel(id).await })?;
             output.result(&ended, |t| human(std::slice::from_ref(t)))
@@ -106,6 +107,23 @@ impl DaemonGrid for Located {
     }
 }
 
+/// Keeps mounts, for ever.
+fn hold(socket: &Path) -> Result<()> {
+    let place = |e| Error::io(socket.display(), e);
+    // Of a holder that is gone; the daemon asks for one only where none answers.
+    let _ = std::fs::remove_file(socket);
+    let listener = std::os::unix::net::UnixListener::bind(socket).map_err(place)?;
+    node::export::fuse::holder::hold(&listener).map_err(place)
+}
+
+/// What starts a holder of mounts.
+fn holder(config: &Config) -> Result<Holder> {
+    let socket = config.data.join("node/holder.sock");
+    let program = std::env::current_exe().map_err(|e| Error::io("finding this program", e))?;
+    let words = [program.into(), "node".into(), "hold".into(), socket.clone().into()];
+    Ok(Holder { socket, command: words.into() })
+}
+
 fn serve(config: &Config, output: Output) -> Result<()> {
     let socket = config.path("node.socket", "node/node.sock");
     let pull = super::pull::options(config, true)?;
@@ -125,6 +143,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             memory: config.size("volumes.memory") as usize,
             engine: pull.engine,
         },
+        holder: holder(config)?,
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {

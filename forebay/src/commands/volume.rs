@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use api::volume::{AttachVolume, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
+use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
 use image::{Error, Result};
 use node::daemon::DaemonClient;
 
@@ -60,9 +60,16 @@ async fn free_name(daemon: &DaemonClient, image: &str) -> Result<String> {
 async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<VolumeInfo> {
     let kind = match args.export {
         ExportArg::Nbd => ExportKind::Nbd,
+        ExportArg::VhostUser => ExportKind::VhostUser,
+        ExportArg::Fuse => ExportKind::Fuse,
     };
-    let socket = args.socket.as_deref().map(absolute).transpose()?;
-    let asked = AttachVolume { kind, socket, read_only: args.read_only, fill: !args.no_fill };
+    let asked = AttachVolume {
+        kind,
+        path: args.path.as_deref().map(absolute).transpose()?,
+        qmp: args.qmp.as_deref().map(absolute).transpose()?,
+        read_only: args.read_only,
+        fill: !args.no_fill,
+    };
     daemon.attach_volume(&args.name, &asked).await
 }
 
@@ -96,16 +103,15 @@ fn rows(all: &[VolumeInfo]) -> String {
     let head = ["NAME", "SIZE", "STATE", "HERE", "ATTACHED", "IMAGE"].map(str::to_owned).to_vec();
     let rows = all.iter().map(|v| {
         let image = v.image.map_or("-".to_owned(), |i| i.to_string()[..12].to_owned());
-        let attached = v.attached.as_ref().map_or("-".to_owned(), |a| kind(a.kind).to_owned());
+        let attached = v.attached.as_ref().map_or("-".to_owned(), |a| shown(a).to_owned());
         vec![v.name.clone(), bytes(v.size), v.state.clone(), here(v), attached, image]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-fn kind(kind: ExportKind) -> &'static str {
-    match kind {
-        ExportKind::Nbd => "nbd",
-    }
+/// How it is shown.
+fn shown(attached: &Attachment) -> &'static str {
+    if attached.moved { "plain file" } else { attached.kind.name() }
 }
 
 /// How much of it is here.
@@ -130,7 +136,10 @@ fn human(v: &VolumeInfo) -> String {
     ];
     if let Some(a) = &v.attached {
         let how = if a.read_only { "read-only, " } else { "" };
-        lines.push(("attached", format!("{how}{} {}", kind(a.kind), a.socket.display())));
+        lines.push((
+            "attached",
+            format!("{how}{} {}", shown(a), if a.moved { &v.disk } else { &a.path }.display()),
+        ));
     }
     if let Some(h) = v.hydration.filter(|_| !v.plain) {
         let waited = format!("{} chunks were waited for, {} are", h.demanded, h.wanted);

@@ -13,6 +13,9 @@ use super::live::Live;
 use crate::export::nbd;
 use crate::rate::RealTime;
 
+/// Bytes of a buffer of vhost-user: see [`vhost::Export::new`](crate::export::vhost::Export::new).
+const VHOST_BUFFER: usize = 256 << 10;
+
 /// How volumes are served.
 #[derive(Clone, Copy, Debug)]
 pub struct CoreOptions {
@@ -30,6 +33,7 @@ pub(super) struct Core {
     pub(super) number: usize,
     pub(super) engine: Engine,
     pub(super) nbd: nbd::Memory,
+    pub(super) vhost: Arena,
     pub(super) decoder: Rc<RefCell<Decoder>>,
     pub(super) time: RealTime,
     pub(super) live: RefCell<BTreeMap<String, Rc<Live>>>,
@@ -46,6 +50,8 @@ impl Core {
             number,
             engine: Engine::start(engine).map_err(|e| Error::io("starting file I/O", e))?,
             nbd: nbd::Memory::with_budget(options.memory).map_err(memory)?,
+            vhost: Arena::new("vhost-user", VHOST_BUFFER, options.memory.max(VHOST_BUFFER))
+                .map_err(memory)?,
             decoder: Rc::new(RefCell::new(Decoder::new()?)),
             time: RealTime::start(),
             live: RefCell::default(),

@@ -1,77 +1,106 @@
-//! A volume that is attached, on its core: served to its guest, and filled meanwhile.
+//! A volume that is attached, on its core: served to its guest, filled meanwhile, and plain in the end.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use api::volume::{Attachment, ExportKind, Hydration as Progress};
+use api::volume::{Attachment, Hydration as Progress};
+use image::error::At;
 use image::{Digest, Error, Geometry, Result};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use volume_pool::{Files, Volume};
 
 use super::cores::Core;
-use super::disk::VolumeDisk;
 use super::hydrate::{Hydration, Status};
+use super::kept::Kept;
 use super::plan::Policy;
+use super::serving::{Holder, Serving};
 use super::source::LazySource;
 use crate::daemon::Grid;
-use crate::export::nbd;
+use crate::hypervisor::qmp;
 use crate::pull::Watch;
 use crate::pull::batch::Fetch;
 
+/// How long QEMU may take to answer, and to move its guest.
+const QMP_PATIENCE: Duration = Duration::from_secs(10);
+/// After how long a guest that could not be moved is tried again.
+const QMP_PAUSE: Duration = Duration::from_secs(10);
+
 /// See the [module](self).
 pub(super) struct Live {
+    name: String,
     volume: Rc<Volume>,
-    status: Rc<Status>,
+    how: Attachment,
+    status: Status,
     watch: Arc<Watch>,
-    end: watch::Sender<bool>,
-    serving: RefCell<Option<JoinHandle<()>>>,
+    serving: RefCell<Option<Serving>>,
     filling: RefCell<Option<JoinHandle<()>>>,
+}
+
+/// What a volume needs of the node.
+pub(super) struct Surroundings<G> {
+    pub(super) grid: Arc<G>,
+    pub(super) kept: Arc<Kept>,
+    pub(super) holder: Holder,
 }
 
 impl Live {
     /// Opens a volume and serves it.
-    pub(super) fn start<G: Grid>(
+    pub(super) async fn start<G: Grid>(
         core: &Rc<Core>,
-        grid: Arc<G>,
+        around: Surroundings<G>,
         files: Files,
-        how: &Attachment,
+        how: Attachment,
     ) -> Result<Rc<Self>> {
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
-        let (end, ended) = watch::channel(false);
-        let serving = serve(core, &volume, how, ended)?;
+        let serving = match how.moved {
+            true => None,
+            false => Some(Serving::start(core, &volume, &how, &around.holder).await?),
+        };
         let live = Rc::new(Self {
+            name: volume.identity().name,
             volume,
-            status: Rc::default(),
+            how,
+            status: Status::default(),
             watch: Arc::default(),
-            end,
-            serving: RefCell::new(Some(serving)),
+            serving: RefCell::new(serving),
             filling: RefCell::default(),
         });
-        if let Some(base) = live.volume.identity().base {
-            let policy = Policy { fill: how.fill, patience: None };
-            let fill = Rc::clone(&live).fill(Rc::clone(core), grid, base.image, policy);
-            live.filling.replace(Some(tokio::task::spawn_local(fill)));
+        if !live.how.moved {
+            let mature = Rc::clone(&live).mature(Rc::clone(core), around);
+            live.filling.replace(Some(tokio::task::spawn_local(mature)));
         }
         Ok(live)
     }
 
-    /// Brings what is missing, to the end.
-    async fn fill<G: Grid>(
-        self: Rc<Self>,
-        core: Rc<Core>,
-        grid: Arc<G>,
-        image: Digest,
-        policy: Policy,
-    ) {
-        let source = LazySource::new(grid, image, core.number);
-        let filled = self.fill_from(&core, &source, image, policy).await;
-        source.close().await;
-        if let Err(error) = filled {
-            tracing::error!(%error, volume = self.volume.identity().name, "filling ended");
+    /// Brings what is missing; then the volume is plain, and the guest is moved to the file where that can be
+    /// done.
+    async fn mature<G: Grid>(self: Rc<Self>, core: Rc<Core>, around: Surroundings<G>) {
+        let Surroundings { grid, kept, .. } = around;
+        let matured = async {
+            if let Some(base) = self.volume.identity().base {
+                self.fill(&core, grid, base.image).await?;
+            }
+            self.graduate(&kept).await
+        };
+        if let Err(error) = matured.await {
+            tracing::error!(%error, volume = self.name, "this volume does not become plain");
             self.status.trouble.replace(Some(error));
         }
+    }
+
+    async fn fill<G: Grid>(&self, core: &Core, grid: Arc<G>, image: Digest) -> Result<()> {
+        if self.volume.identity().plain {
+            return Ok(());
+        }
+        let source = LazySource::new(grid, image, core.number);
+        let filled = self.fill_from(core, &source, image).await;
+        source.close().await;
+        filled?;
+        self.volume.become_plain().await?;
+        tracing::info!(volume = self.name, "all of the image is here");
+        Ok(())
     }
 
     async fn fill_from<G: Grid>(
@@ -79,12 +108,8 @@ impl Live {
         core: &Core,
         source: &LazySource<G>,
         image: Digest,
-        policy: Policy,
     ) -> Result<()> {
         let identity = self.volume.identity();
-        if identity.plain {
-            return Ok(());
-        }
         let size = identity.base.map_or(0, |base| base.size);
         let fetch = Fetch {
             source,
@@ -96,13 +121,54 @@ impl Live {
             watch: &self.watch,
             trace: 0,
         };
-        Hydration::new(&self.volume, fetch, &core.time, &self.status).run(policy).await?;
-        self.volume.become_plain().await?;
-        tracing::info!(volume = identity.name, "all of the image is here");
-        Ok(())
+        let policy = Policy { fill: self.how.fill, patience: None };
+        Hydration::new(&self.volume, fetch, &core.time, &self.status).run(policy).await
     }
 
-    /// How far it is.
+    /// Gets us out of the way of a guest whose volume is plain.
+    async fn graduate(&self, kept: &Kept) -> Result<()> {
+        if let Some(serving) = &*self.serving.borrow() {
+            serving.graduated(self.volume.data().path())?;
+        }
+        let Some(qmp) = &self.how.qmp else { return Ok(()) };
+        let export =
+            qmp::NbdExport { socket: self.how.path.display().to_string(), name: self.name.clone() };
+        let pivot = qmp::Pivot {
+            export,
+            raw: self.volume.data().path().display().to_string(),
+            device: self.volume.data().kind() == blockio::FileKind::Block,
+            name: node_name(&self.volume.identity().id),
+            direct: None,
+            locking: qmp::Locking::Auto,
+        };
+        loop {
+            let moved = async {
+                let mut monitor = qmp::Monitor::connect(qmp, QMP_PATIENCE).await?;
+                qmp::pivot(&mut monitor, &pivot, QMP_PATIENCE).await
+            };
+            match moved.await.at(|| format!("volume {}", self.name)) {
+                Ok(outcome) => {
+                    tracing::info!(volume = self.name, ?outcome, "the guest uses the plain file");
+                    break;
+                }
+                // No guest yet, or a busy one.
+                Err(error) => {
+                    tracing::info!(%error, "the guest is not moved to the plain file yet");
+                    tokio::time::sleep(QMP_PAUSE).await;
+                }
+            }
+        }
+        self.status.trouble.replace(None);
+        // From here on nobody but the guest may write: a daemon that starts anew must know.
+        kept.insert(&self.name, Attachment { moved: true, ..self.how.clone() })?;
+        let serving = self.serving.take();
+        match serving {
+            Some(serving) => serving.stop(false).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How far it is, why it gets no further, and whether it is plain.
     pub(super) fn progress(&self) -> (Progress, Option<Error>, bool) {
         let (arrived, p) = (self.volume.arrived(), self.watch.progress());
         let progress = Progress {
@@ -119,17 +185,20 @@ impl Live {
 
     /// Makes it larger, under its guest.
     pub(super) async fn grow(&self, size: u64) -> Result<()> {
-        self.volume.grow(size).await
+        self.volume.grow(size).await?;
+        if let Some(serving) = &*self.serving.borrow() {
+            serving.resized();
+        }
+        Ok(())
     }
 
-    /// Ends what serves it when its requests are answered, and writes everything down.
-    pub(super) async fn stop(&self) -> Result<()> {
-        let _ = self.end.send(true);
-        // Whoever serves may wait for chunks, so filling ends after it; and who waits for what does not come
-        // would wait for ever.
+    /// Ends what serves it when its requests are answered, and writes everything down. With `leave` the guest
+    /// waits for the next process.
+    pub(super) async fn stop(&self, leave: bool) -> Result<()> {
         let serving = self.serving.take();
         if let Some(serving) = serving {
-            let _ = serving.await;
+            // What serves may wait for chunks, so the filling ends after it.
+            serving.stop(leave).await?;
         }
         let filling = self.filling.take();
         if let Some(filling) = filling {
@@ -140,25 +209,8 @@ impl Live {
     }
 }
 
-/// Serves a volume until the end is told.
-fn serve(
-    core: &Core,
-    volume: &Rc<Volume>,
-    how: &Attachment,
-    mut end: watch::Receiver<bool>,
-) -> Result<JoinHandle<()>> {
-    let disk = Rc::new(VolumeDisk { volume: Rc::clone(volume), read_only: how.read_only });
-    let ending = async move {
-        let _ = end.wait_for(|end| *end).await;
-    };
-    match how.kind {
-        ExportKind::Nbd => {
-            let name = volume.identity().name;
-            let description = format!("Forebay volume {name}");
-            let export = nbd::Export { name, description, disk };
-            let server = nbd::Server::new(vec![export], core.nbd.clone(), nbd::Limits::default())?;
-            let socket = nbd::Socket::bind(&how.socket)?;
-            Ok(tokio::task::spawn_local(async move { server.serve(socket, ending).await }))
-        }
-    }
+/// A name in QEMU's graph: of the volume, and the same each time.
+fn node_name(id: &[u8; 16]) -> String {
+    let id: String = id[..8].iter().map(|b| format!("{b:02x}")).collect();
+    format!("fb-{id}")
 }

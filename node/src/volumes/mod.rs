@@ -1,8 +1,8 @@
 //! Volumes of this node: made, shown to guests, filled meanwhile, removed.
 //!
 //! ```text
-//! Volumes ─ Cores: each volume on one ─ Live ─┬─ export ─ VolumeDisk ─ volume_pool::Volume ─ data file
-//!                                             └─ Hydration: Plan, Fetch ─ caches ──▲
+//! Volumes ─ Cores: each volume on one ─ Live ─┬─ Serving: export ─ VolumeDisk ─ volume_pool::Volume ─ data file
+//!                                             └─ Hydration: Plan, Fetch ─ caches ───────────▲
 //! ```
 //! The attachments are kept in a file: after a restart of the daemon every volume is served again at the same
 //! socket, and guests that reconnect go on.
@@ -15,7 +15,9 @@ mod kept;
 mod live;
 mod plan;
 mod service;
+mod serving;
 mod source;
 
 pub use cores::CoreOptions;
 pub use service::{Birth, VolumeOptions, Volumes};
+pub use serving::Holder;

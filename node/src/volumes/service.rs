@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::ErrorBody;
 use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
@@ -13,11 +14,12 @@ use futures::future::LocalBoxFuture;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use volume_pool::{Identity, NewVolume, Shelf, Volume};
+use volume_pool::{Files, Identity, NewVolume, Shelf, Volume};
 
 use super::cores::{Core, CoreOptions, Cores};
 use super::kept::Kept;
-use super::live::Live;
+use super::live::{Live, Surroundings};
+use super::serving::Holder;
 use crate::daemon::Grid;
 use crate::patience::Patience;
 use crate::pull::Connect;
@@ -31,7 +33,13 @@ pub struct VolumeOptions {
     pub state: PathBuf,
     /// How they are served.
     pub cores: CoreOptions,
+    /// What keeps mounts while the daemon is away.
+    pub holder: Holder,
 }
+
+/// How long a volume that is in use is waited for: a daemon that ends needs a moment.
+const TAKE_TRIES: u32 = 50;
+const TAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The volumes of a node. Clones share them.
 pub struct Volumes<G>(Arc<Inner<G>>);
@@ -47,7 +55,8 @@ struct Inner<G> {
     shelf: Shelf,
     sockets: PathBuf,
     cores: Cores,
-    kept: Kept,
+    kept: Arc<Kept>,
+    holder: Holder,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -76,7 +85,8 @@ impl<G: Grid> Volumes<G> {
             shelf,
             sockets,
             cores: Cores::start(options.cores)?,
-            kept: Kept::load(options.state.join("attachments.json"))?,
+            kept: Arc::new(Kept::load(options.state.join("attachments.json"))?),
+            holder: options.holder,
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
@@ -91,7 +101,7 @@ impl<G: Grid> Volumes<G> {
     /// them again.
     pub async fn stop(&self) {
         for name in self.0.kept.all().into_keys() {
-            if let Err(error) = self.end_live(&name).await {
+            if let Err(error) = self.end_live(&name, true).await {
                 tracing::error!(%error, name, "a volume did not end as it should");
             }
         }
@@ -207,7 +217,9 @@ impl<G: Grid> Volumes<G> {
         let _only = self.only(name).await;
         let how = self.attachment(name, asked)?;
         match self.0.kept.get(name) {
-            Some(now) if now == how => return self.show(name).await,
+            Some(now) if (Attachment { moved: false, ..now.clone() }) == how => {
+                return self.show(name).await;
+            }
             Some(_) => {
                 let what = format!("{name}: attached in another way: detach it first");
                 return Err(Error::new(Kind::Conflict, what));
@@ -216,7 +228,7 @@ impl<G: Grid> Volumes<G> {
         }
         self.go_live(name, how.clone()).await?;
         if let Err(error) = self.0.kept.insert(name, how) {
-            let ended = self.end_live(name).await;
+            let ended = self.end_live(name, false).await;
             ended.unwrap_or_else(|error| tracing::error!(%error, name, "a volume that is stuck"));
             return Err(error);
         }
@@ -224,33 +236,55 @@ impl<G: Grid> Volumes<G> {
     }
 
     fn attachment(&self, name: &str, asked: AttachVolume) -> Result<Attachment> {
-        let AttachVolume { kind, socket, read_only, fill } = asked;
-        let suffix = match kind {
-            ExportKind::Nbd => "nbd",
-        };
+        let AttachVolume { kind, path, qmp, read_only, fill } = asked;
         // A volume that is not there has no socket.
         self.0.shelf.identity(name)?;
-        let socket = socket.unwrap_or_else(|| self.0.sockets.join(format!("{name}.{suffix}")));
-        if !socket.is_absolute() {
-            let what = format!("{}: the path must be absolute", socket.display());
+        let path = path.unwrap_or_else(|| self.0.sockets.join(format!("{name}.{}", kind.name())));
+        for path in qmp.iter().chain([&path]) {
+            if !path.is_absolute() {
+                let what = format!("{}: the path must be absolute", path.display());
+                return Err(Error::new(Kind::Invalid, what));
+            }
+        }
+        if qmp.is_some() && kind != ExportKind::Nbd {
+            let what = "a guest is moved to the plain file only from NBD";
             return Err(Error::new(Kind::Invalid, what));
         }
-        Ok(Attachment { kind, socket, read_only, fill })
+        Ok(Attachment { kind, path, qmp, read_only, fill, moved: false })
     }
 
     async fn go_live(&self, name: &str, how: Attachment) -> Result<()> {
-        let (grid, shelf, key) = (Arc::clone(&self.0.grid), self.0.shelf.clone(), name.to_owned());
-        let taken = key.clone();
-        let files = self.blocking(move || shelf.take(&taken)).await?;
+        let key = name.to_owned();
+        let files = self.take(name).await?;
+        let around = Surroundings {
+            grid: Arc::clone(&self.0.grid),
+            kept: Arc::clone(&self.0.kept),
+            holder: self.0.holder.clone(),
+        };
         self.on_its_core(name, move |core| {
             async move {
-                let live = Live::start(&core, grid, files, &how)?;
+                let live = Live::start(&core, around, files, how).await?;
                 core.live.borrow_mut().insert(key, live);
                 Ok(())
             }
             .boxed_local()
         })
         .await
+    }
+
+    /// Opens a volume for us alone. A daemon that was killed keeps its locks until its last write is over.
+    async fn take(&self, name: &str) -> Result<Files> {
+        for _ in 0..TAKE_TRIES {
+            let (shelf, key) = (self.0.shelf.clone(), name.to_owned());
+            match self.blocking(move || shelf.take(&key)).await {
+                Err(error) if error.kind() == Kind::Conflict => {
+                    tokio::time::sleep(TAKE_PAUSE).await
+                }
+                taken => return taken,
+            }
+        }
+        let (shelf, key) = (self.0.shelf.clone(), name.to_owned());
+        self.blocking(move || shelf.take(&key)).await
     }
 
     /// Takes a volume from its guest.
@@ -264,7 +298,7 @@ impl<G: Grid> Volumes<G> {
             self.0.shelf.identity(name)?;
             return Err(Error::new(Kind::Conflict, format!("{name}: not attached")));
         }
-        self.end_live(name).await?;
+        self.end_live(name, false).await?;
         self.0.kept.remove(name)?;
         self.show(name).await
     }
@@ -290,13 +324,13 @@ impl<G: Grid> Volumes<G> {
         self.show(name).await
     }
 
-    async fn end_live(&self, name: &str) -> Result<()> {
+    async fn end_live(&self, name: &str, leave: bool) -> Result<()> {
         let key = name.to_owned();
         self.on_its_core(name, move |core| {
             async move {
                 let live = core.live.borrow_mut().remove(&key);
                 match live {
-                    Some(live) => live.stop().await,
+                    Some(live) => live.stop(leave).await,
                     None => Ok(()),
                 }
             }

@@ -17,7 +17,9 @@ impl Volume {
         // sync covers, and no others are written down.
         let pages = self.maps.borrow_mut().take_guarding();
         let taken = GiveBack { maps: &self.maps, pages };
-        if self.written.replace(false) || !taken.pages.is_empty() {
+        // A plain disk may have been written to past us.
+        let plain = self.identity.borrow().get().plain;
+        if self.written.replace(false) || !taken.pages.is_empty() || plain {
             let synced = self.engine.sync_data(&self.data).await;
             synced.inspect_err(|_| self.written.set(true)).map_err(io)?;
         }

@@ -1,0 +1,185 @@
+//! How a volume is shown to its guest: one of the exports, from its start to its end.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::volume::{Attachment, ExportKind};
+use image::{Error, Kind, Result};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use volume_pool::Volume;
+
+use super::cores::Core;
+use super::disk::VolumeDisk;
+use crate::export::{fuse, nbd, vhost};
+
+/// How long a holder may take to start.
+const HOLDER_STARTS: Duration = Duration::from_secs(5);
+
+/// The process that keeps FUSE mounts while this daemon is away: it is started when it is first needed, and
+/// outlives us.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Program and arguments that start it.
+    pub command: Arc<[OsString]>,
+}
+
+impl Holder {
+    async fn start(&self) -> Result<()> {
+        let failed = |e| Error::io("starting the holder of mounts", e);
+        let answers = || UnixStream::connect(&self.socket).is_ok();
+        if answers() {
+            return Ok(());
+        }
+        let [program, arguments @ ..] = &*self.command else {
+            return Err(Error::new(Kind::Unsupported, "no holder of mounts is configured"));
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // What ends the daemon's group must not end it.
+        command.process_group(0).spawn().map_err(failed)?;
+        let started = async {
+            while !answers() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let late = || Error::new(Kind::Retry, "the holder of mounts does not start");
+        tokio::time::timeout(HOLDER_STARTS, started).await.map_err(|_| late())
+    }
+}
+
+/// See the [module](self).
+pub(super) struct Serving {
+    task: JoinHandle<()>,
+    kind: Served,
+}
+
+enum Served {
+    Nbd { end: watch::Sender<bool> },
+    Vhost { end: watch::Sender<bool>, export: Rc<vhost::Export<VolumeDisk>>, path: PathBuf },
+    Fuse { handle: fuse::Handle, holder: Holder, path: PathBuf },
+}
+
+impl Serving {
+    /// Shows a volume.
+    pub(super) async fn start(
+        core: &Core,
+        volume: &Rc<Volume>,
+        how: &Attachment,
+        holder: &Holder,
+    ) -> Result<Self> {
+        let disk = Rc::new(VolumeDisk { volume: Rc::clone(volume), read_only: how.read_only });
+        match how.kind {
+            ExportKind::Nbd => Self::nbd(core, disk, how),
+            ExportKind::VhostUser => Self::vhost(core, disk, how).await,
+            ExportKind::Fuse => Self::fuse(disk, how, holder).await,
+        }
+    }
+
+    fn nbd(core: &Core, disk: Rc<VolumeDisk>, how: &Attachment) -> Result<Self> {
+        let name = disk.volume.identity().name;
+        let description = format!("Forebay volume {name}");
+        let export = nbd::Export { name, description, disk };
+        let server = nbd::Server::new(vec![export], core.nbd.clone(), nbd::Limits::default())?;
+        let socket = nbd::Socket::bind(&how.path)?;
+        let (end, ended) = watch::channel(false);
+        let serve = async move { server.serve(socket, told(ended)).await };
+        Ok(Self { task: tokio::task::spawn_local(serve), kind: Served::Nbd { end } })
+    }
+
+    async fn vhost(core: &Core, disk: Rc<VolumeDisk>, how: &Attachment) -> Result<Self> {
+        let options = vhost::Options { serial: disk.volume.identity().name, ..Default::default() };
+        let export = Rc::new(vhost::Export::new(disk, core.vhost.clone(), &options)?);
+        let listener = vhost::listen(&how.path).await?;
+        let (end, ended) = watch::channel(false);
+        let serving = Rc::clone(&export);
+        let serve = async move {
+            tokio::select! {
+                () = serving.serve(listener) => {}
+                () = told(ended) => {}
+            }
+        };
+        let task = tokio::task::spawn_local(serve);
+        Ok(Self { task, kind: Served::Vhost { end, export, path: how.path.clone() } })
+    }
+
+    async fn fuse(disk: Rc<VolumeDisk>, how: &Attachment, holder: &Holder) -> Result<Self> {
+        holder.start().await?;
+        let connection = connect(&how.path, holder)?;
+        let export = fuse::Export::start(connection, disk, fuse::Options::default())?;
+        let handle = export.handle();
+        let serve = async move {
+            if let Err(error) = export.run().await {
+                tracing::error!(%error, "a FUSE mount ended");
+            }
+        };
+        let task = tokio::task::spawn_local(serve);
+        let kind = Served::Fuse { handle, holder: holder.clone(), path: how.path.clone() };
+        Ok(Self { task, kind })
+    }
+
+    /// The volume has become larger. NBD has no words for that: who connects next sees it.
+    pub(super) fn resized(&self) {
+        if let Served::Vhost { export, .. } = &self.kind {
+            export.resized();
+        }
+    }
+
+    /// All of the volume is here: whoever opens a FUSE file from now on is with the plain file itself.
+    pub(super) fn graduated(&self, raw: &Path) -> Result<()> {
+        let Served::Fuse { handle, .. } = &self.kind else { return Ok(()) };
+        let file = std::fs::File::options().read(true).write(true).open(raw);
+        handle.graduate(file.map_err(|e| Error::io(raw.display(), e))?)
+    }
+
+    /// Ends when what was asked for is answered. With `leave` the guest is left waiting for the next process;
+    /// else it is told that its disk is gone.
+    pub(super) async fn stop(self, leave: bool) -> Result<()> {
+        let mut result = Ok(());
+        match &self.kind {
+            Served::Nbd { end } => drop(end.send(true)),
+            Served::Vhost { end, path, .. } => {
+                let _ = end.send(true);
+                // A front-end that comes back must not find a socket at which nobody listens.
+                let _ = std::fs::remove_file(path);
+            }
+            Served::Fuse { handle, .. } if leave => handle.leave(),
+            Served::Fuse { path, holder, .. } => {
+                result = fuse::unmount(path).and_then(|()| {
+                    let name = path.display().to_string();
+                    let forgotten = fuse::holder::forget(&holder.socket, &name);
+                    forgotten.map(drop).map_err(|e| Error::io("the holder of mounts", e))
+                });
+            }
+        }
+        if result.is_ok() {
+            let _ = self.task.await;
+        }
+        result
+    }
+}
+
+async fn told(mut end: watch::Receiver<bool>) {
+    let _ = end.wait_for(|end| *end).await;
+}
+
+/// The connection that an earlier daemon left, or that of a new mount.
+fn connect(path: &Path, holder: &Holder) -> Result<fuse::Connection> {
+    let failed = |e| Error::io("the holder of mounts", e);
+    let name = path.display().to_string();
+    if let Some(device) = fuse::holder::give(&holder.socket, &name).map_err(failed)? {
+        return Ok(fuse::Connection::Left(device));
+    }
+    let connection = fuse::mount(path)?;
+    fuse::holder::keep(&holder.socket, &name, connection.as_fd()).map_err(failed)?;
+    Ok(connection)
+}
