@@ -156,6 +156,55 @@ fn a_simple_reply_that_fails_late_ends_the_connection_and_one_that_fails_early_d
 }
 
 #[test]
+fn a_simple_reply_whose_end_fails_first_is_an_error_and_not_begun() {
+    let (server, disk) = server(MemDisk::new(bytes()));
+    *disk.bad.borrow_mut() = Some((256 << 10..257 << 10, Kind::Io));
+    *disk.held.borrow_mut() = Some(0..512);
+    let (mut here, there) = duplex(64 << 10);
+    let client = async {
+        shake(&mut here, &Ask::default()).await;
+        let read = request(Framing::Simple, (command::READ, 0), 7, 0, 512 << 10);
+        here.write_all(&read).await.unwrap();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        *disk.held.borrow_mut() = None;
+        let told = reply(&mut here, |_| Some((0, 512 << 10))).await.unwrap().2;
+        assert_eq!(told, Told::Error(Errno::Eio as u32, None));
+        let read = request(Framing::Simple, (command::READ, 0), 8, 0, 512);
+        here.write_all(&read).await.unwrap();
+        let told = reply(&mut here, |_| Some((0, 512))).await.unwrap().2;
+        assert_eq!(told, Told::Data(0, bytes()[..512].to_vec()));
+        drop(here);
+    };
+    block_on(async { futures::join!(client, server.connection(there, pending())) }).1.unwrap();
+}
+
+#[test]
+fn simple_replies_in_pieces_do_not_mix() {
+    let disk = MemDisk::new(bytes());
+    disk.delays.set(1);
+    let long = |cookie: u64| (cookie << 10, (600 << 10) as u32);
+    let reads = async |stream: &mut DuplexStream, _| {
+        let all = (1..20).flat_map(|cookie| {
+            let (at, len) = if cookie % 3 == 0 { (cookie << 10, 512) } else { long(cookie) };
+            request(Framing::Simple, (command::READ, 0), cookie, at, len.into())
+        });
+        let all: Vec<u8> = all.collect();
+        stream.write_all(&all).await.unwrap();
+        for _ in 1..20 {
+            let wanted =
+                |cookie| Some(if cookie % 3 == 0 { (cookie << 10, 512) } else { long(cookie) });
+            let (cookie, _, told) = reply(stream, wanted).await.unwrap();
+            let (at, len) = wanted(cookie).unwrap();
+            let there = at as usize..at as usize + len as usize;
+            assert!(told == Told::Data(at, bytes()[there].to_vec()), "{cookie}");
+        }
+    };
+    block_on(with(disk, Ask::default(), reads)).1.unwrap();
+}
+
+#[test]
 fn who_asks_for_lasting_writes_gets_them_flushed_first() {
     for (framing, command) in [
         (Framing::Simple, command::WRITE),
