@@ -57,11 +57,16 @@ impl Memory {
         self.small.used_bytes() + self.large.used_bytes()
     }
 
-    /// The share of one of `connections`: at least a buffer of each size.
+    /// How many connections it is enough for: each needs a buffer of both sizes.
+    pub(super) fn connections(&self) -> usize {
+        self.small.slots().min(self.large.slots())
+    }
+
+    /// The share of one of `connections`.
     pub(super) fn share(&self, connections: usize) -> Share {
         let part = |arena: &Arena| Part {
             arena: arena.clone(),
-            left: Rc::new(Cell::new((arena.slots() / connections.max(1)).max(1))),
+            left: Rc::new(Cell::new(arena.slots() / connections)),
         };
         Share { small: part(&self.small), large: part(&self.large) }
     }
@@ -103,8 +108,8 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Waits for the buffer: shares may add up to more than there is, and buffers of connections that
-    /// are gone come back when the disk is done with them.
+    /// Waits for the buffer. There is one, but for those of connections that are gone, which come back
+    /// when the disk is done with them.
     pub async fn buffer(self) -> Lent {
         match self.try_buffer() {
             Ok(lent) => lent,

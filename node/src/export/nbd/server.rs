@@ -90,11 +90,17 @@ impl<D: Disk> Server<D> {
     ///
     /// # Errors
     ///
-    /// `Invalid` if there is none, if two have the same name, if a text is too long, or if a limit is zero.
+    /// `Invalid` if there is none, if two have the same name, if a text is too long, if a limit is zero, or
+    /// if there is less memory than a buffer of each size for every connection.
     pub fn new(exports: Vec<Export<D>>, memory: Memory, limits: Limits) -> Result<Server<D>> {
         let invalid = |why: String| Err(Error::new(Kind::Invalid, why));
         if exports.is_empty() || limits.connections == 0 || limits.requests == 0 {
             return invalid("a server needs an export, and limits above zero".into());
+        }
+        let enough = memory.connections();
+        if limits.connections > enough {
+            let wanted = limits.connections;
+            return invalid(format!("memory for {enough} connections, not for {wanted}"));
         }
         for (i, Export { name, description, .. }) in exports.iter().enumerate() {
             if name.len().max(description.len()) > MAX_STRING {

@@ -74,6 +74,27 @@ async fn ask(
 }
 
 #[test]
+fn a_server_that_could_not_serve_is_not_made() {
+    let make = |names: &[&str], memory, connections| {
+        let export = |name: &&str| Export {
+            name: name.to_string(),
+            description: String::new(),
+            disk: Rc::new(MemDisk::new(bytes())),
+        };
+        let limits = Limits { connections, ..Limits::default() };
+        let memory = Memory::with_budget(memory).unwrap();
+        Server::new(names.iter().map(export).collect(), memory, limits).map_err(|e| e.kind())
+    };
+    assert!(make(&["a", "b"], 8 << 20, 16).is_ok());
+    let long = "x".repeat(5000);
+    let bad: [(&[&str], usize, usize); 5] =
+        [(&[], 8, 16), (&["a", "a"], 8, 16), (&["a"], 8, 0), (&["a"], 8, 25), (&[&long], 8, 16)];
+    for (names, mib, connections) in bad {
+        assert_eq!(make(names, mib << 20, connections).err().unwrap(), Kind::Invalid);
+    }
+}
+
+#[test]
 fn flags_tell_what_a_disk_takes() {
     use export_flag as f;
     let flags = |read_only, framing| {
@@ -295,7 +316,7 @@ fn a_status_of_more_than_four_gib_is_told_in_extended_framing() {
         }
     }
     let export = Export { name: String::new(), description: String::new(), disk: Rc::new(Vast) };
-    let memory = Memory::with_budget(1 << 20).unwrap();
+    let memory = Memory::with_budget(8 << 20).unwrap();
     let server = Server::new(vec![export], memory, Limits::default()).unwrap();
     let (mut here, there) = duplex(4096);
     let framing = Framing::Extended;

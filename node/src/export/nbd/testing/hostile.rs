@@ -19,7 +19,7 @@ use crate::export::nbd::{Export, Limits, Memory, Server};
 pub async fn run(way: u8, cut: usize, bytes: &[u8]) {
     let disk = Rc::new(MemDisk::new(vec![7; 64 << 10]));
     let export = Export { name: "a".into(), description: String::new(), disk };
-    let memory = Memory::with_budget(2 << 20).expect("memory");
+    let memory = Memory::with_budget(8 << 20).expect("memory");
     let server = Server::new(vec![export], memory.clone(), Limits::default()).expect("a server");
     let (mut here, there) = duplex(4096);
     let client = async {
