@@ -114,6 +114,6 @@ async fn serve(file: &Path, socket: &Path) {
     let export = Export { name: "disk".into(), description: String::new(), disk };
     let memory = Memory::with_budget(MEMORY).expect("memory");
     let server = Server::new(vec![export], memory, Limits::default()).expect("a server");
-    let socket = Socket::bind(socket).expect("the socket");
+    let socket = Socket::bind(socket).await.expect("the socket");
     server.serve(socket, async { drop(tokio::signal::ctrl_c().await) }).await;
 }

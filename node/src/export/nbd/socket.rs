@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use image::{Error, Kind, Result};
@@ -16,17 +16,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`, with mode 0600. A socket that nobody listens at any more is replaced. Must be
-    /// called inside a tokio runtime.
+    /// Listens at `path`, with mode 0600. A socket that nobody listens at any more is replaced.
     ///
     /// # Errors
     ///
     /// `Conflict` if somebody listens there, or if something else than a socket is there; otherwise what
     /// the system says.
-    pub fn bind(path: impl Into<PathBuf>) -> Result<Socket> {
+    pub async fn bind(path: impl Into<PathBuf>) -> Result<Socket> {
         let path = path.into();
         let place = |error| Error::io(path.display(), error);
-        check_free(&path)?;
+        check_free(&path).await?;
         // By another name first: nobody can connect before the mode is right.
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
@@ -61,7 +60,7 @@ impl Drop for Socket {
     }
 }
 
-fn check_free(path: &Path) -> Result<()> {
+async fn check_free(path: &Path) -> Result<()> {
     let conflict = |what| Err(Error::new(Kind::Conflict, format!("{}: {what}", path.display())));
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -69,7 +68,8 @@ fn check_free(path: &Path) -> Result<()> {
         Ok(found) if !found.file_type().is_socket() => return conflict("not a socket"),
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
+    // One whose line is full is somebody, too: this does not wait for its turn in it.
+    match tokio::net::UnixStream::connect(path).await {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         _ => conflict("another server listens there"),
@@ -85,16 +85,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let socket = Socket::bind(&path).unwrap();
+        let socket = Socket::bind(&path).await.unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let error = Socket::bind(&path).unwrap_err();
+        let error = Socket::bind(&path).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Conflict);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         drop(socket);
         assert!(!path.exists());
         fs::write(&path, "precious").unwrap();
-        assert_eq!(Socket::bind(&path).unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(Socket::bind(&path).await.unwrap_err().kind(), Kind::Conflict);
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }

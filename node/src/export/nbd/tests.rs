@@ -445,7 +445,7 @@ fn an_end_answers_what_was_begun_and_lets_nobody_in() {
     disk.delays.set(1);
     let (server, _) = server(disk);
     block_on(async {
-        let socket = Socket::bind(&path).unwrap();
+        let socket = Socket::bind(&path).await.unwrap();
         let (end, ended) = oneshot::channel::<()>();
         let client = async {
             let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();

@@ -45,7 +45,7 @@ impl Served {
             let memory = Memory::with_budget(64 * MIB).unwrap();
             let server = Server::new(vec![export], memory, Limits::default()).unwrap();
             let serve = async {
-                let socket = Socket::bind(path).unwrap();
+                let socket = Socket::bind(path).await.unwrap();
                 ready.send(()).unwrap();
                 server.serve(socket, async { drop(ended.await) }).await;
             };
