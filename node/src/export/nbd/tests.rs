@@ -470,6 +470,34 @@ fn an_end_answers_what_was_begun_and_lets_nobody_in() {
     });
 }
 
+#[test]
+fn who_is_one_too_many_waits_for_a_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let disk = Rc::new(MemDisk::new(bytes()));
+    let export = Export { name: String::new(), description: String::new(), disk };
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let memory = Memory::with_budget(8 << 20).unwrap();
+    let server = Server::new(vec![export], memory, limits).unwrap();
+    block_on(async {
+        let socket = Socket::bind(&path).await.unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let clients = async {
+            let connect = || tokio::net::UnixStream::connect(&path);
+            let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
+            shake(&mut first, &Ask::default()).await;
+            let greeted = tokio::time::timeout(limits.handshake, second.readable()).await;
+            assert!(greeted.is_err());
+            drop(first);
+            assert_eq!(shake(&mut second, &Ask::default()).await.0, SIZE as u64);
+            end.send(()).unwrap();
+            assert_eq!(second.read(&mut [0; 1]).await.unwrap(), 0);
+        };
+        let ending = async { drop(ended.await) };
+        futures::join!(clients, server.serve(socket, ending));
+    });
+}
+
 fn script() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 4..4 + 6 * 60)
 }
