@@ -203,8 +203,13 @@ fn fio_finds_what_it_has_written() {
     for (rw, bs) in [("randrw", "4k"), ("randwrite", "512"), ("write", "1M")] {
         let (rw, bs) = (format!("--rw={rw}"), format!("--bs={bs}"));
         let size = format!("--size={}", 8 * MIB);
-        let with =
-            ["--name=v", "--ioengine=nbd", "--iodepth=32", "--verify=crc32c", "--do_verify=1"];
+        let with = [
+            "--name=v",
+            "--ioengine=nbd",
+            "--iodepth=32",
+            "--verify=crc32c",
+            "--verify_state_save=0",
+        ];
         run("fio", &[&with[..], &[&uri, &rw, &bs, &size]].concat());
     }
     served.end();
