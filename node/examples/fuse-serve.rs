@@ -19,7 +19,7 @@ use std::time::Duration;
 use blockio::{BlockFile, Buf, Engine, OpenMode};
 use forebay_node::export::fuse::{Connection, Export, Options, holder, mount, unmount};
 use forebay_node::export::{Disk, Stretch};
-use image::{Error, Result};
+use image::{Error, Kind, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A raw file as a disk, slow if wanted.
@@ -159,15 +159,26 @@ fn hold(socket: &Path) -> io::Result<()> {
     holder::hold(&listener)
 }
 
+/// Takes away what a server may have left whose connection nobody has kept.
+fn mount_anew(path: &Path) -> Result<Connection> {
+    match mount(path) {
+        Err(error) if error.kind() == Kind::Conflict => {
+            unmount(path)?;
+            mount(path)
+        }
+        mounted => mounted,
+    }
+}
+
 /// The connection that an earlier server of this path left, or that of a new mount.
 fn connect(args: &Args) -> Result<Connection> {
     let name = args.path.display().to_string();
-    let Some(holder) = &args.holder else { return mount(&args.path) };
+    let Some(holder) = &args.holder else { return mount_anew(&args.path) };
     if let Some(device) = holder::give(holder, &name).map_err(failed)? {
         println!("taking up");
         return Ok(Connection::Left(device));
     }
-    let connection = mount(&args.path)?;
+    let connection = mount_anew(&args.path)?;
     holder::keep(holder, &name, connection.as_fd()).map_err(failed)?;
     Ok(connection)
 }
@@ -183,12 +194,12 @@ async fn serve(args: Args) -> Result<()> {
     let disk = Rc::new(Raw { file, engine, delay: args.delay, read, written, flushed });
     let export = Export::start(connect(&args)?, disk.clone(), Options::default())?;
     let handle = export.handle();
-    println!("serving");
     let on = |kind| signal(kind).map_err(failed);
     let mut graduate = on(SignalKind::user_defined1())?;
     let mut tell = on(SignalKind::user_defined2())?;
     let mut leave = on(SignalKind::hangup())?;
     let mut end = on(SignalKind::terminate())?;
+    println!("serving");
     let run = export.run();
     tokio::pin!(run);
     loop {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use image::error::At;
 use image::{Error, Kind, Result};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -18,20 +19,16 @@ use super::session::Connection;
 ///
 /// # Errors
 ///
-/// [`Kind::Denied`] without the right to mount, [`Kind::Unsupported`] if the kernel has no FUSE, and what
-/// else the system says.
+/// [`Kind::Conflict`] if there is a mount, [`Kind::Denied`] without the right to mount,
+/// [`Kind::Unsupported`] if the kernel has no FUSE, and what else the system says.
 pub fn mount(path: &Path) -> Result<Connection> {
     let place = || format!("mounting over {}", path.display());
     let io = |e| Error::io(place(), e);
-    let open = || File::options().create(true).append(true).open(path);
-    match open() {
-        // An earlier mount, whose connection is gone: nobody can use it any more.
-        Err(e) if e.kind() == std::io::ErrorKind::NotConnected => {
-            unmount(path)?;
-            open().map_err(io)?
-        }
-        opened => opened.map_err(io)?,
-    };
+    if is_mounted(path) {
+        let message = "something is mounted there, which nobody may serve: unmount it first";
+        return Err(Error::new(Kind::Conflict, message)).at(place);
+    }
+    File::options().create(true).append(true).open(path).map_err(io)?;
     let path = path.canonicalize().map_err(io)?;
     if !path.metadata().map_err(io)?.is_file() {
         return Err(Error::new(Kind::Invalid, "not a regular file")).at(place);
@@ -53,6 +50,13 @@ pub fn mount(path: &Path) -> Result<Connection> {
     rustix::mount::mount("forebay", &path, "fuse.forebay", flags, data.as_c_str())
         .map_err(|e| Error::io(place(), e.into()))?;
     Ok(Connection::New(OwnedFd::from(device)))
+}
+
+/// Whether a path is where something is mounted. Asks no server of a file system: one that is away would
+/// not answer.
+fn is_mounted(path: &Path) -> bool {
+    let about = rustix::fs::statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty());
+    about.is_ok_and(|about| about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Takes the mount away: the path shows what lies below it. Files that are open stay usable and are served
