@@ -33,6 +33,11 @@ impl Patience {
         Self { most: (1, BUSY_ATTEMPTS), ..Self::new() }
     }
 
+    /// Waits for who is busy, and asks who failed once more: for what somebody else asks for again.
+    pub fn brief() -> Self {
+        Self { most: (2, BUSY_ATTEMPTS), ..Self::new() }
+    }
+
     /// As long as it takes: for what nobody would ask for again.
     pub fn endless() -> Self {
         Self { most: (u32::MAX, u32::MAX), ..Self::new() }

@@ -65,13 +65,15 @@ pub(crate) struct Fetch<'a, S> {
     pub(crate) rate: Option<&'a Rate>,
     pub(crate) watch: &'a Watch,
     pub(crate) trace: u128,
+    /// How often what failed is asked for again.
+    pub(crate) patience: fn() -> Patience,
 }
 
 impl<S: ChunkSource> Fetch<'_, S> {
     /// Fetches a batch, and again what came wrong or not at all, until every chunk is delivered.
     pub(crate) async fn batch(&self, batch: Batch, deliver: &impl Deliver) -> Result<()> {
         let mut left = batch.chunks.clone();
-        let (mut patience, mut repair) = (Patience::new(), false);
+        let (mut patience, mut repair) = ((self.patience)(), false);
         loop {
             let ctx = self.context(batch.priority, repair);
             let place = Place { image: self.image, section: batch.section, chunks: left.clone() };
@@ -104,7 +106,7 @@ impl<S: ChunkSource> Fetch<'_, S> {
     ) -> Result<Arc<SectionTable>> {
         let ctx = self.context(priority, false);
         let ask = async || self.source.section_table(&ctx, &self.image, section).await;
-        Patience::new().ask(ask).await
+        (self.patience)().ask(ask).await
     }
 }
 

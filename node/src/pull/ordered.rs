@@ -71,6 +71,7 @@ async fn transfer<S: ChunkSource>(
         rate: options.rate.as_deref(),
         watch,
         trace,
+        patience: Patience::new,
     };
     let mut at = 0;
     let batches = futures::stream::iter(manifest.present())

@@ -143,6 +143,7 @@ async fn transfer<C: Connect>(source: &C::Source, shared: &Shared<C>) -> Result<
         rate: shared.options.rate.as_deref(),
         watch: &shared.watch,
         trace,
+        patience: Patience::new,
     };
     let write = Write { job: &job, engine: &engine, watch: &shared.watch };
     let all = 0..job.manifest.geometry().sections();

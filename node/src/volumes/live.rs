@@ -19,6 +19,7 @@ use super::serving::{Holder, Serving};
 use super::source::LazySource;
 use crate::daemon::Grid;
 use crate::hypervisor::qmp;
+use crate::patience::Patience;
 use crate::pull::Watch;
 use crate::pull::batch::Fetch;
 
@@ -120,6 +121,8 @@ impl Live {
             rate: None,
             watch: &self.watch,
             trace: 0,
+            // The plan asks again, and knows who waits.
+            patience: Patience::brief,
         };
         let policy = Policy { fill: self.how.fill, patience: None };
         Hydration::new(&self.volume, fetch, &core.time, &self.status).run(policy).await

@@ -375,7 +375,10 @@ fn geometry(asked: &CreateVolume, image: Option<&Manifest>) -> Result<Geometry> 
     let size = size.ok_or_else(|| Error::new(Kind::Invalid, "a blank volume needs a size"))?;
     let sector = asked.sector.or(of_image.map(|g| g.sector())).unwrap_or(512);
     let chunk_log2 = of_image.map_or(DEFAULT_CHUNK_LOG2, |g| g.chunk_log2());
-    Ok(Geometry::new(size, sector, chunk_log2)?)
+    Geometry::new(size, sector, chunk_log2).map_err(|e| {
+        let what = format!("{}: a size of {size} bytes in sectors of {sector}", asked.name);
+        Error::caused(Kind::Invalid, format!("{what}: {e}"), e)
+    })
 }
 
 /// Spreads names over cores, the same way in every run.

@@ -79,18 +79,18 @@ impl Serving {
     ) -> Result<Self> {
         let disk = Rc::new(VolumeDisk { volume: Rc::clone(volume), read_only: how.read_only });
         match how.kind {
-            ExportKind::Nbd => Self::nbd(core, disk, how),
+            ExportKind::Nbd => Self::nbd(core, disk, how).await,
             ExportKind::VhostUser => Self::vhost(core, disk, how).await,
             ExportKind::Fuse => Self::fuse(disk, how, holder).await,
         }
     }
 
-    fn nbd(core: &Core, disk: Rc<VolumeDisk>, how: &Attachment) -> Result<Self> {
+    async fn nbd(core: &Core, disk: Rc<VolumeDisk>, how: &Attachment) -> Result<Self> {
         let name = disk.volume.identity().name;
         let description = format!("Forebay volume {name}");
         let export = nbd::Export { name, description, disk };
         let server = nbd::Server::new(vec![export], core.nbd.clone(), nbd::Limits::default())?;
-        let socket = nbd::Socket::bind(&how.path)?;
+        let socket = nbd::Socket::bind(&how.path).await?;
         let (end, ended) = watch::channel(false);
         let serve = async move { server.serve(socket, told(ended)).await };
         Ok(Self { task: tokio::task::spawn_local(serve), kind: Served::Nbd { end } })

@@ -1,46 +1,68 @@
-//! The way to an image's chunks, found when it is first needed.
+//! The way to an image's chunks, found when it is first needed, and anew when it leads nowhere any more.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use image::{
-    ChunkSink, ChunkSource, Digest, Error, Manifest, Place, ReadContext, Result, SectionTable,
+    ChunkSink, ChunkSource, Digest, Kind, Manifest, Place, ReadContext, Result, SectionTable,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::daemon::Grid;
 use crate::pull::Connect;
 
 type SourceOf<G> = <<G as Grid>::Connect as Connect>::Source;
 
-/// A [`ChunkSource`] for one image on one core. Placement and caches may be away when a volume is attached:
-/// then what asks first fails, and what asks later tries anew.
+/// A [`ChunkSource`] for one image on one core. Placement and caches may be away when a volume is attached, and
+/// may be elsewhere when they come back: what asks then fails, and what asks later looks for them.
 pub(super) struct LazySource<G: Grid> {
     grid: Arc<G>,
     image: Digest,
     core: usize,
-    found: OnceCell<(G::Connect, Rc<SourceOf<G>>)>,
+    found: RefCell<Option<Rc<Found<G>>>>,
+    /// Held by the one who looks.
+    finding: Mutex<()>,
+}
+
+struct Found<G: Grid> {
+    connect: G::Connect,
+    source: SourceOf<G>,
 }
 
 impl<G: Grid> LazySource<G> {
     pub(super) fn new(grid: Arc<G>, image: Digest, core: usize) -> Self {
-        Self { grid, image, core, found: OnceCell::new() }
+        Self { grid, image, core, found: RefCell::default(), finding: Mutex::default() }
     }
 
-    async fn get(&self) -> Result<&Rc<SourceOf<G>>> {
-        let find = async || {
-            let (_, connect) = self.grid.locate(&self.image.to_string()).await?;
-            let source = connect.connect(self.core).await?;
-            Ok::<_, Error>((connect, Rc::new(source)))
-        };
-        Ok(&self.found.get_or_try_init(find).await?.1)
+    async fn get(&self) -> Result<Rc<Found<G>>> {
+        let _one = self.finding.lock().await;
+        if let Some(found) = &*self.found.borrow() {
+            return Ok(Rc::clone(found));
+        }
+        let (_, connect) = self.grid.locate(&self.image.to_string()).await?;
+        let source = connect.connect(self.core).await?;
+        let found = Rc::new(Found { connect, source });
+        self.found.replace(Some(Rc::clone(&found)));
+        Ok(found)
+    }
+
+    /// Asks, and forgets the way if nobody answers there or takes our ticket.
+    async fn ask<T>(&self, ask: impl AsyncFnOnce(&SourceOf<G>) -> Result<T>) -> Result<T> {
+        let found = self.get().await?;
+        let answer = ask(&found.source).await;
+        if answer.as_ref().is_err_and(|e| matches!(e.kind(), Kind::Retry | Kind::Denied)) {
+            let mut now = self.found.borrow_mut();
+            if now.as_ref().is_some_and(|now| Rc::ptr_eq(now, &found)) {
+                *now = None;
+            }
+        }
+        answer
     }
 
     /// Takes leave of whoever was found.
     pub(super) async fn close(self) {
-        if let Some((connect, source)) = self.found.into_inner()
-            && let Some(source) = Rc::into_inner(source)
-        {
+        if let Some(Found { connect, source }) = self.found.take().and_then(Rc::into_inner) {
             connect.close(source).await;
         }
     }
@@ -48,7 +70,7 @@ impl<G: Grid> LazySource<G> {
 
 impl<G: Grid> ChunkSource for LazySource<G> {
     async fn manifest(&self, ctx: &ReadContext, image: &Digest) -> Result<Arc<Manifest>> {
-        self.get().await?.manifest(ctx, image).await
+        self.ask(async |source| source.manifest(ctx, image).await).await
     }
 
     async fn section_table(
@@ -57,7 +79,7 @@ impl<G: Grid> ChunkSource for LazySource<G> {
         image: &Digest,
         section: u32,
     ) -> Result<Arc<SectionTable>> {
-        self.get().await?.section_table(ctx, image, section).await
+        self.ask(async |source| source.section_table(ctx, image, section).await).await
     }
 
     async fn chunks<S: ChunkSink>(
@@ -66,6 +88,6 @@ impl<G: Grid> ChunkSource for LazySource<G> {
         place: &Place,
         sink: &mut S,
     ) -> Result<()> {
-        self.get().await?.chunks(ctx, place, sink).await
+        self.ask(async |source| source.chunks(ctx, place, sink).await).await
     }
 }

@@ -1,0 +1,200 @@
+//! Volumes of a node: used before their image has arrived.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{Background, Disk, Grid, forebay, path, until};
+use crate::nbd::Nbd;
+
+const CHUNK: usize = 256 << 10;
+
+/// A grid with an image `d:1`, and a node.
+struct Rig {
+    grid: Grid,
+    node: Option<Background>,
+    disk: Disk,
+}
+
+impl Rig {
+    fn start(disk: &str) -> Self {
+        let (grid, disk) = (Grid::start(), Disk::new(disk));
+        grid.import(&grid.disk("d.raw", &disk), "d:1");
+        let mut rig = Self { grid, node: None, disk };
+        rig.start_node();
+        rig
+    }
+
+    fn start_node(&mut self) {
+        let mut node = Background::start(forebay(&self.grid.data).args(["node", "--json"]));
+        assert!(node.line().contains("socket"));
+        self.node = Some(node);
+    }
+
+    fn kill_node(&mut self) {
+        self.node.take().expect("a node runs").kill();
+    }
+
+    fn volume(&self, args: &[&str]) -> Value {
+        self.grid.run(&[&["volume"], args].concat()).json()
+    }
+
+    fn refused(&self, args: &[&str], code: i32, says: &[&str]) {
+        self.grid.run(&[&["volume"], args].concat()).fails(code, says);
+    }
+
+    /// Makes a volume of the image, and shows it.
+    fn attached(&self, name: &str, how: &[&str]) -> PathBuf {
+        self.volume(&["create", "d:1", "--name", name]);
+        self.attach(name, how)
+    }
+
+    fn attach(&self, name: &str, how: &[&str]) -> PathBuf {
+        let info = self.volume(&[&["attach", name], how].concat());
+        PathBuf::from(info["attached"]["path"].as_str().expect("a path"))
+    }
+
+    fn present(&self, name: &str) -> u64 {
+        self.volume(&["show", name])["hydration"]["present"].as_u64().expect("a number")
+    }
+
+    fn is_plain(&self, name: &str) -> bool {
+        self.volume(&["show", name])["plain"] == true
+    }
+}
+
+fn connect(socket: &Path) -> Nbd {
+    let mut connected = None;
+    until("a connection to the volume", || {
+        connected = Nbd::connect(socket).ok();
+        connected.is_some()
+    });
+    connected.expect("it is there now")
+}
+
+#[test]
+fn a_volume_is_used_before_it_has_arrived_and_keeps_what_was_flushed() {
+    let mut rig = Rig::start("abc.def");
+    let mut wanted = rig.disk.bytes.clone();
+    let socket = rig.attached("v", &["--no-fill"]);
+    // The chunk of zeros is not waited for, nor what nobody asks for.
+    let here = rig.present("v");
+    let mut guest = connect(&socket);
+    assert_eq!(guest.size, wanted.len() as u64);
+    assert_eq!(guest.read(CHUNK as u64 + 512, 5120).unwrap(), wanted[CHUNK + 512..CHUNK + 5632]);
+    assert_eq!(rig.present("v"), here + 2, "the chunk that was read, and the zeros of its section");
+
+    // Whole blocks of a chunk that is not here, and a part of a block.
+    for (at, len) in [(5 * CHUNK + 4096, 8192), (2 * CHUNK + 512, 1024)] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+        guest.write(at as u64, &bytes).unwrap();
+        wanted[at..at + len].copy_from_slice(&bytes);
+    }
+    assert_eq!(rig.present("v"), here + 3, "only the part of a block was waited for");
+    guest.flush().unwrap();
+    rig.kill_node();
+
+    // It is shown again at the same place, without being asked to.
+    rig.start_node();
+    let mut guest = connect(&socket);
+    assert!(guest.read(0, wanted.len()).unwrap() == wanted);
+    drop(guest);
+
+    let info = rig.volume(&["detach", "v"]);
+    assert_eq!(info["attached"], Value::Null);
+    assert!(Nbd::connect(&socket).is_err());
+    rig.attach("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    let plain = std::fs::read(info["disk"].as_str().unwrap()).unwrap();
+    assert!(plain == wanted, "the data file is the disk");
+    rig.volume(&["detach", "v"]);
+    rig.volume(&["rm", "v"]);
+    assert_eq!(rig.volume(&["ls"]), serde_json::json!([]));
+}
+
+#[test]
+fn guests_of_a_grid_that_is_away_have_what_is_here_and_wait_for_the_rest() {
+    let mut rig = Rig::start("abcdef");
+    let socket = rig.attached("v", &["--no-fill"]);
+    let mut guest = connect(&socket);
+    assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
+    rig.grid.kill();
+    let away = std::thread::spawn(move || {
+        let mut other = connect(&socket);
+        other.read(3 * CHUNK as u64, 4096)
+    });
+    until("somebody waits", || rig.volume(&["show", "v"])["hydration"]["wanted"] == 1);
+    assert!(guest.read(4096, 4096).unwrap() == rig.disk.bytes[4096..8192]);
+    // Also a write does not need the grid.
+    guest.write(4 * CHUNK as u64, &[7; 4096]).unwrap();
+    guest.flush().unwrap();
+    until("the trouble is told", || rig.volume(&["show", "v"])["trouble"]["kind"] == "retry");
+    rig.grid.restart();
+    let came = away.join().expect("it reads").unwrap();
+    assert!(came == rig.disk.bytes[3 * CHUNK..3 * CHUNK + 4096]);
+    assert_eq!(guest.read(4 * CHUNK as u64, 4096).unwrap(), [7; 4096]);
+}
+
+#[test]
+fn a_volume_can_be_blank_or_larger_than_its_image_and_grows() {
+    let rig = Rig::start("ab");
+    let size = (1 << 20) + 4096;
+    rig.volume(&["create", "d:1", "--name", "v", "--size", "1052672"]);
+    let mut guest = connect(&rig.attach("v", &[]));
+    assert_eq!(guest.size, size);
+    assert_eq!(guest.read(size - 4096, 4096).unwrap(), [0; 4096]);
+    guest.write(size - 512, &[1; 512]).unwrap();
+    assert_eq!(rig.volume(&["resize", "v", "2MiB"])["size"], 2 << 20);
+    let mut again = connect(&rig.attach("v", &[]));
+    assert_eq!(again.size, 2 << 20);
+    assert_eq!(again.read(size - 512, 1024).unwrap(), [[1; 512], [0; 512]].concat());
+
+    let made = rig.volume(&["create", "--blank", "1MiB", "--name", "b", "--sector-size", "4096"]);
+    assert_eq!((&made["plain"], &made["image"]), (&Value::Bool(true), &Value::Null));
+    let mut blank = connect(&rig.attach("b", &[]));
+    blank.write(8192, &[5; 4096]).unwrap();
+    blank.flush().unwrap();
+    // The daemon is not needed to read it.
+    let disk = std::fs::read(made["disk"].as_str().unwrap()).unwrap();
+    assert_eq!((disk.len(), &disk[8192..12288]), (1 << 20, &[5; 4096][..]));
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    let rig = Rig::start("ab");
+    rig.refused(&["create", "none:1"], 66, &["none:1"]);
+    rig.refused(&["create", "d:1", "--name", "../x"], 65, &["../x", "letters"]);
+    rig.refused(&["create", "d:1", "--name", "v", "--size", "100KiB"], 65, &["102400"]);
+    rig.refused(&["create", "d:1", "--name", "v", "--size", "1000001"], 65, &["1000001"]);
+    rig.refused(&["show", "v"], 66, &["v", "no such volume"]);
+    rig.refused(&["rm", "v"], 66, &["no such volume"]);
+    rig.refused(&["attach", "v"], 66, &["no such volume"]);
+    rig.attached("v", &["--no-fill"]);
+    rig.refused(&["create", "d:1", "--name", "v"], 73, &["there is a volume of this name"]);
+    rig.refused(&["rm", "v"], 73, &["detach it first"]);
+    rig.refused(&["attach", "v", "--read-only"], 73, &["in another way"]);
+    rig.refused(&["resize", "v", "4096"], 65, &["not made smaller"]);
+    rig.volume(&["attach", "v", "--no-fill"]);
+    rig.volume(&["detach", "v"]);
+    rig.refused(&["detach", "v"], 73, &["not attached"]);
+    // A socket where something else is, is left alone.
+    let file = rig.grid.file("file", b"mine");
+    rig.refused(&["attach", "v", "--path", path(&file)], 73, &[path(&file)]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+    // Names are given where none is.
+    assert_eq!(rig.volume(&["create", "d:1"])["name"], "d-1-1");
+    assert_eq!(rig.volume(&["create", "d:1"])["name"], "d-1-2");
+    let names =
+        |all: Value| all.as_array().unwrap().iter().map(|v| v["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names(rig.volume(&["ls"])), ["d-1-1", "d-1-2", "v"]);
+    rig.refused(&["rm", "d-1-1", "none", "d-1-2"], 66, &["none"]);
+    assert_eq!(names(rig.volume(&["ls"])), ["v"]);
+}
+
+#[test]
+fn reading_only_is_reading_only() {
+    let rig = Rig::start("ab");
+    let mut guest = connect(&rig.attached("v", &["--read-only"]));
+    assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
+    assert_eq!(guest.write(0, &[1; 512]).unwrap_err().raw_os_error(), Some(1));
+}
