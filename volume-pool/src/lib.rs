@@ -23,4 +23,4 @@ pub use place::check_path;
 pub use shelf::{NewVolume, Shelf};
 pub use target::Target;
 pub use verified::Verified;
-pub use volume::{Arrived, Files, Piece, Volume};
+pub use volume::{Arrived, Files, Piece, Verdict, Volume};

@@ -24,6 +24,7 @@ mod flush;
 mod intent;
 mod read;
 mod resize;
+mod scrub;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -46,6 +47,7 @@ use traffic::Traffic;
 use wanted::Wanted;
 
 pub use read::Piece;
+pub use scrub::Verdict;
 
 /// A volume that is in use.
 #[derive(Debug)]

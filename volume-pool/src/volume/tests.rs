@@ -591,3 +591,40 @@ fn pieces_tell_what_is_here() {
         assert!(rig.volume.pieces(0..VOLUME + 1, 2).is_err());
     });
 }
+
+#[test]
+fn what_rots_is_found_and_made_good_and_what_the_guest_wrote_is_left() {
+    on_one_core(async {
+        let disk = fresh_disk();
+        let rig = Rig::on(&disk.fs()).unwrap();
+        for chunk in 0..IMAGE.div_ceil(CHUNK) {
+            rig.fill(chunk).await.unwrap();
+        }
+        rig.write(CHUNK..CHUNK + SECTOR, 1).await.unwrap();
+        let file = disk.fs().open("/volumes/v/disk.raw", OpenMode::write()).unwrap();
+        for chunk in [0, 1, ZERO_CHUNK] {
+            file.write_all_at(&[0xee], chunk * CHUNK + 700).unwrap();
+        }
+        let (table, mut found) = (table(), Vec::new());
+        for (chunk, digest) in table.digests().iter().enumerate() {
+            let buf = rig.arena.acquire().await;
+            found.push(rig.volume.check_chunk(0, chunk as u32, digest, buf).await.unwrap());
+        }
+        use super::Verdict::{Other, Right, Wrong};
+        assert_eq!(found, [Wrong, Other, Wrong, Right, Right]);
+        let repair = async |chunk: u64| {
+            let plain = image_chunk(chunk);
+            let mut buf = rig.arena.acquire().await;
+            buf.copy_from(&plain);
+            let plain = Verified::check(buf, plain.len(), &Digest::of_chunk(&plain)).unwrap();
+            rig.volume.repair(0, chunk as u32, plain).await.unwrap()
+        };
+        // A guest that writes at the same time is first or last, never undone.
+        let (repaired, written) = tokio::join!(repair(0), rig.write(SECTOR..2 * SECTOR, 9));
+        written.unwrap();
+        assert!(repaired && repair(ZERO_CHUNK).await && !repair(1).await);
+        let tags = rig.tags(0..CHUNK).await.unwrap();
+        assert_eq!((tags[0], tags[1], tags[2]), (tag_of_image(0), 9, tag_of_image(2)));
+        assert_eq!(rig.tags(ZERO_CHUNK * CHUNK..3 * CHUNK).await.unwrap(), [ZEROS; 32]);
+    });
+}

@@ -1,5 +1,5 @@
-//! Writes and fills of chunks that are not here yet: of one chunk there are many writes at a time, or one
-//! fill.
+//! Writes of chunks that are not here yet, fills and repairs: of one chunk there are many writes at a time, or
+//! one fill. Writes of chunks that are here take no turn, but wait for a repair.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -38,12 +38,16 @@ pub(super) struct FillTurn<'a> {
 impl Traffic {
     /// Begins a write, unless one of its chunks is being filled.
     pub(super) fn try_write(&self, chunks: Range<u64>) -> Option<WriteTurn<'_>> {
-        let mut now = self.now.borrow_mut();
-        if now.fills.iter().any(|chunk| chunks.contains(chunk)) {
+        if self.fills_any(&chunks) {
             return None;
         }
-        now.writes.push(chunks.clone());
+        self.now.borrow_mut().writes.push(chunks.clone());
         Some(WriteTurn { traffic: self, chunks })
+    }
+
+    /// Whether one of these chunks is being filled.
+    pub(super) fn fills_any(&self, chunks: &Range<u64>) -> bool {
+        self.now.borrow().fills.iter().any(|chunk| chunks.contains(chunk))
     }
 
     /// Begins a fill, unless its chunk is being written or filled.

@@ -62,13 +62,14 @@ impl Volume {
             self.fetch_edges(range).await?;
             let attempt = || {
                 let maps = self.maps.borrow();
-                if maps.present.all(layout.chunks_of(range)) {
-                    return Some(Attempt::Present);
+                let chunks = layout.chunks_of(range);
+                if maps.present.all(chunks.clone()) {
+                    return (!self.traffic.fills_any(&chunks)).then_some(Attempt::Present);
                 }
                 if edge_to_fetch(&maps, &layout, range).is_some() {
                     return Some(Attempt::Fetch);
                 }
-                self.traffic.try_write(layout.chunks_of(range)).map(Attempt::Turn)
+                self.traffic.try_write(chunks).map(Attempt::Turn)
             };
             match self.traffic.turn(attempt).await {
                 Attempt::Present => break None,

@@ -1,0 +1,79 @@
+//! Checking: whether a chunk that the guest never wrote is still the image's, and making it so again.
+
+use blockio::Buf;
+use image::{Digest, Result};
+
+use super::{Volume, io};
+use crate::Verified;
+
+/// What was found of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the image's.
+    Right,
+    /// It should be the image's, and is not.
+    Wrong,
+    /// It is not here, or the guest wrote to it: there is nothing to compare it with.
+    Other,
+}
+
+impl Volume {
+    /// Reads a chunk into `buf` and compares it with what the image has there.
+    ///
+    /// # Errors
+    ///
+    /// Of the disk.
+    pub async fn check_chunk(
+        &self,
+        section: u32,
+        chunk: u32,
+        expected: &Digest,
+        mut buf: Buf,
+    ) -> Result<Verdict> {
+        let chunk = self.layout.get().chunk_at(section, chunk);
+        if !self.is_of_the_image(chunk) {
+            return Ok(Verdict::Other);
+        }
+        let image = self.layout.get().image_bytes_of(chunk);
+        buf.set_len((image.end - image.start) as usize);
+        let (read, buf) = self.engine.read_at(&self.data, buf, image.start).await;
+        read.map_err(io)?;
+        let right = Digest::of_chunk(&buf) == *expected;
+        // A guest may have begun to write while we read.
+        Ok(match (right, self.is_of_the_image(chunk)) {
+            (true, _) => Verdict::Right,
+            (false, true) => Verdict::Wrong,
+            (false, false) => Verdict::Other,
+        })
+    }
+
+    /// Writes a chunk of the image again. Whether it was still to be: not if the guest has begun to write
+    /// to it.
+    ///
+    /// # Errors
+    ///
+    /// Of the disk.
+    pub async fn repair(&self, section: u32, chunk: u32, plain: Verified) -> Result<bool> {
+        let chunk = self.layout.get().chunk_at(section, chunk);
+        let turn = self.traffic.turn(|| self.traffic.try_fill(chunk)).await;
+        // Writes that have begun have said so; those that come wait for our turn to end.
+        if !self.is_of_the_image(chunk) {
+            return Ok(false);
+        }
+        let at = self.layout.get().image_bytes_of(chunk).start;
+        let (written, _) = self.engine.write_at(&self.data, plain.into_buf(), at).await;
+        self.written.set(true);
+        drop(turn);
+        written.map(|()| true).map_err(io)
+    }
+
+    /// Whether a chunk is here and the guest has never written to it.
+    fn is_of_the_image(&self, chunk: u64) -> bool {
+        let (maps, layout) = (self.maps.borrow(), self.layout.get());
+        let blocks = layout.blocks_of(&layout.bytes_of(chunk));
+        let written = |map: &crate::maps::Bits| map.next_set(blocks.start, blocks.end).is_some();
+        maps.present.all(chunk..chunk + 1)
+            && !written(&maps.changed)
+            && !maps.captured.as_ref().is_some_and(written)
+    }
+}
