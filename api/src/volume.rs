@@ -8,6 +8,7 @@
 //! | `DELETE /v1/volumes/{name}` | → [`VolumeInfo`] as it was |
 //! | `POST /v1/volumes/{name}/attach` | [`AttachVolume`] → [`VolumeInfo`]; the same again changes nothing |
 //! | `POST /v1/volumes/{name}/detach` | → [`VolumeInfo`] |
+//! | `POST /v1/volumes/{name}/scrub` | → [`Scrubbed`], when all has been looked at |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] → [`VolumeInfo`] |
 
 use std::path::PathBuf;
@@ -80,6 +81,34 @@ pub struct AttachVolume {
     /// What is missing is fetched also if no guest asks for it.
     #[serde(default = "yes")]
     pub fill: bool,
+    /// How that is done.
+    #[serde(default)]
+    pub terms: Terms,
+}
+
+/// How a volume is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Terms {
+    /// Seconds that a guest waits for what cannot be had before it gets an I/O error; for ever by default.
+    pub patience: Option<u64>,
+    /// Bytes a second at most for what no guest waits for.
+    pub rate: Option<u64>,
+    /// When all is to be here, in seconds since 1970: it is filled evenly until then.
+    pub by: Option<u64>,
+}
+
+/// What a scrub found, in chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// As the image has them.
+    pub right: u64,
+    /// Written by the guest: there is nothing to compare them with.
+    pub written: u64,
+    /// Not as the image has them, though nobody wrote to them.
+    pub wrong: u64,
+    /// Of these, the ones that were made good.
+    pub repaired: u64,
 }
 
 fn yes() -> bool {
@@ -99,6 +128,9 @@ pub struct Attachment {
     pub read_only: bool,
     /// What is missing is fetched also if no guest asks for it.
     pub fill: bool,
+    /// How that is done.
+    #[serde(default)]
+    pub terms: Terms,
     /// The guest was moved to the plain file: nothing is served any more.
     #[serde(default)]
     pub moved: bool,
@@ -122,6 +154,12 @@ pub struct Hydration {
     pub demanded: u64,
     /// Chunks that came wrong, and were fetched again.
     pub repaired: u64,
+    /// Bytes of frames that are still to come, about.
+    pub left: u64,
+    /// How many seconds that takes, as far as it can be told.
+    pub seconds: Option<u64>,
+    /// It cannot all be here when it should.
+    pub late: bool,
 }
 
 /// A volume.

@@ -543,6 +543,8 @@ pub enum VolumeCommand {
     Attach(AttachVolumeArgs),
     /// Take a volume from its guest
     Detach(VolumeNameArgs),
+    /// Compare what an attached volume has of its image with the image, and repair what has rotted
+    Scrub(VolumeNameArgs),
 }
 
 /// `forebay volume create`.
@@ -613,6 +615,15 @@ pub struct AttachVolumeArgs {
     /// Fetch only what the guest asks for
     #[arg(long)]
     pub no_fill: bool,
+    /// Have all of it here after this time, and spread the fetching over it
+    #[arg(long, value_name = "TIME", conflicts_with = "no_fill", value_parser = humantime::parse_duration)]
+    pub by: Option<std::time::Duration>,
+    /// Bytes a second at most for what no guest waits for [default: volumes.rate, of all volumes together]
+    #[arg(long, value_parser = crate::config::parse_size)]
+    pub rate: Option<u64>,
+    /// How long a guest waits for what cannot be had until it gets an I/O error [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub patience: Option<std::time::Duration>,
 }
 
 /// How a guest gets at a volume.

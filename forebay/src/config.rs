@@ -129,6 +129,12 @@ pub const KEYS: &[Key] = &[
         "64MiB",
         "memory of each core for what is between guests and volumes, and as much for what arrives",
     ),
+    key(
+        "volumes.rate",
+        Form::Size,
+        "0",
+        "bytes a second that all volumes together fetch before a guest asks; 0 means no limit",
+    ),
     key("import.memory", Form::Size, "160MiB", "memory for sections on their way to the receiver"),
     key(
         "import.workers",

@@ -65,6 +65,11 @@ impl Rate {
         Self { per_second, time: Box::new(time), state }
     }
 
+    /// The limit.
+    pub fn per_second(&self) -> f64 {
+        self.per_second
+    }
+
     /// Takes `bytes` at `now` and says how long to wait before going on. Takers go into debt one
     /// after the other, so the wait is fair and the long-run rate exact whatever the sizes are.
     pub fn take(&self, bytes: u64, now: Duration) -> Duration {

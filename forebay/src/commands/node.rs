@@ -1,11 +1,13 @@
 //! `forebay node`: the daemon, joining a grid, tokens, transfers.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use image::{Digest, Error, Kind, Result};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
+use node::rate::{Rate, RealTime};
 use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
 use placement::Papers;
 
@@ -144,6 +146,10 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             engine: pull.engine,
         },
         holder: holder(config)?,
+        rate: match config.size("volumes.rate") {
+            0 => None,
+            rate => Some(Arc::new(Rate::new(rate, RealTime::start()))),
+        },
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {

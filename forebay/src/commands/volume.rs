@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
+use api::volume::{
+    AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, Scrubbed, Terms, VolumeInfo,
+};
 use image::{Error, Result};
 use node::daemon::DaemonClient;
 
@@ -22,6 +24,10 @@ pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()
         VolumeCommand::Ls => {
             let all = block_on(async { daemon.volumes().await })?;
             return output.result(&all, |all| rows(all));
+        }
+        VolumeCommand::Scrub(VolumeNameArgs { name }) => {
+            let found = block_on(daemon.scrub_volume(&name))?;
+            return output.result(&found, human_scrubbed);
         }
         VolumeCommand::Rm(args) => return remove(&daemon, &args, output),
         VolumeCommand::Create(args) => block_on(create(&daemon, &args))?,
@@ -69,8 +75,19 @@ async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<Volume
         qmp: args.qmp.as_deref().map(absolute).transpose()?,
         read_only: args.read_only,
         fill: !args.no_fill,
+        terms: Terms {
+            patience: args.patience.map(|t| t.as_secs().max(1)),
+            rate: args.rate,
+            by: args.by.map(|t| unix_now() + t.as_secs()),
+        },
     };
     daemon.attach_volume(&args.name, &asked).await
+}
+
+fn unix_now() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "deadlines are told in the world's time")]
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -123,6 +140,14 @@ fn here(v: &VolumeInfo) -> String {
     }
 }
 
+fn human_scrubbed(s: &Scrubbed) -> String {
+    format!(
+        "{} chunks are as in the image, {} were written by the guest, {} had rotted, of which {} were \
+         made good",
+        s.right, s.written, s.wrong, s.repaired
+    )
+}
+
 fn human(v: &VolumeInfo) -> String {
     let mut lines = vec![
         ("volume", v.name.clone()),
@@ -145,6 +170,14 @@ fn human(v: &VolumeInfo) -> String {
         let waited = format!("{} chunks were waited for, {} are", h.demanded, h.wanted);
         lines.push(("fetched", format!("{} chunks, {}", h.fetched, bytes(h.received))));
         lines.push(("guests", waited));
+        if let Some(seconds) = h.seconds {
+            let takes = humantime::format_duration(std::time::Duration::from_secs(seconds));
+            lines.push(("left", format!("{}, about {takes}", bytes(h.left))));
+        }
+        if let Some(by) = v.attached.as_ref().and_then(|a| a.terms.by) {
+            let late = if h.late { ": it will be LATE" } else { "" };
+            lines.push(("due", format!("{}{late}", time(by))));
+        }
     }
     if let Some(trouble) = &v.trouble {
         lines.push(("trouble", trouble.message.clone()));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use api::ErrorBody;
 use api::node::{PullRequest, Transfer};
-use api::volume::{AttachVolume, CreateVolume, ResizeVolume, VolumeInfo};
+use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -103,6 +103,11 @@ impl DaemonClient {
     /// Takes a volume from its guest.
     pub async fn detach_volume(&self, name: &str) -> Result<VolumeInfo> {
         self.call(Method::POST, &volume_path(name, "/detach"), Vec::new()).await
+    }
+
+    /// Compares a volume with its image, and repairs it.
+    pub async fn scrub_volume(&self, name: &str) -> Result<Scrubbed> {
+        self.call(Method::POST, &volume_path(name, "/scrub"), Vec::new()).await
     }
 
     /// Makes a volume larger.

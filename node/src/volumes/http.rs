@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use api::volume::{AttachVolume, CreateVolume, ResizeVolume, VolumeInfo};
+use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -20,6 +20,7 @@ pub(crate) fn routes<G: Grid>(volumes: Volumes<G>) -> Router {
         .route("/v1/volumes/{name}/attach", post(attach::<G>))
         .route("/v1/volumes/{name}/detach", post(detach::<G>))
         .route("/v1/volumes/{name}/resize", post(resize::<G>))
+        .route("/v1/volumes/{name}/scrub", post(scrub::<G>))
         .with_state(volumes)
 }
 
@@ -79,4 +80,11 @@ async fn resize<G: Grid>(
     Json(asked): Json<ResizeVolume>,
 ) -> Answer<VolumeInfo> {
     Ok(Json(volumes.resize(&name, asked).await?))
+}
+
+async fn scrub<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+) -> Answer<Scrubbed> {
+    Ok(Json(volumes.scrub(&name).await?))
 }

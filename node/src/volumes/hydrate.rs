@@ -3,13 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use image::{ChunkSet, ChunkSource, Error, Priority, Result, SectionTable};
 use volume_pool::{Verified, Volume};
 
+use super::pace::Pace;
 use super::plan::{Missing, Plan, Policy, Want};
+use crate::pull::Watch;
 use crate::pull::batch::{Batch, Deliver, Fetch};
 use crate::rate::Time;
 
@@ -25,6 +28,8 @@ pub(super) struct Status {
     pub(super) demanded: Cell<u64>,
     /// Why what is missing did not come the last time.
     pub(super) trouble: RefCell<Option<Error>>,
+    /// How fast it is filled.
+    pub(super) pace: RefCell<Pace>,
 }
 
 /// One volume being filled.
@@ -63,7 +68,7 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         let mut under_way = FuturesUnordered::new();
         // Beside the others, never instead of them: whoever has a turn at memory or at the disk must be polled.
         let mut saving = FuturesUnordered::new();
-        let mut unsaved = 0;
+        let (mut unsaved, mut received) = (0, 0);
         while !self.volume.is_complete() || !under_way.is_empty() {
             while let Some(want) = plan.next(self.time.now(), self.volume) {
                 under_way.push(self.bring(want));
@@ -78,6 +83,7 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
                 Some((want, result)) = under_way.next() => {
                     unsaved += want.chunks.len() as u64;
                     self.ended(&mut plan, &want, result);
+                    plan.hold(self.came(&mut received));
                     if unsaved >= CHECKPOINT && saving.is_empty() {
                         unsaved = 0;
                         saving.push(self.checkpoint());
@@ -88,6 +94,14 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
             }
         }
         Ok(())
+    }
+
+    /// Tells the pace what has come; until when it has the filling wait.
+    fn came(&self, received: &mut u64) -> Duration {
+        let all = self.fetch.watch.progress().received;
+        let bytes = all - std::mem::replace(received, all);
+        let left = bytes_left(self.volume, self.fetch.watch);
+        self.status.pace.borrow_mut().came(bytes, left, self.time.now())
     }
 
     /// What has come so far would have to be fetched again after a crash.
@@ -141,7 +155,11 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
     }
 
     /// The digests of a section. When they come, its chunks of zeros are here.
-    async fn table(&self, section: u32, priority: Priority) -> Result<Arc<SectionTable>> {
+    pub(super) async fn table(
+        &self,
+        section: u32,
+        priority: Priority,
+    ) -> Result<Arc<SectionTable>> {
         let known = self.tables.borrow().iter().find(|(s, _)| *s == section).cloned();
         if let Some((_, table)) = known {
             return Ok(table);
@@ -153,6 +171,15 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         tables.truncate(TABLES);
         Ok(table)
     }
+}
+
+/// Bytes of frames that are still to come, about: as those were that have come.
+pub(super) fn bytes_left(volume: &Volume, watch: &Watch) -> u64 {
+    let (arrived, p) = (volume.arrived(), watch.progress());
+    // Nothing has come: chunks of disks shrink to a third, or a half.
+    let usual = (1 << volume.identity().chunk_log2) / 2;
+    let each = p.received.checked_div(p.chunks).unwrap_or(usual);
+    (arrived.chunks - arrived.present) * each
 }
 
 /// Fills verified chunks into a volume.

@@ -5,15 +5,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::volume::{Attachment, Hydration as Progress};
+use api::volume::{Attachment, Hydration as Progress, Scrubbed, Terms};
+use blockio::Arena;
 use image::error::At;
-use image::{Digest, Error, Geometry, Result};
+use image::{Digest, Error, Geometry, Kind, Result};
 use tokio::task::JoinHandle;
 use volume_pool::{Files, Volume};
 
 use super::cores::Core;
-use super::hydrate::{Hydration, Status};
+use super::hydrate::{Hydration, Status, bytes_left};
 use super::kept::Kept;
+use super::pace::Pace;
 use super::plan::Policy;
 use super::serving::{Holder, Serving};
 use super::source::LazySource;
@@ -22,7 +24,10 @@ use crate::hypervisor::qmp;
 use crate::patience::Patience;
 use crate::pull::Watch;
 use crate::pull::batch::Fetch;
+use crate::rate::{Rate, RealTime, Time};
 
+/// Chunks that are looked at once more before a volume is plain.
+const SAMPLES: u64 = 64;
 /// How long QEMU may take to answer, and to move its guest.
 const QMP_PATIENCE: Duration = Duration::from_secs(10);
 /// After how long a guest that could not be moved is tried again.
@@ -44,6 +49,10 @@ pub(super) struct Surroundings<G> {
     pub(super) grid: Arc<G>,
     pub(super) kept: Arc<Kept>,
     pub(super) holder: Holder,
+    /// The limit of all volumes.
+    pub(super) rate: Option<Arc<Rate>>,
+    /// In seconds since 1970.
+    pub(super) now: u64,
 }
 
 impl Live {
@@ -55,6 +64,7 @@ impl Live {
         how: Attachment,
     ) -> Result<Rc<Self>> {
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
+        let pace = pace(core, &around.rate, &how.terms, around.now);
         let serving = match how.moved {
             true => None,
             false => Some(Serving::start(core, &volume, &how, &around.holder).await?),
@@ -63,7 +73,7 @@ impl Live {
             name: volume.identity().name,
             volume,
             how,
-            status: Status::default(),
+            status: Status { pace: RefCell::new(pace), ..Status::default() },
             watch: Arc::default(),
             serving: RefCell::new(serving),
             filling: RefCell::default(),
@@ -110,13 +120,35 @@ impl Live {
         source: &LazySource<G>,
         image: Digest,
     ) -> Result<()> {
+        let arena = core.arena(self.volume.identity().chunk_log2)?;
+        let hydration = self.hydration(core, source, image, &arena)?;
+        let Terms { patience, by, .. } = self.how.terms;
+        let patience = patience.map(Duration::from_secs);
+        hydration.run(Policy { fill: self.how.fill, patience, deadline: by.is_some() }).await?;
+        // Some are looked at once more; if the disk has lost one, all are.
+        let chunks = self.volume.arrived().chunks;
+        let step = (chunks / SAMPLES).max(1) as usize;
+        let sampled = hydration.scrub((0..chunks).step_by(step)).await?;
+        if sampled.wrong > 0 {
+            hydration.scrub(0..chunks).await?;
+        }
+        Ok(())
+    }
+
+    fn hydration<'a, G: Grid>(
+        &'a self,
+        core: &'a Core,
+        source: &'a LazySource<G>,
+        image: Digest,
+        arena: &'a Arena,
+    ) -> Result<Hydration<'a, LazySource<G>>> {
         let identity = self.volume.identity();
         let size = identity.base.map_or(0, |base| base.size);
         let fetch = Fetch {
             source,
             image,
             geometry: Geometry::new(size, 512, identity.chunk_log2)?,
-            arena: &core.arena(identity.chunk_log2)?,
+            arena,
             decoder: Rc::clone(&core.decoder),
             rate: None,
             watch: &self.watch,
@@ -124,8 +156,25 @@ impl Live {
             // The plan asks again, and knows who waits.
             patience: Patience::brief,
         };
-        let policy = Policy { fill: self.how.fill, patience: None };
-        Hydration::new(&self.volume, fetch, &core.time, &self.status).run(policy).await
+        Ok(Hydration::new(&self.volume, fetch, &core.time, &self.status))
+    }
+
+    /// Compares what the volume has of its image with the image, and repairs it.
+    pub(super) async fn scrub<G: Grid>(&self, core: &Core, grid: Arc<G>) -> Result<Scrubbed> {
+        if self.how.moved {
+            let why = "its guest writes to the plain file past us: what it wrote is not known";
+            return Err(Error::new(Kind::Unsupported, format!("{}: {why}", self.name)));
+        }
+        let Some(base) = self.volume.identity().base else { return Ok(Scrubbed::default()) };
+        let source = LazySource::new(grid, base.image, core.number);
+        let scrubbed = async {
+            let arena = core.arena(self.volume.identity().chunk_log2)?;
+            let hydration = self.hydration(core, &source, base.image, &arena)?;
+            hydration.scrub(0..self.volume.arrived().chunks).await
+        };
+        let scrubbed = scrubbed.await;
+        source.close().await;
+        scrubbed
     }
 
     /// Gets us out of the way of a guest whose volume is plain.
@@ -172,8 +221,9 @@ impl Live {
     }
 
     /// How far it is, why it gets no further, and whether it is plain.
-    pub(super) fn progress(&self) -> (Progress, Option<Error>, bool) {
+    pub(super) fn progress(&self, core: &Core) -> (Progress, Option<Error>, bool) {
         let (arrived, p) = (self.volume.arrived(), self.watch.progress());
+        let (left, pace) = (bytes_left(&self.volume, &self.watch), self.status.pace.borrow());
         let progress = Progress {
             chunks: arrived.chunks,
             present: arrived.present,
@@ -182,6 +232,9 @@ impl Live {
             fetched: p.chunks,
             demanded: self.status.demanded.get(),
             repaired: p.repaired,
+            left,
+            seconds: pace.expected(left).map(|t| t.as_secs()).filter(|_| self.how.fill),
+            late: pace.is_late(left, core.time.now()),
         };
         (progress, self.status.trouble.borrow().clone(), self.volume.identity().plain)
     }
@@ -210,6 +263,13 @@ impl Live {
         }
         self.volume.close().await
     }
+}
+
+/// How fast a volume is filled: on the core's clock, from the terms in the world's.
+fn pace(core: &Core, all: &Option<Arc<Rate>>, terms: &Terms, now: u64) -> Pace {
+    let own = terms.rate.map(|rate| Arc::new(Rate::new(rate, RealTime::start())));
+    let by = terms.by.map(|by| core.time.now() + Duration::from_secs(by.saturating_sub(now)));
+    Pace::new(all.iter().cloned().chain(own).collect(), by)
 }
 
 /// A name in QEMU's graph: of the volume, and the same each time.

@@ -48,6 +48,8 @@ pub(super) struct Policy {
     pub(super) fill: bool,
     /// How long a guest waits for what cannot be had before it gets an error; for ever by default.
     pub(super) patience: Option<Duration>,
+    /// It has a deadline: a little is fetched also while guests are about.
+    pub(super) deadline: bool,
 }
 
 /// See the [module](self).
@@ -69,6 +71,8 @@ pub(super) struct Plan {
     cursor: u64,
     /// When a guest last asked or got something.
     guests_at: Option<Duration>,
+    /// Until when nothing is fetched that nobody waits for.
+    held_until: Duration,
     /// Where guests that read on will want to read next, and how much is asked for ahead of them.
     streams: VecDeque<(u64, u64)>,
 }
@@ -85,6 +89,7 @@ impl Plan {
             resting: BTreeMap::new(),
             cursor: 0,
             guests_at: None,
+            held_until: Duration::ZERO,
             streams: VecDeque::new(),
         }
     }
@@ -197,16 +202,25 @@ impl Plan {
         Some(Want { chunks, priority })
     }
 
+    /// Fetches nothing until then that nobody waits for.
+    pub(super) fn hold(&mut self, until: Duration) {
+        self.held_until = until;
+    }
+
     /// How many more chunks may be under way that nobody waits for.
     fn room(&self, now: Duration) -> Option<usize> {
-        if !self.policy.fill || self.under_way.values().any(|p| *p == Priority::Guest) {
+        if !self.policy.fill || now < self.held_until {
+            return None;
+        }
+        let guests = self.under_way.values().any(|p| *p == Priority::Guest);
+        if guests && !self.policy.deadline {
             return None;
         }
         let most = match self.guests_at {
             None => MOST_FILLING,
             Some(at) => {
                 let quiet = now.saturating_sub(at).as_nanos() / QUIET_STEP.as_nanos();
-                (quiet as usize).min(MOST_FILLING)
+                (quiet as usize).min(MOST_FILLING).max(usize::from(self.policy.deadline))
             }
         };
         most.checked_sub(self.under_way.len()).filter(|room| *room > 0)
@@ -272,7 +286,8 @@ impl Plan {
     /// After how long there may be something to ask for, if nothing else happens.
     pub(super) fn wake(&self, now: Duration) -> Duration {
         let rest = self.resting.values().min().map(|until| until.saturating_sub(now));
-        let filling = self.policy.fill.then_some(QUIET_STEP);
+        let filling = self.held_until.saturating_sub(now).max(QUIET_STEP);
+        let filling = self.policy.fill.then_some(filling);
         rest.into_iter().chain(filling).min().unwrap_or(REST)
     }
 }
@@ -298,7 +313,8 @@ mod tests {
     }
 
     fn plan(fill: bool) -> (Plan, Disk) {
-        let policy = Policy { fill, patience: Some(Duration::from_secs(10)) };
+        let patience = Some(Duration::from_secs(10));
+        let policy = Policy { fill, patience, deadline: false };
         (Plan::new(policy, 40), Disk((0..40).collect()))
     }
 
@@ -320,6 +336,20 @@ mod tests {
         assert_eq!(plan.next(MS(15), &disk), want(&[0], Priority::Background));
         assert_eq!(plan.next(MS(15), &disk), None);
         assert_eq!(plan.next(MS(205), &disk), want(&[1, 2, 3], Priority::Background));
+    }
+
+    #[test]
+    fn what_is_held_is_not_filled_and_a_deadline_goes_on_beside_guests() {
+        let (mut plan, disk) = plan(true);
+        plan.hold(MS(100));
+        assert_eq!((plan.next(MS(0), &disk), plan.wake(MS(0))), (None, MS(100)));
+        plan.wanted(&[9], MS(50));
+        assert_eq!(plan.next(MS(50), &disk).unwrap().chunks, [9]);
+        assert_eq!(plan.next(MS(100), &disk), None, "a guest waits");
+        plan.policy.deadline = true;
+        plan.arrived(&Want { chunks: vec![9], priority: Priority::Guest }, MS(100));
+        assert_eq!(plan.next(MS(100), &disk).unwrap().chunks, [0]);
+        assert_eq!(plan.next(MS(100), &disk), None, "one at a time");
     }
 
     #[test]

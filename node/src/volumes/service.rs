@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
-use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, VolumeInfo};
+use api::volume::{
+    AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, Scrubbed, VolumeInfo,
+};
 use blockio::Fs;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
@@ -23,6 +25,7 @@ use super::serving::Holder;
 use crate::daemon::Grid;
 use crate::patience::Patience;
 use crate::pull::Connect;
+use crate::rate::Rate;
 
 /// How a node keeps its volumes.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct VolumeOptions {
     pub cores: CoreOptions,
     /// What keeps mounts while the daemon is away.
     pub holder: Holder,
+    /// Limit on what all volumes together fetch before a guest asks for it.
+    pub rate: Option<Arc<Rate>>,
 }
 
 /// How long a volume that is in use is waited for: a daemon that ends needs a moment.
@@ -57,6 +62,7 @@ struct Inner<G> {
     cores: Cores,
     kept: Arc<Kept>,
     holder: Holder,
+    rate: Option<Arc<Rate>>,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -87,6 +93,7 @@ impl<G: Grid> Volumes<G> {
             cores: Cores::start(options.cores)?,
             kept: Arc::new(Kept::load(options.state.join("attachments.json"))?),
             holder: options.holder,
+            rate: options.rate,
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
@@ -162,7 +169,7 @@ impl<G: Grid> Volumes<G> {
         let mut info = self.info(&identity)?;
         let wanted = name.to_owned();
         let progress = self.on_its_core(name, move |core| {
-            async move { Ok(core.live.borrow().get(&wanted).map(|live| live.progress())) }
+            async move { Ok(core.live.borrow().get(&wanted).map(|live| live.progress(&core))) }
                 .boxed_local()
         });
         if let Some((progress, trouble, plain)) = progress.await? {
@@ -236,7 +243,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     fn attachment(&self, name: &str, asked: AttachVolume) -> Result<Attachment> {
-        let AttachVolume { kind, path, qmp, read_only, fill } = asked;
+        let AttachVolume { kind, path, qmp, read_only, fill, terms } = asked;
         // A volume that is not there has no socket.
         self.0.shelf.identity(name)?;
         let path = path.unwrap_or_else(|| self.0.sockets.join(format!("{name}.{}", kind.name())));
@@ -250,7 +257,7 @@ impl<G: Grid> Volumes<G> {
             let what = "a guest is moved to the plain file only from NBD";
             return Err(Error::new(Kind::Invalid, what));
         }
-        Ok(Attachment { kind, path, qmp, read_only, fill, moved: false })
+        Ok(Attachment { kind, path, qmp, read_only, fill, terms, moved: false })
     }
 
     async fn go_live(&self, name: &str, how: Attachment) -> Result<()> {
@@ -260,6 +267,8 @@ impl<G: Grid> Volumes<G> {
             grid: Arc::clone(&self.0.grid),
             kept: Arc::clone(&self.0.kept),
             holder: self.0.holder.clone(),
+            rate: self.0.rate.clone(),
+            now: now(),
         };
         self.on_its_core(name, move |core| {
             async move {
@@ -301,6 +310,25 @@ impl<G: Grid> Volumes<G> {
         self.end_live(name, false).await?;
         self.0.kept.remove(name)?;
         self.show(name).await
+    }
+
+    /// Compares what an attached volume has of its image with the image, and repairs what has rotted.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it is not attached.
+    pub async fn scrub(&self, name: &str) -> Result<Scrubbed> {
+        self.0.shelf.identity(name)?;
+        let (grid, key) = (Arc::clone(&self.0.grid), name.to_owned());
+        self.on_its_core(name, move |core| {
+            async move {
+                let live = core.live.borrow().get(&key).cloned();
+                let idle = || Error::new(Kind::Conflict, format!("{key}: attach it first"));
+                live.ok_or_else(idle)?.scrub(&core, grid).await
+            }
+            .boxed_local()
+        })
+        .await
     }
 
     /// Makes a volume larger, also while it is attached.
@@ -379,6 +407,13 @@ fn geometry(asked: &CreateVolume, image: Option<&Manifest>) -> Result<Geometry> 
         let what = format!("{}: a size of {size} bytes in sectors of {sector}", asked.name);
         Error::caused(Kind::Invalid, format!("{what}: {e}"), e)
     })
+}
+
+/// In seconds since 1970.
+fn now() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "deadlines are told in the world's time")]
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }
 
 /// Spreads names over cores, the same way in every run.

@@ -3,6 +3,7 @@
 use blockio::Buf;
 use image::{Digest, Result};
 
+use super::traffic::FillTurn;
 use super::{Volume, io};
 use crate::Verified;
 
@@ -55,16 +56,34 @@ impl Volume {
     /// Of the disk.
     pub async fn repair(&self, section: u32, chunk: u32, plain: Verified) -> Result<bool> {
         let chunk = self.layout.get().chunk_at(section, chunk);
-        let turn = self.traffic.turn(|| self.traffic.try_fill(chunk)).await;
-        // Writes that have begun have said so; those that come wait for our turn to end.
-        if !self.is_of_the_image(chunk) {
-            return Ok(false);
-        }
+        let Some(turn) = self.repair_turn(chunk).await else { return Ok(false) };
         let at = self.layout.get().image_bytes_of(chunk).start;
         let (written, _) = self.engine.write_at(&self.data, plain.into_buf(), at).await;
         self.written.set(true);
         drop(turn);
         written.map(|()| true).map_err(io)
+    }
+
+    /// The same of a chunk of which the image has only zeros.
+    ///
+    /// # Errors
+    ///
+    /// Of the disk.
+    pub async fn repair_zeros(&self, section: u32, chunk: u32) -> Result<bool> {
+        let chunk = self.layout.get().chunk_at(section, chunk);
+        let Some(turn) = self.repair_turn(chunk).await else { return Ok(false) };
+        let range = self.layout.get().image_bytes_of(chunk);
+        let zeroed = self.engine.zero_range(&self.data, range).await;
+        self.written.set(true);
+        drop(turn);
+        zeroed.map(|()| true).map_err(io)
+    }
+
+    /// Keeps writes from a chunk of the image; nothing if the guest has begun to write to it.
+    async fn repair_turn(&self, chunk: u64) -> Option<FillTurn<'_>> {
+        let turn = self.traffic.turn(|| self.traffic.try_fill(chunk)).await;
+        // Writes that have begun have said so; those that come wait for our turn to end.
+        self.is_of_the_image(chunk).then_some(turn)
     }
 
     /// Whether a chunk is here and the guest has never written to it.

@@ -1,0 +1,71 @@
+//! Compares what a volume has of its image with the image, and repairs what has rotted.
+
+use std::cell::Cell;
+
+use api::volume::Scrubbed;
+use image::{ChunkSet, ChunkSource, Priority, Result};
+use volume_pool::{Verdict, Verified, Volume};
+
+use super::hydrate::Hydration;
+use crate::pull::batch::{Batch, Deliver};
+
+impl<S: ChunkSource> Hydration<'_, S> {
+    /// Checks these chunks, in rising order; what is wrong is fetched and written again.
+    pub(super) async fn scrub(&self, chunks: impl Iterator<Item = u64>) -> Result<Scrubbed> {
+        let mut found = Scrubbed::default();
+        for chunk in chunks {
+            let (section, within) = self.volume.place_of(chunk)?;
+            if section >= self.fetch.geometry.sections() || !self.volume.is_present(chunk) {
+                continue;
+            }
+            let table = self.table(section, Priority::Background).await?;
+            let Some(digest) = table.digests().get(within as usize) else { continue };
+            let buf = self.fetch.arena.acquire().await;
+            match self.volume.check_chunk(section, within, digest, buf).await? {
+                Verdict::Right => found.right += 1,
+                Verdict::Other => found.written += 1,
+                Verdict::Wrong => {
+                    found.wrong += 1;
+                    let volume = self.volume.identity().name;
+                    tracing::warn!(volume, chunk, "a chunk has rotted on this disk");
+                    found.repaired += u64::from(self.repair(section, within, &table).await?);
+                }
+            }
+        }
+        if found.repaired > 0 {
+            self.volume.flush().await?;
+        }
+        Ok(found)
+    }
+
+    async fn repair(
+        &self,
+        section: u32,
+        chunk: u32,
+        table: &std::sync::Arc<image::SectionTable>,
+    ) -> Result<bool> {
+        if table.digests()[chunk as usize].is_zero() {
+            return self.volume.repair_zeros(section, chunk).await;
+        }
+        let mut chunks = ChunkSet::empty(table.chunks());
+        chunks.insert(chunk);
+        let repaired = Repair { volume: self.volume, done: Cell::new(false) };
+        let priority = Priority::Background;
+        let batch = Batch { section, table: std::sync::Arc::clone(table), chunks, priority };
+        self.fetch.batch(batch, &repaired).await?;
+        Ok(repaired.done.get())
+    }
+}
+
+/// Writes verified chunks over what has rotted.
+struct Repair<'a> {
+    volume: &'a Volume,
+    done: Cell<bool>,
+}
+
+impl Deliver for Repair<'_> {
+    async fn deliver(&self, section: u32, chunk: u32, plain: Verified) -> Result<()> {
+        self.done.set(self.volume.repair(section, chunk, plain).await?);
+        Ok(())
+    }
+}
