@@ -9,7 +9,7 @@
 //!                                                └── after graduation: the raw file itself
 //! ```
 //!
-//! - [`mount`] and [`unmount`]: a mount is not tied to a process. Its [`Connection`] is a descriptor that
+//! - [`mount()`] and [`unmount`]: a mount is not tied to a process. Its [`Connection`] is a descriptor that
 //!   can be kept elsewhere ([`holder`]) and served by the next process, in which all requests that the last
 //!   one had not answered come again. Nobody's I/O fails meanwhile; it waits.
 //! - `front`: takes requests on a thread of their own, copies what is written into bounded memory, and
