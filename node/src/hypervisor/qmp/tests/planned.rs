@@ -1,6 +1,7 @@
 //! What follows from the answers of a QEMU 7.2 in each phase of a pivot.
 
 use image::Kind;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -188,4 +189,50 @@ fn answers_of_another_shape_are_refused() {
     }
     let edge = json!({ "nodes": [], "edges": [{ "parent": 1, "child": 2 }] });
     assert_eq!(of(&good["nodes"], &edge, &good["jobs"]), Err(Kind::Invalid));
+}
+
+fn any_parent() -> impl Strategy<Value = Parent> {
+    prop_oneof![
+        (0usize..6).prop_map(Parent::Node),
+        Just(Parent::User("virtio0".to_owned())),
+        Just(Parent::Job("vol-job".to_owned())),
+    ]
+}
+
+fn any_node() -> impl Strategy<Value = Node> {
+    let name = prop::sample::select(vec!["vol", "vol-file", "nbd0", "fmt0", "#block1"]);
+    let driver = prop::sample::select(vec!["nbd", "raw", "throttle", "file", "mirror_top"]);
+    let filename = prop::sample::select(vec![
+        "nbd+unix:///vol1?socket=/run/forebay/nbd.sock",
+        "/volumes/d.raw",
+        "json:{}",
+    ]);
+    let parents = prop::collection::vec(any_parent(), 0..3);
+    (name, driver, filename, 0u64..2, any::<bool>(), parents).prop_map(
+        |(name, driver, filename, size, flag, parents)| Node {
+            name: name.to_owned(),
+            driver: driver.to_owned(),
+            filename: filename.to_owned(),
+            size: size * 512,
+            direct: flag,
+            read_only: !flag,
+            parents,
+        },
+    )
+}
+
+proptest! {
+    /// Whatever QEMU says, nothing but what is ours is deleted on the way back, and nothing is deleted
+    /// that somebody uses.
+    #[test]
+    fn no_graph_leads_astray(nodes in prop::collection::vec(any_node(), 6)) {
+        let view = View { nodes, jobs: Vec::new() };
+        let unused = |name: &str| view.nodes.iter().any(|n| n.name == name && n.parents.is_empty());
+        if let Ok(Step::Delete { node }) = next(&recorded(), &view) {
+            prop_assert!(unused(&node));
+        }
+        if let Undo::Delete { node } = undo(&recorded(), &view) {
+            prop_assert!(node == "vol" && unused(&node));
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! A real QEMU (emulating) over a real NBD server. Runs with `FOREBAY_E2E=1`; needs
-//! `qemu-system-x86_64` and `qemu-storage-daemon`, and for the boot a disk made by
+//! `qemu-system-x86_64`, `qemu-storage-daemon` and fio with its NBD engine, and for the boot a disk made by
 //! `e2e/guest/build-debian` as `v1.raw` in `FOREBAY_GUEST_DIR`.
 
 use std::path::{Path, PathBuf};
@@ -225,6 +225,50 @@ async fn guests_are_moved_however_their_disk_is_wired() {
         let again = pivot(&mut monitor, &spec, PATIENCE).await.unwrap();
         assert_eq!(again, Outcome::WasThere);
         assert!(machine.has_ended().is_none());
+    }
+}
+
+/// fio as the guest: 16 writes under way at any time, each read again and checked.
+#[tokio::test]
+async fn a_disk_under_load_keeps_every_write() {
+    if !wanted() {
+        return;
+    }
+    for round in 0..5 {
+        let mut rig = Rig::new(empty_disk).await;
+        let nbd = format!("server.type=unix,server.path={},export=vol1", rig.path("nbd"));
+        let mut machine = Command::new("qemu-storage-daemon");
+        machine
+            .args([
+                "--chardev",
+                &format!("socket,id=c,path={},server=on,wait=off", rig.path("qmp")),
+            ])
+            .args(["--monitor", "chardev=c"])
+            .args(["--blockdev", &format!("driver=nbd,node-name=nbd0,{nbd}")])
+            .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", rig.path("guest"))])
+            .args(["--export", "nbd,id=e,node-name=nbd0,name=disk,writable=on"]);
+        let _machine = Process::start(&mut machine);
+        appears(Path::new(&rig.path("guest"))).await;
+        let mut fio = Command::new("fio");
+        fio.args(["--name=t", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-64k"])
+            .arg(format!("--uri=nbd+unix:///disk?socket={}", rig.path("guest")))
+            .args(["--size=32M", "--iodepth=16", "--loops=20", "--verify=crc32c"])
+            .arg(format!("--randseed={round}"))
+            .current_dir(rig.dir.path())
+            .stdout(Stdio::null());
+        let mut fio = Process::start(&mut fio);
+        tokio::time::sleep(Duration::from_millis(300 + 70 * round)).await;
+        let mut monitor = rig.monitor().await;
+        assert_eq!(timed_pivot(&mut monitor, &rig.pivot()).await, Outcome::Moved);
+        drop(rig.server.take());
+        assert!(fio.has_ended().is_none(), "fio was to be at work all the time");
+        let ended = loop {
+            match fio.has_ended() {
+                Some(status) => break status,
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        assert!(ended.success(), "fio saw an error, or wrong bytes");
     }
 }
 
