@@ -341,6 +341,40 @@ async fn who_holds_the_bytes_of_the_file_must_let_go_first() {
     assert!(ours.other_user().unwrap().is_some(), "now QEMU keeps others out");
 }
 
+/// A loop device that goes away with the test.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[tokio::test]
+async fn a_volume_on_a_device_is_claimed_and_moved_to_all_the_same() {
+    if !wanted() {
+        return;
+    }
+    let rig = Rig::new(empty_disk).await;
+    let attached = Command::new("losetup").args(["-f", "--show", &rig.path("d.raw")]).output();
+    let attached = attached.unwrap();
+    if !attached.status.success() {
+        println!("left out: no loop device");
+        return;
+    }
+    let device = Loop(String::from_utf8(attached.stdout).unwrap().trim().to_owned());
+    // Open for writing is claimed.
+    let _ours = BlockFile::open(&device.0, OpenMode::write()).unwrap();
+    let machine = rig.machine(&["-blockdev", NBD, "-device", "virtio-blk-pci,drive=nbd0"]);
+    let mut monitor = rig.monitor().await;
+    let spec = Pivot { raw: device.0.clone(), device: true, ..rig.pivot() };
+    pivot(&mut monitor, &spec, PATIENCE).await.unwrap();
+    let guest = self::device(&mut monitor).await;
+    use_disk(&mut monitor, &guest, 5).await;
+    assert_eq!(view(&mut monitor).await.unwrap().node("vol").unwrap().filename, device.0);
+    drop(machine);
+}
+
 #[tokio::test]
 async fn a_disk_that_grew_is_larger_in_the_guest() {
     if !wanted() {
