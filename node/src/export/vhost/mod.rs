@@ -171,6 +171,11 @@ pub async fn listen(path: &Path) -> Result<UnixListener> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let closed = path.with_file_name(name);
+    // A dead process may have had our number.
+    match std::fs::remove_dir_all(&closed) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(place(error)),
+        _ => {}
+    }
     std::fs::DirBuilder::new().mode(0o700).create(&closed).map_err(place)?;
     let made = || {
         let inside = closed.join("s");

@@ -128,6 +128,24 @@ enum Turned {
     Ended,
 }
 
+impl<D> Ring<D> {
+    /// Takes nothing more, and answers nothing more: the guest's memory is not ours to touch.
+    pub fn abandon(&self) {
+        self.terms.live.set(false);
+        self.change(|state| {
+            state.stopping = true;
+            state.replay.clear();
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.borrow_mut());
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
 impl<D: Disk> Ring<D> {
     /// A ring that can run. With `shared`, what was in flight there is done again first.
     pub fn new(
@@ -192,15 +210,6 @@ impl<D: Disk> Ring<D> {
         self.change(|state| state.stopping = true);
     }
 
-    /// Takes nothing more, and answers nothing more: the guest's memory is not ours to touch.
-    pub fn abandon(&self) {
-        self.terms.live.set(false);
-        self.change(|state| {
-            state.stopping = true;
-            state.replay.clear();
-        });
-    }
-
     /// Takes requests, or leaves them where they are.
     pub fn enable(&self, on: bool) {
         self.change(|state| state.enabled = on);
@@ -232,13 +241,6 @@ impl<D: Disk> Ring<D> {
     /// Who says that something is available.
     pub fn set_kick(&self, kick: AsyncFd<OwnedFd>) {
         self.change(|state| state.signals.kick = Some(kick));
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.borrow_mut());
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
     }
 
     fn turns<F: Future<Output = Done>>(

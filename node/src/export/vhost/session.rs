@@ -121,13 +121,9 @@ impl<D: Disk> Session<D> {
     }
 
     /// Lets go of the guest: what is under way ends, but nothing is answered any more.
-    pub fn leave(self) -> Settled {
-        let mut ends = Vec::new();
-        for (ring, task) in self.rings.into_iter().filter_map(|slot| slot.running) {
-            ring.abandon();
-            ends.push(task);
-        }
-        let earlier = self.settled;
+    pub fn leave(mut self) -> Settled {
+        let ends = self.abandon();
+        let earlier = self.settled.clone();
         async move {
             join_all(ends).await;
             earlier.await;
@@ -316,6 +312,24 @@ impl<D: Disk> Session<D> {
         let mapping = shared(fd, given.offset, given.size)?;
         self.in_flight = Some((given, Arc::new(mapping)));
         Ok(())
+    }
+}
+
+impl<D> Session<D> {
+    fn abandon(&mut self) -> Vec<JoinHandle<u16>> {
+        let mut ends = Vec::new();
+        for (ring, task) in self.rings.iter_mut().filter_map(|slot| slot.running.take()) {
+            ring.abandon();
+            ends.push(task);
+        }
+        ends
+    }
+}
+
+impl<D> Drop for Session<D> {
+    fn drop(&mut self) {
+        // The tasks of rings outlive us; the guest's memory must not be theirs any more.
+        drop(self.abandon());
     }
 }
 

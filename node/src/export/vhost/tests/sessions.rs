@@ -313,6 +313,39 @@ fn again(path: &std::path::Path, guest: &mut Guest) -> Frontend {
 }
 
 #[test]
+fn an_export_that_is_dropped_leaves_the_guest_alone() {
+    let shared = Shared::new(DISK);
+    let (front, back) = UnixStream::pair().unwrap();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let (gone, is_gone) = std::sync::mpsc::channel();
+    let (ready, go_on) = tokio::sync::oneshot::channel::<()>();
+    let disk = Arc::clone(&shared);
+    let served = on_a_core(move || async move {
+        back.set_nonblocking(true).unwrap();
+        let back = tokio::net::UnixStream::from_std(back).unwrap();
+        let export = Export::new(Rc::new(MemDisk::new(&disk)), buffers(8), &options()).unwrap();
+        tokio::select! {
+            result = export.serve_one(back) => result.unwrap(),
+            _ = ended => {}
+        }
+        gone.send(()).unwrap();
+        // Its tasks could run on here, as the core does.
+        go_on.await.unwrap();
+    });
+    let mut guest = Guest::new(1);
+    let _front = guest.connect(front);
+    assert_eq!(guest.queues[0].ask(&guest.mem, &read(0, 512)), OK);
+    end.send(()).unwrap();
+    is_gone.recv().unwrap();
+    guest.queues[0].submit(&guest.mem, 1, &write(0, &[1; 512]));
+    guest.queues[0].kick(&guest.mem);
+    std::thread::park_timeout(std::time::Duration::from_millis(20));
+    assert_eq!(shared.log.lock().unwrap().len(), 1);
+    ready.send(()).unwrap();
+    served.join().unwrap();
+}
+
+#[test]
 fn a_disk_that_grows_is_told() {
     let shared = Shared::new(DISK);
     let (front, back) = UnixStream::pair().unwrap();
