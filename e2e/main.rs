@@ -10,6 +10,7 @@ mod disks;
 mod durable;
 mod faults;
 mod garage;
+mod guests;
 mod harness;
 mod house;
 mod journeys;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::harness::{Background, forebay, path, run};
 
-fn wanted() -> bool {
+pub fn wanted() -> bool {
     let wanted = std::env::var_os("FOREBAY_E2E").is_some();
     if !wanted {
         println!("left out: needs FOREBAY_E2E=1, root, debootstrap, iproute2 and QEMU");
@@ -15,15 +15,25 @@ fn wanted() -> bool {
     wanted
 }
 
-fn script(name: &str) -> Command {
+pub fn script(name: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/guest").join(name))
 }
 
 #[track_caller]
-fn must(command: &mut Command) -> String {
+pub fn must(command: &mut Command) -> String {
     let ended = run(command);
     assert_eq!(ended.code, 0, "{command:?}\n{}\n{}", ended.out, ended.err);
     ended.out
+}
+
+/// A Debian disk: one that is kept, or a new one in `temp`.
+pub fn guest(temp: &Path) -> PathBuf {
+    let kept = std::env::var_os("FOREBAY_GUEST_DIR").map(PathBuf::from);
+    let raw = kept.unwrap_or_else(|| temp.to_owned()).join("v1.raw");
+    if !raw.exists() {
+        must(script("build-debian").arg(&raw));
+    }
+    raw
 }
 
 /// Two namespaces, taken down at the end.
@@ -63,15 +73,11 @@ fn real_debian_disks_travel_between_namespaces_and_boot() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    let kept = std::env::var_os("FOREBAY_GUEST_DIR").map(PathBuf::from);
-    let dir = kept.unwrap_or_else(|| temp.path().to_owned());
-    let raw = dir.join("v1.raw");
-    if !raw.exists() {
-        must(script("build-debian").arg(&raw));
-    }
+    let raw = guest(temp.path());
+    let dir = raw.parent().expect("a directory");
     let [qcow2, vmdk] = ["v1.qcow2", "v1.vmdk"].map(|name| dir.join(name));
     if !qcow2.exists() || !vmdk.exists() {
-        must(script("formats").arg(&raw).arg(&dir));
+        must(script("formats").arg(&raw).arg(dir));
     }
 
     let _network = Network::up();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Background, Disk, Grid, forebay, path, until};
+use crate::harness::{Background, Disk, Grid, flip, forebay, path, until};
 use crate::nbd::Nbd;
 
 const CHUNK: usize = 256 << 10;
@@ -197,4 +197,45 @@ fn reading_only_is_reading_only() {
     let mut guest = connect(&rig.attached("v", &["--read-only"]));
     assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
     assert_eq!(guest.write(0, &[1; 512]).unwrap_err().raw_os_error(), Some(1));
+}
+
+#[test]
+fn what_has_rotted_on_this_disk_is_made_good() {
+    let rig = Rig::start("ab.c");
+    let socket = rig.attached("v", &["--no-fill"]);
+    let mut guest = connect(&socket);
+    assert!(guest.read(0, 4 * CHUNK).unwrap() == rig.disk.bytes);
+    guest.write(CHUNK as u64, &[1; 512]).unwrap();
+    guest.flush().unwrap();
+    let disk = PathBuf::from(rig.volume(&["show", "v"])["disk"].as_str().unwrap());
+    for chunk in [0, 1, 2] {
+        flip(&disk, (chunk * CHUNK + 9000) as u64);
+    }
+    let found = rig.volume(&["scrub", "v"]);
+    assert_eq!(found, serde_json::json!({"right": 1, "written": 1, "wrong": 2, "repaired": 2}));
+    assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
+    assert!(guest.read(2 * CHUNK as u64, CHUNK).unwrap() == [0; CHUNK]);
+    // What the guest wrote to is the guest's, rotten or not.
+    assert_eq!(guest.read(CHUNK as u64, 512).unwrap(), [1; 512]);
+    rig.volume(&["detach", "v"]);
+    rig.refused(&["scrub", "v"], 73, &["attach it first"]);
+}
+
+#[test]
+fn patience_that_was_asked_for_ends_and_what_cannot_be_in_time_is_said() {
+    let mut rig = Rig::start("abcdef");
+    let terms = ["--rate", "1KiB", "--by", "10s"];
+    let late = rig.volume(&["create", "d:1", "--name", "late"]);
+    assert_eq!(late["plain"], false);
+    let late = rig.volume(&[&["attach", "late"][..], &terms].concat());
+    assert_eq!(late["hydration"]["late"], true, "{late}");
+    let socket = rig.attached("v", &["--no-fill", "--patience", "1s"]);
+    let mut guest = connect(&socket);
+    assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
+    rig.grid.kill();
+    assert_eq!(guest.read(3 * CHUNK as u64, 4096).unwrap_err().raw_os_error(), Some(5));
+    // Only there, and only then.
+    assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
+    rig.grid.restart();
+    until("it comes after all", || guest.read(3 * CHUNK as u64, 4096).is_ok());
 }

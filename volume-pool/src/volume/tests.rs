@@ -230,7 +230,7 @@ impl Model {
         for (sector, (tag, base)) in found.iter().zip(base).enumerate() {
             let put =
                 |(sectors, t): &&(Range<u64>, Tag)| sectors.contains(&(sector as u64)) && t == tag;
-            if !base.contains(tag) && !later.iter().any(|p| put(p)) {
+            if !base.contains(tag) && !later.iter().any(put) {
                 return Err(format!("sector {sector} holds {tag}, was {base:?}"));
             }
         }
