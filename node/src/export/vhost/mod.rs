@@ -1,10 +1,10 @@
 //! A disk as a vhost-user-blk device: what QEMU and cloud-hypervisor drive as a virtio block device in
 //! memory that they share with us, past their own block layers.
 //!
-//! The way of a request: [`ring`] takes it off the available ring, [`chain`] follows its descriptors and
-//! [`request`] checks what they say; [`perform`] carries it out on the [`Disk`] through a buffer, and
-//! [`ring`] answers. Beside that, [`session`] talks with the front-end ([`message`], [`socket`]), which
-//! shows us the guest's [`memory`]. What was taken and not answered is kept [`inflight`], in memory of the
+//! The way of a request: `ring` takes it off the available ring, `chain` follows its descriptors and
+//! `request` checks what they say; `perform` carries it out on the [`Disk`] through a buffer, and
+//! `ring` answers. Beside that, `session` talks with the front-end (`message`, `socket`), which
+//! shows us the guest's `memory`. What was taken and not answered is kept `inflight`, in memory of the
 //! front-end, so that a process that follows a killed one does it again before the guest notices.
 //!
 //! The guest is not trusted: it can break its own rings, and nothing else. The front-end is trusted as
