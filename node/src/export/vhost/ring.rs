@@ -36,6 +36,8 @@ const IN_FLIGHT: usize = 256;
 /// gives 7 to 14 % more than when all are begun at once, as it is not idle while they are being begun, and
 /// the page cache 23 % more; 4 are as good for the former and 12 % worse for the latter.
 const SLICE: usize = 8;
+/// The same in bytes of data, so that a buffer that the page cache has filled is copied out of while it is
+/// in the processor's cache. Measured (as above, in order, 128 KiB, 8 at a time): 9 % more than without.
 const SLICE_BYTES: u64 = 256 << 10;
 /// Turns after which other tasks get theirs, whatever happens.
 const TURNS: usize = 16;

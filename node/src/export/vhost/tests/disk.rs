@@ -16,6 +16,8 @@ pub struct Shared {
     pub data: Mutex<Vec<u8>>,
     /// Operations wait while this is set.
     pub hold: AtomicBool,
+    /// But not those at this place.
+    pub free: AtomicU64,
     /// Operations fail while this is set.
     pub fail: AtomicBool,
     pub flushes: AtomicU64,
@@ -27,6 +29,7 @@ impl Shared {
     pub fn new(size: usize) -> Arc<Self> {
         let shared = Self::default();
         shared.data.lock().unwrap().resize(size, 0);
+        shared.free.store(u64::MAX, Ordering::SeqCst);
         Arc::new(shared)
     }
 
@@ -59,7 +62,8 @@ impl MemDisk {
         for _ in 0..at / 4096 % 3 {
             tokio::task::yield_now().await;
         }
-        while self.shared.hold.load(Ordering::SeqCst) {
+        let free = self.shared.free.load(Ordering::SeqCst) == at;
+        while !free && self.shared.hold.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         match self.shared.fail.load(Ordering::SeqCst) {
