@@ -9,9 +9,11 @@ use crate::caches::{cache, join};
 use crate::harness::{Background, Grid, forebay, path, run, until};
 use crate::real::{guest, must, wanted};
 
-/// What a guest does instead of its services: it writes something, and says when that lasts.
-const WORK: &str = "dd if=/dev/urandom of=/root/proof bs=1M count=16; sync; \
-                    sha256sum /root/proof >/dev/ttyS0; echo FOREBAY-WROTE >/dev/ttyS0";
+/// What a guest does instead of its services: it writes something, and when that lasts, says what it was.
+const WORK: &str =
+    "dd if=/dev/urandom of=/root/proof bs=1M count=16; sync; sha256sum /root/proof >/dev/ttyS0";
+/// How that ends.
+const SUM: &str = "  /root/proof";
 
 /// A node's daemon and its directory.
 struct Node {
@@ -51,8 +53,9 @@ impl Machine {
     fn start(guest: &Path, dir: &Path, name: &str, disk: &[&str]) -> Self {
         let console = dir.join(format!("{name}.console"));
         let beside = |suffix: &str| format!("{}.{suffix}", guest.display());
-        let append =
-            format!("root=/dev/vda rw console=ttyS0 panic=-1 systemd.run=\"/bin/sh -c '{WORK}'\"");
+        let append = format!(
+            "root=/dev/vda rw console=ttyS0 panic=-1 systemd.run_success_action=none systemd.run=\"/bin/sh -c '{WORK}'\""
+        );
         let qmp = format!("unix:{},server=on,wait=off", dir.join(format!("{name}.qmp")).display());
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-m", "512", "-smp", "1", "-nographic", "-no-reboot"])
@@ -87,7 +90,7 @@ impl Machine {
         for bad in ["I/O error", "EXT4-fs error"] {
             assert!(!said.contains(bad), "{said}");
         }
-        let sum = said.lines().find_map(|line| line.strip_suffix("  /root/proof"));
+        let sum = said.lines().find_map(|line| line.strip_suffix(SUM));
         let sum = sum.unwrap_or_else(|| panic!("no checksum: {said}")).trim();
         sum[sum.len() - 64..].to_owned()
     }
@@ -168,7 +171,7 @@ fn real_guests_start_before_their_disks_arrive_whatever_dies_meanwhile() {
     nodes.iter_mut().for_each(Node::restart);
     caches[1].kill();
     for machine in &mut machines {
-        machine.says("FOREBAY-WROTE");
+        machine.says(SUM);
     }
     for (node, name) in [(0, "nbd"), (0, "vhost"), (1, "fuse")] {
         until(&format!("all of {name} is here"), || nodes[node].is_plain(name));

@@ -9,6 +9,9 @@ use volume_pool::{Verdict, Verified, Volume};
 use super::hydrate::Hydration;
 use crate::pull::batch::{Batch, Deliver};
 
+/// Chunks that are named in the log; the number of all of them is in the result.
+const TOLD: u64 = 10;
+
 impl<S: ChunkSource> Hydration<'_, S> {
     /// Checks these chunks, in rising order; what is wrong is fetched and written again.
     pub(super) async fn scrub(&self, chunks: impl Iterator<Item = u64>) -> Result<Scrubbed> {
@@ -26,8 +29,10 @@ impl<S: ChunkSource> Hydration<'_, S> {
                 Verdict::Other => found.written += 1,
                 Verdict::Wrong => {
                     found.wrong += 1;
-                    let volume = self.volume.identity().name;
-                    tracing::warn!(volume, chunk, "a chunk has rotted on this disk");
+                    if found.wrong <= TOLD {
+                        let volume = self.volume.identity().name;
+                        tracing::warn!(volume, chunk, "a chunk has rotted on this disk");
+                    }
                     found.repaired += u64::from(self.repair(section, within, &table).await?);
                 }
             }
