@@ -205,10 +205,23 @@ impl Shelf {
     /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it.
     pub fn remove(&self, name: &str) -> Result<()> {
         let mut identity = self.take_identity(name)?;
+        self.refuse_used(name)?;
         if identity.get().state != VolumeState::Erasing {
             identity.become_state(VolumeState::Erasing)?;
         }
         self.remove_files(&self.path(name)?)
+    }
+
+    /// Refuses a volume whose file a virtual machine or a loop device uses, past us.
+    fn refuse_used(&self, name: &str) -> Result<()> {
+        let disk = match self.fs.open(self.disk(name)?, OpenMode::write()) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(io)?,
+        };
+        match disk.other_user().map_err(io)? {
+            None => Ok(()),
+            Some(who) => Err(Error::new(Kind::Conflict, format!("{name}: in use: {who}"))),
+        }
     }
 
     /// The identity goes last: until then it says that the rest is to go.

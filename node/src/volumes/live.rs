@@ -64,6 +64,9 @@ impl Live {
         how: Attachment,
     ) -> Result<Rc<Self>> {
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
+        if !how.moved {
+            keep_others_away(&volume)?;
+        }
         let pace = pace(core, &around.rate, &how.terms, around.now);
         let serving = match how.moved {
             true => None,
@@ -196,7 +199,13 @@ impl Live {
         loop {
             let moved = async {
                 let mut monitor = qmp::Monitor::connect(qmp, QMP_PATIENCE).await?;
-                qmp::pivot(&mut monitor, &pivot, QMP_PATIENCE).await
+                // QEMU takes locks of its own on the file; ours would keep it away.
+                self.volume.data().admit_others().map_err(|e| Error::io("volume", e))?;
+                let moved = qmp::pivot(&mut monitor, &pivot, QMP_PATIENCE).await;
+                if moved.is_err() {
+                    keep_others_away(&self.volume)?;
+                }
+                moved
             };
             match moved.await.at(|| format!("volume {}", self.name)) {
                 Ok(outcome) => {
@@ -262,6 +271,17 @@ impl Live {
             let _ = filling.await;
         }
         self.volume.close().await
+    }
+}
+
+/// Sees that nobody uses a volume's file past us, as QEMU or a loop device might, nor begins to.
+fn keep_others_away(volume: &Volume) -> Result<()> {
+    match volume.data().other_user().map_err(|e| Error::io("volume", e))? {
+        None => Ok(()),
+        Some(who) => {
+            let name = volume.identity().name;
+            Err(Error::new(Kind::Conflict, format!("{name}: its file is in use: {who}")))
+        }
     }
 }
 
