@@ -128,6 +128,9 @@ fn guests_of_a_grid_that_is_away_have_what_is_here_and_wait_for_the_rest() {
     // Also a write does not need the grid.
     guest.write(4 * CHUNK as u64, &[7; 4096]).unwrap();
     guest.flush().unwrap();
+    let metrics = rig.grid.run(&["node", "metrics"]).out;
+    let waited = "forebay_volume_chunks_waited_for{volume=\"v\"} 1";
+    assert!(metrics.contains(waited), "{metrics}");
     until("the trouble is told", || rig.volume(&["show", "v"])["trouble"]["kind"] == "retry");
     rig.grid.restart();
     let came = away.join().expect("it reads").unwrap();

@@ -456,6 +456,8 @@ pub enum NodeCommand {
     Transfers,
     /// End a transfer of the daemon
     Cancel(CancelArgs),
+    /// Print the daemon's metrics, as Prometheus reads them
+    Metrics,
     /// Keep the mounts of volumes while the daemon is away; the daemon starts it
     #[command(hide = true)]
     Hold(HoldArgs),

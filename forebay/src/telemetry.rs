@@ -52,6 +52,20 @@ pub fn metrics() -> Result<PrometheusHandle> {
 fn describe() {
     use Unit::{Bytes, Count, Seconds};
     describe_gauge!("forebay_build_info", Count, "1; the version is a label");
+    describe_gauge!("forebay_volumes", Count, "volumes of this node");
+    describe_gauge!("forebay_volume_bytes", Bytes, "size of a volume");
+    describe_gauge!("forebay_volume_attached", Count, "1 while a volume is shown to a guest");
+    describe_gauge!("forebay_volume_plain", Count, "1 once all of a volume is here");
+    describe_gauge!("forebay_volume_trouble", Count, "1 while chunks do not come, by kind");
+    describe_gauge!("forebay_volume_chunks", Count, "chunks of a volume");
+    describe_gauge!("forebay_volume_chunks_present", Count, "those that are here");
+    describe_gauge!("forebay_volume_chunks_waited_for", Count, "those that guests wait for");
+    describe_gauge!("forebay_volume_left_bytes", Bytes, "what is still to come, about");
+    describe_gauge!("forebay_volume_late", Count, "1 if it cannot all be here when it should");
+    describe_counter!("forebay_volume_received_bytes_total", Bytes, "frames that came");
+    describe_counter!("forebay_volume_fetched_total", Count, "chunks that came");
+    describe_counter!("forebay_volume_demanded_total", Count, "chunks that guests waited for");
+    describe_counter!("forebay_volume_repaired_total", Count, "chunks that came wrong");
     describe_histogram!("forebay_request_seconds", Seconds, "requests of nodes, by op and class");
     describe_counter!(
         "forebay_request_errors_total",

@@ -38,6 +38,10 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             let all = block_on(async { daemon_client(config).transfers().await })?;
             output.result(&all, |all| human(all))
         }
+        Some(NodeCommand::Metrics) => {
+            let text = block_on(async { daemon_client(config).metrics().await })?;
+            crate::output::print(text.as_bytes())
+        }
         Some(NodeCommand::Hold(args)) => hold(&args.socket),
         Some(NodeCommand::Cancel(CancelArgs { id })) => {
             let ended = block_on(async { daemon_client(config).cancel(id).await })?;
@@ -158,11 +162,12 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let listener = http::bind(&socket).await?;
         let located = Located { data: config.data.clone(), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
+        let metrics = crate::serve::volumes::metrics()?;
         let volumes = Volumes::start(located, volume_options).await?;
         let serving = NodeServing { socket: socket.clone() };
         output.line(&serving, |s| format!("forebay node serves at {}", s.socket.display()))?;
         crate::serve::tell_systemd();
-        let served = http::serve(daemon, volumes.clone(), listener, interrupted).await;
+        let served = http::serve(daemon, volumes.clone(), metrics, listener, interrupted).await;
         volumes.stop().await;
         served
     })?;

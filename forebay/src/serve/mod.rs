@@ -5,6 +5,7 @@ pub mod errands;
 pub mod keeper;
 mod publish;
 pub mod timed;
+pub mod volumes;
 mod warmings;
 
 use std::future::Future;

@@ -115,12 +115,28 @@ impl DaemonClient {
         self.call(Method::POST, &volume_path(name, "/resize"), json(asked)).await
     }
 
+    /// All metrics, as Prometheus reads them.
+    pub async fn metrics(&self) -> Result<String> {
+        let text = self.answer(Method::GET, "/metrics", Vec::new()).await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Vec<u8>,
     ) -> Result<T> {
+        let answer = self.answer(method, path, body).await?;
+        serde_json::from_slice(&answer).map_err(|e| self.bad(e))
+    }
+
+    fn bad(&self, e: serde_json::Error) -> Error {
+        let place = self.socket.display();
+        Error::caused(Kind::Invalid, format!("the node daemon at {place}: its answer: {e}"), e)
+    }
+
+    async fn answer(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes> {
         let place = || format!("the node daemon at {}", self.socket.display());
         let lost = |e: hyper::Error| Error::caused(Kind::Retry, format!("{}: {e}", place()), e);
         let socket = UnixStream::connect(&self.socket).await.map_err(|e| {
@@ -143,11 +159,11 @@ impl DaemonClient {
             .map_err(|e| Error::new(Kind::Retry, format!("{}: its answer: {e}", place())))?
             .to_bytes();
         connection.abort();
-        let bad = |e| Error::caused(Kind::Invalid, format!("{}: its answer: {e}", place()), e);
-        if status.is_success() {
-            serde_json::from_slice(&body).map_err(bad)
-        } else {
-            Err(serde_json::from_slice::<ErrorBody>(&body).map_err(bad)?.into())
+        match status.is_success() {
+            true => Ok(body),
+            false => {
+                Err(serde_json::from_slice::<ErrorBody>(&body).map_err(|e| self.bad(e))?.into())
+            }
         }
     }
 }

@@ -3,9 +3,11 @@
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use api::ErrorBody;
 use api::node::{PullRequest, Transfer};
+use api::volume::VolumeInfo;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -36,10 +38,14 @@ impl IntoResponse for Failure {
 
 pub(crate) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
+/// Brings the metrics of these volumes up to date, and writes all that there are as Prometheus reads them.
+pub type Metrics = Arc<dyn Fn(&[VolumeInfo]) -> String + Send + Sync>;
+
 /// Serves the API until `shutdown` ends.
 pub async fn serve<G: Grid, V: Grid>(
     daemon: Daemon<G>,
     volumes: Volumes<V>,
+    metrics: Metrics,
     listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
@@ -47,7 +53,7 @@ pub async fn serve<G: Grid, V: Grid>(
         .route("/v1/transfers", post(ask::<G>).get(list::<G>))
         .route("/v1/transfers/{id}", get(show::<G>).delete(cancel::<G>))
         .with_state(daemon)
-        .merge(crate::volumes::http::routes(volumes));
+        .merge(crate::volumes::http::routes(volumes, metrics));
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await;
     served.map_err(|e| Error::io("the node daemon's socket", e))
 }

@@ -10,10 +10,12 @@ use image::{Error, Result};
 
 use super::service::{Birth, Volumes};
 use crate::daemon::Grid;
-use crate::daemon::http::Answer;
+use crate::daemon::http::{Answer, Failure, Metrics};
 
 /// The routes of [`api::volume`].
-pub(crate) fn routes<G: Grid>(volumes: Volumes<G>) -> Router {
+pub(crate) fn routes<G: Grid>(volumes: Volumes<G>, metrics: Metrics) -> Router {
+    let all = volumes.clone();
+    let metrics = async move || -> Result<String, Failure> { Ok(metrics(&all.list().await?)) };
     Router::new()
         .route("/v1/volumes", post(create::<G>).get(list::<G>))
         .route("/v1/volumes/{name}", get(show::<G>).delete(remove::<G>))
@@ -21,6 +23,7 @@ pub(crate) fn routes<G: Grid>(volumes: Volumes<G>) -> Router {
         .route("/v1/volumes/{name}/detach", post(detach::<G>))
         .route("/v1/volumes/{name}/resize", post(resize::<G>))
         .route("/v1/volumes/{name}/scrub", post(scrub::<G>))
+        .route("/metrics", get(metrics))
         .with_state(volumes)
 }
 
