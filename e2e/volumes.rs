@@ -1,11 +1,14 @@
 //! Volumes of a node: used before their image has arrived.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Background, Disk, Grid, flip, forebay, path, until};
+use crate::harness::{Background, Disk, Grid, flip, forebay, path, run, until};
 use crate::nbd::Nbd;
+use crate::real::{must, wanted};
 
 const CHUNK: usize = 256 << 10;
 
@@ -14,19 +17,27 @@ struct Rig {
     grid: Grid,
     node: Option<Background>,
     disk: Disk,
+    args: Vec<String>,
 }
 
 impl Rig {
     fn start(disk: &str) -> Self {
+        Self::start_with(disk, &[])
+    }
+
+    /// With more arguments for `node`.
+    fn start_with(disk: &str, args: &[&str]) -> Self {
         let (grid, disk) = (Grid::start(), Disk::new(disk));
         grid.import(&grid.disk("d.raw", &disk), "d:1");
-        let mut rig = Self { grid, node: None, disk };
+        let args = args.iter().map(|a| (*a).to_owned()).collect();
+        let mut rig = Self { grid, node: None, disk, args };
         rig.start_node();
         rig
     }
 
     fn start_node(&mut self) {
-        let mut node = Background::start(forebay(&self.grid.data).args(["node", "--json"]));
+        let mut node = forebay(&self.grid.data);
+        let mut node = Background::start(node.args(["node", "--json"]).args(&self.args));
         assert!(node.line().contains("socket"));
         self.node = Some(node);
     }
@@ -241,4 +252,80 @@ fn patience_that_was_asked_for_ends_and_what_cannot_be_in_time_is_said() {
     assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
     rig.grid.restart();
     until("it comes after all", || guest.read(3 * CHUNK as u64, 4096).is_ok());
+}
+
+#[test]
+fn a_chunk_that_is_wrong_everywhere_is_an_error_there_and_nowhere_else() {
+    let rig = Rig::start("abcdef");
+    let pack = rig.grid.objects("packs");
+    assert_eq!(pack.len(), 1);
+    flip(&pack[0], std::fs::metadata(&pack[0]).unwrap().len() / 2);
+    let mut guest = connect(&rig.attached("v", &["--no-fill"]));
+    let mut bad = Vec::new();
+    for chunk in 0..6 {
+        match guest.read((chunk * CHUNK) as u64, CHUNK) {
+            Ok(read) => assert!(read == rig.disk.bytes[chunk * CHUNK..(chunk + 1) * CHUNK]),
+            Err(error) => bad.push((chunk, error.raw_os_error())),
+        }
+    }
+    let [(chunk, Some(5))] = bad[..] else { panic!("{bad:?}") };
+    let trouble = rig.volume(&["show", "v"])["trouble"].clone();
+    assert_eq!(trouble["kind"], "corrupt", "{trouble}");
+    // It can be written, and is whole then.
+    guest.write((chunk * CHUNK) as u64, &[7; CHUNK]).unwrap();
+    assert!(guest.read((chunk * CHUNK) as u64, CHUNK).unwrap() == [7; CHUNK]);
+    assert_eq!(rig.present("v"), 6);
+}
+
+/// A small file system of its own, unmounted at the end.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn of(dir: &Path, mib: u64) -> Self {
+        let (image, at) = (dir.join("small.img"), dir.join("small"));
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        must(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        std::fs::create_dir(&at).unwrap();
+        must(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
+        Self(at)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn real_guests_wait_while_the_disk_is_full_and_go_on() {
+    if !wanted() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let mount = Mount::of(temp.path(), 32);
+    let dir = format!("volumes.dir={}", path(&mount.0.join("volumes")));
+    let rig = Rig::start_with("abcdef", &["--set", &dir]);
+    let ballast = mount.0.join("ballast");
+    let socket = rig.attached("v", &["--no-fill"]);
+    rig.volume(&["create", "--blank", "16MiB", "--name", "b"]);
+    let blank = rig.attach("b", &[]);
+    let full = run(Command::new("dd")
+        .args(["if=/dev/zero", "bs=64k"])
+        .arg(format!("of={}", path(&ballast))));
+    assert_ne!(full.code, 0, "the disk is full now");
+    // What must be fetched has no place, and what is written neither.
+    let read = std::thread::spawn(move || connect(&socket).read(0, CHUNK).unwrap());
+    let written = std::thread::spawn(move || {
+        let mut guest = connect(&blank);
+        guest.write(0, &[9; 4 << 20]).unwrap();
+        guest.flush().unwrap();
+        guest.read(0, 4 << 20).unwrap() == [9; 4 << 20]
+    });
+    until("the full disk is told", || rig.volume(&["show", "v"])["trouble"]["kind"] == "full");
+    assert!(!written.is_finished() && !read.is_finished());
+    std::fs::remove_file(&ballast).unwrap();
+    assert!(written.join().unwrap() && read.join().unwrap() == rig.disk.bytes[..CHUNK]);
+    rig.volume(&["detach", "v"]);
+    rig.volume(&["detach", "b"]);
 }

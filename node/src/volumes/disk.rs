@@ -1,6 +1,7 @@
 //! A volume as an export sees it. A full disk makes the guest wait and not fail: it goes on when there is
 //! space again.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,10 +19,16 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct VolumeDisk {
     pub(super) volume: Rc<Volume>,
-    pub(super) read_only: bool,
+    read_only: bool,
+    /// Somebody waits for space: it is said once.
+    full: Cell<bool>,
 }
 
 impl VolumeDisk {
+    pub(super) fn new(volume: Rc<Volume>, read_only: bool) -> Self {
+        Self { volume, read_only, full: Cell::new(false) }
+    }
+
     fn may_write(&self) -> Result<()> {
         match self.read_only {
             false => Ok(()),
@@ -31,18 +38,20 @@ impl VolumeDisk {
 
     /// Does something again and again while there is no space.
     async fn with_space(&self, mut work: impl AsyncFnMut() -> Result<()>) -> Result<()> {
-        self.may_write()?;
-        let mut told = false;
         loop {
             match work().await {
                 Err(error) if error.kind() == Kind::Full => {
-                    if !told {
+                    if !self.full.replace(true) {
                         tracing::error!(%error, "a guest waits until there is space on this disk");
-                        told = true;
                     }
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
-                done => return done,
+                done => {
+                    if done.is_ok() && self.full.replace(false) {
+                        tracing::info!("there is space again");
+                    }
+                    return done;
+                }
             }
         }
     }
@@ -66,6 +75,9 @@ impl Disk for VolumeDisk {
     }
 
     async fn write(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
+        if let Err(error) = self.may_write() {
+            return (Err(error), buf);
+        }
         let mut held = Some(buf);
         let written = self.with_space(async || {
             let Some(buf) = held.take() else { unreachable!("it came back from the last try") };
@@ -79,16 +91,17 @@ impl Disk for VolumeDisk {
     }
 
     async fn zero(&self, range: Range<u64>, give_back: bool) -> Result<()> {
+        self.may_write()?;
         self.with_space(async || self.volume.zero(range.clone(), give_back).await).await
     }
 
     async fn discard(&self, range: Range<u64>) -> Result<()> {
         self.may_write()?;
-        self.volume.discard(range).await
+        self.with_space(async || self.volume.discard(range.clone()).await).await
     }
 
     async fn flush(&self) -> Result<()> {
-        self.volume.flush().await
+        self.with_space(async || self.volume.flush().await).await
     }
 
     fn stretches(&self, range: Range<u64>, most: usize) -> Result<Vec<(u64, Stretch)>> {

@@ -257,13 +257,26 @@ impl Live {
         Ok(())
     }
 
+    /// Tells whoever waits for chunks that they do not come any more, for ever.
+    async fn refuse(&self) {
+        let gone = Error::new(Kind::Cancelled, "the volume is taken from its guest");
+        loop {
+            self.volume.fail_all(&gone);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Ends what serves it when its requests are answered, and writes everything down. With `leave` the guest
     /// waits for the next process.
     pub(super) async fn stop(&self, leave: bool) -> Result<()> {
         let serving = self.serving.take();
         if let Some(serving) = serving {
-            // What serves may wait for chunks, so the filling ends after it.
-            serving.stop(leave).await?;
+            // What serves may wait for chunks, so the filling ends after it. A guest that is told that its
+            // disk is gone need not wait for any.
+            tokio::select! {
+                stopped = serving.stop(leave) => stopped?,
+                () = self.refuse(), if !leave => {}
+            }
         }
         let filling = self.filling.take();
         if let Some(filling) = filling {

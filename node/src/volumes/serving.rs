@@ -13,7 +13,7 @@ use std::time::Duration;
 use api::volume::{Attachment, ExportKind};
 use image::{Error, Kind, Result};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use volume_pool::Volume;
 
 use super::cores::Core;
@@ -22,6 +22,9 @@ use crate::export::{fuse, nbd, vhost};
 
 /// How long a holder may take to start.
 const HOLDER_STARTS: Duration = Duration::from_secs(5);
+
+/// How long requests in work have to end.
+const ENDS: Duration = Duration::from_secs(12);
 
 /// The process that keeps FUSE mounts while this daemon is away: it is started when it is first needed, and
 /// outlives us.
@@ -77,7 +80,7 @@ impl Serving {
         how: &Attachment,
         holder: &Holder,
     ) -> Result<Self> {
-        let disk = Rc::new(VolumeDisk { volume: Rc::clone(volume), read_only: how.read_only });
+        let disk = Rc::new(VolumeDisk::new(Rc::clone(volume), how.read_only));
         match how.kind {
             ExportKind::Nbd => Self::nbd(core, disk, how).await,
             ExportKind::VhostUser => Self::vhost(core, disk, how).await,
@@ -161,8 +164,12 @@ impl Serving {
                 });
             }
         }
-        if result.is_ok() {
-            let _ = self.task.await;
+        // What is in work may wait for chunks that do not come: the next process is asked for it again.
+        // A FUSE session that is dropped would answer it with an error; this process ends soon, and it with it.
+        let abort = (!matches!(self.kind, Served::Fuse { .. })).then(|| self.task.abort_handle());
+        if result.is_ok() && tokio::time::timeout(ENDS, self.task).await.is_err() {
+            tracing::warn!("requests that are not answered are left");
+            abort.iter().for_each(AbortHandle::abort);
         }
         result
     }
