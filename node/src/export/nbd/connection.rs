@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Context;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -38,19 +39,31 @@ where
     let Some(terms) = shaken.map_err(|_| Fault::Slow(patience.as_secs()))?? else {
         return Ok(());
     };
+    tokio::select! {
+        () = site.leaving.over() => {}
+        () = &mut ending => return Ok(()),
+    }
     let disk = Rc::clone(&site.exports[terms.export].disk);
     let bounds = (site.memory.share(site.limits.connections), site.limits.requests);
     let mut transmission = Transmission::new((&mut socket, inbox), disk, terms, bounds, work::run);
+    let mut left = None;
+    let mut poll = |transmission: &mut Transmission<_, _, _, _>, cx: &mut Context<'_>| {
+        let ended = transmission.poll(cx);
+        if transmission.client_has_gone() && left.is_none() {
+            left = Some(site.leaving.begin());
+        }
+        ended
+    };
     let ended = tokio::select! {
         biased;
-        ended = poll_fn(|cx| transmission.poll(cx)) => Some(ended),
+        ended = poll_fn(|cx| poll(&mut transmission, cx)) => Some(ended),
         () = ending => None,
     };
     match ended {
         Some(ended) => ended?,
         None => {
             transmission.finish();
-            poll_fn(|cx| transmission.poll(cx)).await?;
+            poll_fn(|cx| poll(&mut transmission, cx)).await?;
         }
     }
     drop(transmission);

@@ -8,6 +8,7 @@ mod connection;
 mod cut;
 mod fault;
 mod inbox;
+mod leaving;
 mod ledger;
 mod memory;
 mod outbox;

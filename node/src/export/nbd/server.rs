@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::connection;
 use super::fault::Fault;
+use super::leaving::Leaving;
 use super::memory::Memory;
 use super::proto::Card;
 use super::proto::wire::MAX_STRING;
@@ -73,6 +74,7 @@ pub(super) struct Site<D> {
     pub exports: Vec<Export<D>>,
     pub memory: Memory,
     pub limits: Limits,
+    pub leaving: Leaving,
 }
 
 /// Serves disks over NBD. Clones share it.
@@ -110,7 +112,7 @@ impl<D: Disk> Server<D> {
                 return invalid(format!("two exports with the name {name:?}"));
             }
         }
-        Ok(Server(Rc::new(Site { exports, memory, limits })))
+        Ok(Server(Rc::new(Site { exports, memory, limits, leaving: Leaving::default() })))
     }
 
     /// Its buffers.

@@ -519,3 +519,47 @@ proptest! {
         block_on(super::testing::hostile::run(way, cut, &bytes));
     }
 }
+
+#[test]
+fn who_comes_waits_for_the_writes_that_another_left_behind() {
+    let (server, disk) = server(MemDisk::new(bytes()));
+    *disk.held.borrow_mut() = Some(0..4096);
+    let ((mut first, there), (mut second, there_too)) = (duplex(64 << 10), duplex(64 << 10));
+    let turns = async || {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    block_on(async {
+        let gone = async {
+            shake(&mut first, &Ask::default()).await;
+            let write = request(Framing::Simple, (command::WRITE, 0), 1, 0, 512);
+            first.write_all(&[write, vec![77; 512]].concat()).await.unwrap();
+            turns().await;
+            drop(first);
+            turns().await;
+        };
+        let next = async {
+            gone.await;
+            shake(&mut second, &Ask::default()).await;
+            let read = request(Framing::Simple, (command::READ, 0), 2, 8192, 512);
+            second.write_all(&read).await.unwrap();
+            turns().await;
+            let mut reply = vec![0; 16 + 512];
+            let early = futures::poll!(std::pin::pin!(second.read_exact(&mut reply)));
+            assert!(early.is_pending(), "nothing is done while the other's write is under way");
+            *disk.held.borrow_mut() = None;
+            second.read_exact(&mut reply).await.unwrap();
+            assert_eq!(reply[16..], bytes()[8192..8704]);
+            assert_eq!(disk.bytes.borrow()[..512], [77; 512]);
+            drop(second);
+        };
+        let connections = futures::future::join(
+            server.connection(there, pending()),
+            server.connection(there_too, pending()),
+        );
+        let ((), (first, second)) = futures::join!(next, connections);
+        first.unwrap();
+        second.unwrap();
+    });
+}

@@ -111,6 +111,11 @@ where
         self.last = true;
     }
 
+    /// Whether the client has gone, and only its writes are carried through.
+    pub fn client_has_gone(&self) -> bool {
+        self.gone.is_some()
+    }
+
     /// Serves until the client has said good-bye or [`finish`](Self::finish) was called, and until the
     /// replies to what was begun are out. If the client goes without a word, or misbehaves, it gets no
     /// more replies; what was begun of its writes is carried through, so that how they went is heard.
