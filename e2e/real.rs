@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::harness::{Background, forebay, path, run};
 
@@ -28,6 +29,8 @@ pub fn must(command: &mut Command) -> String {
 
 /// A Debian disk: one that is kept, or a new one in `temp`.
 pub fn guest(temp: &Path) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = std::env::var_os("FOREBAY_GUEST_DIR").map(PathBuf::from);
     let raw = kept.unwrap_or_else(|| temp.to_owned()).join("v1.raw");
     if !raw.exists() {

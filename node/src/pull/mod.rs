@@ -8,7 +8,7 @@
 //! Sections are handed to whichever core is free next, those of each way apart (`lanes.rs`). On its
 //! core a chunk is received, checked, decompressed and written ([`worker`]); what is there already and
 //! what other files on this machine hold is hashed first and not fetched ([`job`]); a batch whose chunks
-//! came wrong, or not at all, is asked for again ([`batch`]).
+//! came wrong, or not at all, is asked for again (`batch.rs`).
 
 pub(crate) mod batch;
 pub mod job;
