@@ -5,7 +5,7 @@
 //!   names that last.
 //! - [`Engine`]: positional reads, writes and syncs that do not block the runtime, through a ring
 //!   of our own or a bounded pool of threads.
-//! - [`watch`]: a descriptor that says when it is readable.
+//! - [`watch()`]: a descriptor that says when it is readable.
 //! - [`bulk`]: one job reading one disk from end to end.
 //! - [`fake`]: files in memory that record what was done to them and show what a power cut may
 //!   leave, and files that fail on request. Code that takes [`BlockFile`] and [`Fs`] runs over
