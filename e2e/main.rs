@@ -21,4 +21,5 @@ mod real;
 mod refusals;
 mod services;
 mod tour;
+mod traces;
 mod volumes;

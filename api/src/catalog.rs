@@ -8,12 +8,16 @@
 //! | `GET /v1/images` | → [`ImageList`] | any member |
 //! | `GET /v1/images/{name}` | → [`ImageInfo`]; `name` is a ref or a digest | any member |
 //! | `POST /v1/images/{digest}/record` | [`NewRecord`] → [`ImageInfo`] | writers |
+//! | `GET /v1/images/{name}/trace` | → [`TraceBody`](crate::trace::TraceBody); gone while there is none | any member |
+//! | `POST /v1/images/{digest}/trace` | [`TraceBody`](crate::trace::TraceBody), one recording → [`TraceInfo`] | writers |
 //! | `POST /v1/images/{name}/verify` | [`VerifyRequest`] → [`VerifyReport`] | any member |
 //! | `PUT /v1/refs/{ref}` | [`MoveRef`] → [`RefInfo`] | writers |
 //! | `DELETE /v1/refs/{ref}` | → [`RefInfo`] as it was | admin |
 //! | `POST /v1/tickets` | [`TicketRequest`] → [`TicketAnswer`] | any member |
 //! | `POST /v1/store/verify` | [`VerifyStoreRequest`] → [`StoreReport`] | admin |
 //! | `POST /v1/gc` | [`GcRequest`] → [`GcReport`] | admin |
+
+#![expect(unused_qualifications, reason = "what utoipa derives for an optional object")]
 
 use std::collections::BTreeMap;
 
@@ -25,6 +29,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::grid::CacheInfo;
+use crate::trace::TraceInfo;
 
 /// A ref and where it points.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,6 +71,9 @@ pub struct ImageInfo {
     /// The newest record, its signature checked.
     #[schema(value_type = Option<Object>)]
     pub record: Option<ImageRecord>,
+    /// How much is known of how its guests start.
+    #[serde(default)]
+    pub boot_trace: Option<TraceInfo>,
 }
 
 impl ImageInfo {

@@ -8,6 +8,7 @@ pub mod grid;
 pub mod node;
 pub mod rendezvous;
 pub mod ticket;
+pub mod trace;
 pub mod volume;
 
 pub use error::{ErrorBody, exit_code, from_wire, http_status, to_wire};

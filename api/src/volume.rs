@@ -84,6 +84,13 @@ pub struct AttachVolume {
     /// How that is done.
     #[serde(default)]
     pub terms: Terms,
+    /// What guests of its image touch when they start is fetched ahead of this one; how it starts is recorded if
+    /// the volume was never in use.
+    #[serde(default = "yes")]
+    pub trace: bool,
+    /// How the guest starts is recorded though the volume was in use.
+    #[serde(default)]
+    pub record: bool,
 }
 
 /// How a volume is filled.
@@ -131,6 +138,9 @@ pub struct Attachment {
     /// How that is done.
     #[serde(default)]
     pub terms: Terms,
+    /// What guests of its image touch when they start is fetched ahead of this one.
+    #[serde(default = "yes")]
+    pub trace: bool,
     /// The guest was moved to the plain file: nothing is served any more.
     #[serde(default)]
     pub moved: bool,

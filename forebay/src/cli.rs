@@ -614,7 +614,7 @@ pub struct AttachVolumeArgs {
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
-    /// Fetch only what the guest asks for
+    /// Fetch only what the guest asks for, and what guests of its image ask for when they start
     #[arg(long)]
     pub no_fill: bool,
     /// Have all of it here after this time, and spread the fetching over it
@@ -626,6 +626,12 @@ pub struct AttachVolumeArgs {
     /// How long a guest waits for what cannot be had until it gets an I/O error [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub patience: Option<std::time::Duration>,
+    /// Fetch nothing ahead of the guest because others touched it when they started, and record nothing
+    #[arg(long, conflicts_with = "record")]
+    pub no_trace: bool,
+    /// Record what the guest touches when it starts, though the volume has been in use before
+    #[arg(long)]
+    pub record: bool,
 }
 
 /// How a guest gets at a volume.

@@ -3,8 +3,8 @@
 //! Everything that is stored or sent is defined here, once: what names an image ([`Digest`],
 //! [`Ref`]), how a disk is cut ([`Geometry`]), the bytes of one chunk ([`frame`]), what vouches for
 //! them ([`section`], [`manifest`]), where they lie ([`pack`], [`locator`]), what people say of an
-//! image ([`record`]), and the seams along which chunks move ([`ChunkSource`], [`ChunkSink`],
-//! [`ImageSink`]).
+//! image ([`record`]), what its guests touch first ([`trace`]), and the seams along which chunks move
+//! ([`ChunkSource`], [`ChunkSink`], [`ImageSink`]).
 //!
 //! There is no I/O, clock, randomness, runtime or `unsafe` in this crate. Parsers never allocate
 //! from a length they have not checked and never panic; each has golden bytes in `tests/golden/`
@@ -28,6 +28,7 @@ pub mod record;
 pub mod seam;
 pub mod section;
 pub mod signing;
+pub mod trace;
 
 pub use chunk_set::ChunkSet;
 pub use codec::{Decoder, Encoder, is_zero};
@@ -42,3 +43,4 @@ pub use pack::{Footer, PackId};
 pub use record::ImageRecord;
 pub use seam::{ChunkSink, ChunkSource, ImageSink, Place, Priority, ReadContext, SectionSink};
 pub use section::SectionTable;
+pub use trace::{BootTrace, Touch};

@@ -76,6 +76,10 @@ pub trait Archive: Send + Sync + 'static {
         swept: Swept,
     ) -> Answer<'_, GcReport>;
 
+    /// Which of these chunks (numbers on the disk) of an image are the same in another; those that are zeros
+    /// may be left out. None are if their chunks are not equally long. `Gone` if one of the images does not exist.
+    fn unchanged(&self, image: Digest, before: Digest, chunks: Vec<u64>) -> Answer<'_, Vec<u64>>;
+
     /// Verifies an image; `deep` decodes every chunk.
     fn verify(&self, image: Digest, deep: bool) -> Answer<'_, VerifyReport>;
 

@@ -10,10 +10,11 @@ use api::catalog::{
 };
 use api::grid::{CacheInfo, Lease, Serving};
 use api::ticket::{Grant, Ticket};
+use api::trace::TraceInfo;
 use futures::StreamExt;
 use image::error::At;
 use image::signing::{MAX_TOKEN, SigningKey};
-use image::{Digest, Error, ImageRecord, Kind, Result};
+use image::{BootTrace, Digest, Error, ImageRecord, Kind, Result};
 use tokio::sync::{Mutex, RwLock, Semaphore};
 
 use crate::archive::Archive;
@@ -23,6 +24,7 @@ use crate::member::{Member, dns_name};
 use crate::names::{self, Name};
 use crate::refs::{Refs, no_such_ref};
 use crate::state::State;
+use crate::traces::Traces;
 
 /// Images of a list that are looked up in the store at the same time.
 const LOOK_UPS: usize = 8;
@@ -46,6 +48,7 @@ pub(crate) struct Catalog {
     refs: Refs,
     archive: Arc<dyn Archive>,
     images: Images,
+    traces: Traces,
     key: SigningKey,
     clock: Clock,
     /// Writing records, one at a time: each must be newer than the last.
@@ -70,9 +73,10 @@ impl Catalog {
     ) -> Result<Self> {
         let refs = Refs::open(state.clone(), archive.clone(), clock.clone()).await?;
         Ok(Self {
-            state,
             refs,
+            traces: Traces::new(state.clone(), archive.clone()),
             images: Images::new(archive.clone(), key.verifying_key()),
+            state,
             archive,
             key,
             clock,
@@ -140,7 +144,36 @@ impl Catalog {
             chunks_present: facts.chunks_present,
             stored: facts.stored,
             record: known.record.clone(),
+            boot_trace: self.traced(image).await,
         })
+    }
+
+    /// How much is known of how its guests start. What is damaged is as good as nothing.
+    async fn traced(&self, image: Digest) -> Option<TraceInfo> {
+        match self.traces.own(image).await {
+            Ok(own) => own.as_ref().map(TraceInfo::from),
+            Err(error) => {
+                tracing::warn!(%image, %error, "a boot trace that cannot be read");
+                None
+            }
+        }
+    }
+
+    /// What guests of an image touch when they start.
+    pub(crate) async fn trace(&self, name: &str) -> Result<BootTrace> {
+        let image = self.resolve(name).await?;
+        let found = self.traces.get(image, &self.images).await?;
+        let none = || Error::new(Kind::Gone, format!("image {name}: it has no boot trace yet"));
+        found.ok_or_else(none)
+    }
+
+    /// Keeps what a node has seen of a guest's start.
+    pub(crate) async fn add_trace(&self, image: &str, recording: BootTrace) -> Result<TraceInfo> {
+        if names::parse_digest(image)? != *recording.image() {
+            let what = format!("image {image}: the boot trace is of image {}", recording.image());
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        Ok(TraceInfo::from(&self.traces.add(recording, &self.images).await?))
     }
 
     /// The image that a ref or digest names. A digest is taken at its word.
@@ -236,6 +269,9 @@ impl Catalog {
             let done = self.archive.gc(roots.clone(), request, self.clock.now(), swept).await;
             if !dry_run {
                 self.images.keep_only(&roots);
+                if let Err(error) = self.traces.tidy(&roots).await {
+                    tracing::warn!(%error, "boot traces of images that are gone are left");
+                }
             }
             done
         });

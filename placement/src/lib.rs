@@ -3,6 +3,7 @@
 //! - [`ca`]: the grid's authority, made on first start: who is a member, and whose signatures count
 //! - `state`: refs, join tokens, members, behind a seam (`state::keys::Keys`) that etcd fits too
 //! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
+//! - `traces`: what guests of an image touch first, recorded by nodes and told to others
 //! - [`archive`]: what placement needs of the store; implemented by who joins the two
 //! - `http`: the routes of `api::catalog`, `api::grid` and `api::care` over mutual TLS, with an OpenAPI document
 //! - [`care`]: what a cache's own API needs of the cache; implemented by who joins the two
@@ -38,6 +39,7 @@ mod state;
 mod tests;
 pub mod tls;
 mod tokens;
+mod traces;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -75,6 +75,7 @@ mod source;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod unchanged;
 mod verify;
 mod verify_all;
 

@@ -6,6 +6,7 @@ use api::catalog::{
     Expect, GcReport, GcRequest, ImageInfo, ImageList, MoveRef, RefInfo, VerifyReport,
     VerifyRequest,
 };
+use api::trace::TraceInfo;
 use image::{Error, Kind, Result};
 
 use super::with_grid;
@@ -83,10 +84,19 @@ fn human_info(info: &ImageInfo) -> String {
         ];
         rows.extend(said.into_iter().filter_map(|(k, v)| Some((k, v?))));
     }
+    rows.extend(info.boot_trace.as_ref().map(|trace| ("boot trace", boot_trace(trace))));
     let labels = info.record.iter().flat_map(|r| &r.labels);
     let labels = labels.map(|(k, v)| vec!["label".to_owned(), format!("{k}={v}")]);
     let rows = rows.into_iter().map(|(k, v)| vec![k.to_owned(), v]);
     table(&rows.chain(labels).collect::<Vec<_>>())
+}
+
+fn boot_trace(trace: &TraceInfo) -> String {
+    let TraceInfo { chunks, recordings, millis } = trace;
+    format!(
+        "{chunks} chunks in {:.1} s; starts recorded: {recordings}",
+        f64::from(*millis) / 1000.0
+    )
 }
 
 /// `forebay verify`.

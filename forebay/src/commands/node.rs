@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
-use image::{Digest, Error, Kind, Result};
+use image::{BootTrace, Digest, Error, Kind, Result};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
 use node::rate::{Rate, RealTime};
 use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
@@ -110,6 +110,14 @@ impl DaemonGrid for Located {
     async fn locate(&self, name: &str) -> Result<(Digest, Connector)> {
         let grid = Grid::find(&self.data)?;
         Connector::to_pull(&grid, name, &self.known).await
+    }
+
+    async fn trace(&self, image: &Digest) -> Result<Option<BootTrace>> {
+        Grid::find(&self.data)?.placement.trace(&image.to_string()).await
+    }
+
+    async fn add_trace(&self, recording: &BootTrace) -> Result<()> {
+        Grid::find(&self.data)?.placement.add_trace(recording).await.map(drop)
     }
 }
 

@@ -80,6 +80,8 @@ async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<Volume
             rate: args.rate,
             by: args.by.map(|t| unix_now() + t.as_secs()),
         },
+        trace: !args.no_trace,
+        record: args.record,
     };
     daemon.attach_volume(&args.name, &asked).await
 }

@@ -126,6 +126,11 @@ impl Archive for StoreArchive {
         })
     }
 
+    fn unchanged(&self, image: Digest, before: Digest, chunks: Vec<u64>) -> Answer<'_, Vec<u64>> {
+        let store = self.store.clone();
+        Box::pin(async move { store.unchanged(&image, &before, chunks).await })
+    }
+
     fn verify(&self, image: Digest, deep: bool) -> Answer<'_, VerifyReport> {
         Box::pin(async move {
             let report = self.store.verify(&image, deep).await?;

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use image::{Decoder, Footer, Frame, ImageRecord, Locator, Manifest, SectionTable};
+use image::{
+    BootTrace, Decoder, Digest, Footer, Frame, ImageRecord, Locator, Manifest, SectionTable, Touch,
+};
 
 fn golden(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -48,4 +50,13 @@ fn bytes_are_those_of_version_1_and_load() {
     let record = String::from_utf8(golden("record.v1", s.record.as_bytes())).unwrap();
     let record = ImageRecord::open(&record, &s.key.verifying_key(), &image).unwrap();
     assert_eq!(record.os.as_deref(), Some("debian 12"));
+}
+
+#[test]
+fn a_boot_trace_is_that_of_version_1_and_loads() {
+    let touch = |chunk, at, seen| Touch { chunk, at, seen };
+    let touches = vec![touch(0, 0, 3), touch(1, 4, 3), touch(70_000, 200, 1), touch(2, 20_000, 2)];
+    let trace = BootTrace::new(Digest::of_chunk(b"image"), 3, touches).unwrap();
+    let stored = golden("boot-trace.v1", &trace.to_bytes());
+    assert_eq!(BootTrace::parse(&stored).unwrap(), trace);
 }

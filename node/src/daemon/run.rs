@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use api::node::{Progress, PullRequest, Transfer, TransferState};
 use blockio::{EngineChoice, Fs};
-use image::{Digest, Error, Kind, Result};
+use image::{BootTrace, Digest, Error, Kind, Result};
 use tokio::sync::{Notify, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use super::table::Table;
@@ -31,6 +31,18 @@ pub trait Grid: Send + Sync + 'static {
 
     /// The same, and who serves it, with a fresh ticket for it.
     fn locate(&self, name: &str) -> impl Future<Output = Result<(Digest, Self::Connect)>> + Send;
+
+    /// What guests of an image touch when they start, if that is known.
+    fn trace(&self, image: &Digest) -> impl Future<Output = Result<Option<BootTrace>>> + Send {
+        let _ = image;
+        std::future::ready(Ok(None))
+    }
+
+    /// Tells how a guest of this node started.
+    fn add_trace(&self, recording: &BootTrace) -> impl Future<Output = Result<()>> + Send {
+        let _ = recording;
+        std::future::ready(Ok(()))
+    }
 }
 
 /// How the daemon works.

@@ -10,6 +10,7 @@ use blockio::Buf;
 use image::{Error, Kind, Result};
 use volume_pool::{Piece, Volume};
 
+use super::recorder::Recorder;
 use crate::export::{Disk, Stretch};
 
 /// How often a write is tried again while the disk is full.
@@ -20,13 +21,19 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct VolumeDisk {
     pub(super) volume: Rc<Volume>,
     read_only: bool,
+    /// Is told what the guest does, while it starts.
+    recorder: Option<Rc<Recorder>>,
     /// Somebody waits for space: it is said once.
     full: Cell<bool>,
 }
 
 impl VolumeDisk {
-    pub(super) fn new(volume: Rc<Volume>, read_only: bool) -> Self {
-        Self { volume, read_only, full: Cell::new(false) }
+    pub(super) fn new(
+        volume: Rc<Volume>,
+        read_only: bool,
+        recorder: Option<Rc<Recorder>>,
+    ) -> Self {
+        Self { volume, read_only, recorder, full: Cell::new(false) }
     }
 
     fn may_write(&self) -> Result<()> {
@@ -71,12 +78,18 @@ impl Disk for VolumeDisk {
     }
 
     async fn read(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
+        if let Some(recorder) = &self.recorder {
+            recorder.read(at..at + buf.len() as u64);
+        }
         self.volume.read(at, buf).await
     }
 
     async fn write(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
         if let Err(error) = self.may_write() {
             return (Err(error), buf);
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.write(at..at + buf.len() as u64);
         }
         let mut held = Some(buf);
         let written = self.with_space(async || {
@@ -92,6 +105,9 @@ impl Disk for VolumeDisk {
 
     async fn zero(&self, range: Range<u64>, give_back: bool) -> Result<()> {
         self.may_write()?;
+        if let Some(recorder) = &self.recorder {
+            recorder.write(range.clone());
+        }
         self.with_space(async || self.volume.zero(range.clone(), give_back).await).await
     }
 

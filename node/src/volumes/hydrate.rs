@@ -2,11 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::FusedFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use image::{ChunkSet, ChunkSource, Error, Priority, Result, SectionTable};
 use volume_pool::{Verified, Volume};
 
@@ -61,14 +64,19 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         Self { volume, fetch, time, status, tables: RefCell::default() }
     }
 
-    /// Brings chunks until all are here.
-    pub(super) async fn run(&self, policy: Policy) -> Result<()> {
+    /// Brings chunks until all are here; those of `trace`, when it is known, in its order.
+    pub(super) async fn run(
+        &self,
+        policy: Policy,
+        trace: impl Future<Output = Vec<u64>>,
+    ) -> Result<()> {
         let chunks = self.fetch.geometry.size().div_ceil(self.fetch.geometry.chunk_len() as u64);
         let mut plan = Plan::new(policy, chunks);
         let mut under_way = FuturesUnordered::new();
         // Beside the others, never instead of them: whoever has a turn at memory or at the disk must be polled.
         let mut saving = FuturesUnordered::new();
         let (mut unsaved, mut received) = (0, 0);
+        let mut trace = pin!(trace.fuse());
         while !self.volume.is_complete() || !under_way.is_empty() {
             while let Some(want) = plan.next(self.time.now(), self.volume) {
                 under_way.push(self.bring(want));
@@ -90,6 +98,7 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
                     }
                 }
                 Some(()) = saving.next() => {}
+                chunks = &mut trace, if !trace.is_terminated() => plan.trace(chunks),
                 () = self.time.sleep(wake) => {}
             }
         }

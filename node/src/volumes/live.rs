@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::volume::{Attachment, Hydration as Progress, Scrubbed, Terms};
 use blockio::Arena;
 use image::error::At;
-use image::{Digest, Error, Geometry, Kind, Result};
+use image::{BootTrace, Digest, Error, Geometry, Kind, Result};
 use tokio::task::JoinHandle;
 use volume_pool::{Files, Volume};
 
@@ -17,6 +17,7 @@ use super::hydrate::{Hydration, Status, bytes_left};
 use super::kept::Kept;
 use super::pace::Pace;
 use super::plan::Policy;
+use super::recorder::{Recorder, Start};
 use super::serving::{Holder, Serving};
 use super::source::LazySource;
 use crate::daemon::Grid;
@@ -42,6 +43,8 @@ pub(super) struct Live {
     watch: Arc<Watch>,
     serving: RefCell<Option<Serving>>,
     filling: RefCell<Option<JoinHandle<()>>>,
+    /// Of how its guest starts.
+    recorder: Option<Rc<Recorder>>,
 }
 
 /// What a volume needs of the node.
@@ -56,22 +59,32 @@ pub(super) struct Surroundings<G> {
 }
 
 impl Live {
-    /// Opens a volume and serves it.
+    /// Opens a volume and serves it. With `start` how its guest starts is recorded.
     pub(super) async fn start<G: Grid>(
         core: &Rc<Core>,
         around: Surroundings<G>,
         files: Files,
         how: Attachment,
+        start: Start,
     ) -> Result<Rc<Self>> {
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
         if !how.moved {
             keep_others_away(&volume)?;
         }
         let pace = pace(core, &around.rate, &how.terms, around.now);
+        let recorder = Recorder::of(&volume, start).map(Rc::new);
         let serving = match how.moved {
             true => None,
-            false => Some(Serving::start(core, &volume, &how, &around.holder).await?),
+            false => {
+                let recorder = recorder.as_ref();
+                Some(Serving::start(core, &volume, &how, &around.holder, recorder).await?)
+            }
         };
+        if let Some(recorder) = &recorder {
+            // It outlives us: what was recorded is told after a detachment, too.
+            let (grid, volume) = (Arc::clone(&around.grid), Rc::downgrade(&volume));
+            tokio::task::spawn_local(Rc::clone(recorder).run(volume, grid));
+        }
         let live = Rc::new(Self {
             name: volume.identity().name,
             volume,
@@ -80,6 +93,7 @@ impl Live {
             watch: Arc::default(),
             serving: RefCell::new(serving),
             filling: RefCell::default(),
+            recorder,
         });
         if !live.how.moved {
             let mature = Rc::clone(&live).mature(Rc::clone(core), around);
@@ -108,8 +122,8 @@ impl Live {
         if self.volume.identity().plain {
             return Ok(());
         }
-        let source = LazySource::new(grid, image, core.number);
-        let filled = self.fill_from(core, &source, image).await;
+        let source = LazySource::new(Arc::clone(&grid), image, core.number);
+        let filled = self.fill_from(core, &source, &*grid, image).await;
         source.close().await;
         filled?;
         self.volume.become_plain().await?;
@@ -121,13 +135,15 @@ impl Live {
         &self,
         core: &Core,
         source: &LazySource<G>,
+        grid: &G,
         image: Digest,
     ) -> Result<()> {
         let arena = core.arena(self.volume.identity().chunk_log2)?;
         let hydration = self.hydration(core, source, image, &arena)?;
         let Terms { patience, by, .. } = self.how.terms;
         let patience = patience.map(Duration::from_secs);
-        hydration.run(Policy { fill: self.how.fill, patience, deadline: by.is_some() }).await?;
+        let policy = Policy { fill: self.how.fill, patience, deadline: by.is_some() };
+        hydration.run(policy, self.trace(grid, &image)).await?;
         // Some are looked at once more; if the disk has lost one, all are.
         let chunks = self.volume.arrived().chunks;
         let step = (chunks / SAMPLES).max(1) as usize;
@@ -180,12 +196,30 @@ impl Live {
         scrubbed
     }
 
+    /// What guests of this image touch when they start, if that is wanted and known.
+    async fn trace<G: Grid>(&self, grid: &G, image: &Digest) -> Vec<u64> {
+        if !self.how.trace {
+            return Vec::new();
+        }
+        match Patience::new().ask(async || grid.trace(image).await).await {
+            Ok(trace) => trace.iter().flat_map(BootTrace::touches).map(|t| t.chunk).collect(),
+            Err(error) => {
+                tracing::warn!(%error, volume = self.name, "no boot trace is to be had");
+                Vec::new()
+            }
+        }
+    }
+
     /// Gets us out of the way of a guest whose volume is plain.
     async fn graduate(&self, kept: &Kept) -> Result<()> {
         if let Some(serving) = &*self.serving.borrow() {
             serving.graduated(self.volume.data().path())?;
         }
         let Some(qmp) = &self.how.qmp else { return Ok(()) };
+        if let Some(recorder) = &self.recorder {
+            // What the guest does with the plain file is not seen.
+            recorder.over(|| false).await;
+        }
         let export =
             qmp::NbdExport { socket: self.how.path.display().to_string(), name: self.name.clone() };
         let pivot = qmp::Pivot {
@@ -277,6 +311,9 @@ impl Live {
                 stopped = serving.stop(leave) => stopped?,
                 () = self.refuse(), if !leave => {}
             }
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.stop();
         }
         let filling = self.filling.take();
         if let Some(filling) = filling {

@@ -15,10 +15,12 @@ mod kept;
 mod live;
 mod pace;
 mod plan;
+mod recorder;
 mod scrub;
 mod service;
 mod serving;
 mod source;
+mod window;
 
 pub use cores::CoreOptions;
 pub use service::{Birth, VolumeOptions, Volumes};

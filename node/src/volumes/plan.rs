@@ -1,8 +1,9 @@
 //! What of a volume to ask for next.
 //!
 //! What guests wait for comes first. What they will want soon (they read on where they read before) comes
-//! next. The rest fills the line while guests are quiet: the longer they have been, the more of it is under
-//! way at a time, so that a guest that wakes up finds a short queue before it.
+//! next, then what others touched when they started (the boot trace). The rest fills the line while guests are
+//! quiet: the longer they have been, the more of it is under way at a time, so that a guest that wakes up finds a
+//! short queue before it.
 //!
 //! Pure: times come in as arguments, and what is here is asked of the caller.
 
@@ -10,6 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use image::{Error, Kind, Priority};
+
+use super::window::{self, Window};
 
 /// How long guests must be quiet for one more chunk to be under way that nobody waits for. While a guest
 /// starts, most of its pauses are shorter (100 Mbit/s: 8 ms a chunk; `compare boot`).
@@ -30,6 +33,29 @@ const REST: Duration = Duration::from_secs(1);
 pub(super) struct Want {
     pub(super) chunks: Vec<u64>,
     pub(super) priority: Priority,
+}
+
+/// Why a chunk is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// A guest waits for it.
+    Guest,
+    /// A guest reads on and will come to it.
+    Ahead,
+    /// Others touched it when they started.
+    Trace,
+    /// It is missing.
+    Filling,
+}
+
+impl Reason {
+    fn priority(self) -> Priority {
+        match self {
+            Self::Guest => Priority::Guest,
+            Self::Ahead | Self::Trace => Priority::Trace,
+            Self::Filling => Priority::Background,
+        }
+    }
 }
 
 /// What the plan must know of the volume.
@@ -62,7 +88,12 @@ pub(super) struct Plan {
     guests: VecDeque<u64>,
     /// Wanted soon.
     ahead: VecDeque<u64>,
-    under_way: BTreeMap<u64, Priority>,
+    /// The boot trace, as far as it was not asked for.
+    trace: VecDeque<u64>,
+    window: Window,
+    /// Until when the trace is left alone, for what it asked for could not be had.
+    trace_rests: Duration,
+    under_way: BTreeMap<u64, Reason>,
     /// Since when guests wait for a chunk.
     waiting: BTreeMap<u64, Duration>,
     /// Could not be had; until when they are left alone.
@@ -84,6 +115,9 @@ impl Plan {
             chunks,
             guests: VecDeque::new(),
             ahead: VecDeque::new(),
+            trace: VecDeque::new(),
+            window: Window::new(),
+            trace_rests: Duration::ZERO,
             under_way: BTreeMap::new(),
             waiting: BTreeMap::new(),
             resting: BTreeMap::new(),
@@ -92,6 +126,12 @@ impl Plan {
             held_until: Duration::ZERO,
             streams: VecDeque::new(),
         }
+    }
+
+    /// Guests of this image touch these when they start, in this order.
+    pub(super) fn trace(&mut self, chunks: impl IntoIterator<Item = u64>) {
+        let all = self.chunks;
+        self.trace.extend(chunks.into_iter().filter(|chunk| *chunk < all));
     }
 
     /// Guests have asked for chunks.
@@ -128,10 +168,17 @@ impl Plan {
     /// What to ask for now, if anything.
     pub(super) fn next(&mut self, now: Duration, volume: &impl Missing) -> Option<Want> {
         self.rested(now);
-        self.next_guest(volume).or_else(|| self.next_ahead(volume)).or_else(|| {
-            let room = self.room(now)?;
-            self.next_filling(room, volume)
-        })
+        self.next_guest(volume)
+            .or_else(|| self.next_ahead(volume))
+            .or_else(|| self.next_trace(now, volume))
+            .or_else(|| {
+                let room = self.room(now)?;
+                self.next_filling(room, volume)
+            })
+    }
+
+    fn count(&self, reason: Reason) -> usize {
+        self.under_way.values().filter(|r| **r == reason).count()
     }
 
     /// Chunks whose rest is over are wanted as before.
@@ -146,32 +193,45 @@ impl Plan {
     }
 
     fn next_guest(&mut self, volume: &impl Missing) -> Option<Want> {
-        let guests = self.under_way.values().filter(|p| **p == Priority::Guest).count();
-        if guests >= MOST_GUESTS {
+        if self.count(Reason::Guest) >= MOST_GUESTS {
             return None;
         }
         let queue = std::mem::take(&mut self.guests);
-        let (want, left) = self.pick(queue, Priority::Guest, volume);
+        let (want, left) = self.pick(queue, Reason::Guest, BATCH, volume);
         self.guests = left;
         want
     }
 
     fn next_ahead(&mut self, volume: &impl Missing) -> Option<Want> {
-        let ahead = self.under_way.values().filter(|p| **p == Priority::Trace).count();
-        if ahead >= MOST_AHEAD as usize {
+        if self.count(Reason::Ahead) >= MOST_AHEAD as usize {
             return None;
         }
         let queue = std::mem::take(&mut self.ahead);
-        let (want, left) = self.pick(queue, Priority::Trace, volume);
+        let (want, left) = self.pick(queue, Reason::Ahead, BATCH, volume);
         self.ahead = left;
         want
     }
 
-    /// The first of a queue that is still missing, and what follows it in the same section.
+    fn next_trace(&mut self, now: Duration, volume: &impl Missing) -> Option<Want> {
+        if now < self.trace_rests {
+            return None;
+        }
+        let most = if self.waiting.is_empty() { self.window.most() } else { window::LEAST };
+        let room = most.checked_sub(self.count(Reason::Trace)).filter(|room| *room > 0)?;
+        // Small requests while the line is slow: each is answered when its last chunk is here.
+        let most = room.min((most / window::LEAST).clamp(1, BATCH));
+        let queue = std::mem::take(&mut self.trace);
+        let (want, left) = self.pick(queue, Reason::Trace, most, volume);
+        self.trace = left;
+        want
+    }
+
+    /// The first of a queue that is still missing, and what follows it in the same section, `most` in all.
     fn pick(
         &mut self,
         mut queue: VecDeque<u64>,
-        priority: Priority,
+        reason: Reason,
+        most: usize,
         volume: &impl Missing,
     ) -> (Option<Want>, VecDeque<u64>) {
         let mut chunks: Vec<u64> = Vec::new();
@@ -180,7 +240,7 @@ impl Plan {
                 && !self.under_way.contains_key(&chunk)
                 && !self.resting.contains_key(&chunk);
             let fits = chunks.first().is_none_or(|first| {
-                chunks.len() < BATCH && volume.section_of(*first) == volume.section_of(chunk)
+                chunks.len() < most && volume.section_of(*first) == volume.section_of(chunk)
             });
             if missing && !fits {
                 break;
@@ -191,15 +251,15 @@ impl Plan {
             }
         }
         chunks.sort_unstable();
-        (self.begin(chunks, priority), queue)
+        (self.begin(chunks, reason), queue)
     }
 
-    fn begin(&mut self, chunks: Vec<u64>, priority: Priority) -> Option<Want> {
+    fn begin(&mut self, chunks: Vec<u64>, reason: Reason) -> Option<Want> {
         if chunks.is_empty() {
             return None;
         }
-        self.under_way.extend(chunks.iter().map(|chunk| (*chunk, priority)));
-        Some(Want { chunks, priority })
+        self.under_way.extend(chunks.iter().map(|chunk| (*chunk, reason)));
+        Some(Want { chunks, priority: reason.priority() })
     }
 
     /// Fetches nothing until then that nobody waits for.
@@ -209,11 +269,10 @@ impl Plan {
 
     /// How many more chunks may be under way that nobody waits for.
     fn room(&self, now: Duration) -> Option<usize> {
-        if !self.policy.fill || now < self.held_until {
+        if !self.policy.fill || now < self.held_until || !self.trace.is_empty() {
             return None;
         }
-        let guests = self.under_way.values().any(|p| *p == Priority::Guest);
-        if guests && !self.policy.deadline {
+        if self.count(Reason::Guest) > 0 && !self.policy.deadline {
             return None;
         }
         let most = match self.guests_at {
@@ -251,16 +310,23 @@ impl Plan {
         if !chunks.is_empty() {
             self.cursor = at;
         }
-        self.begin(chunks, Priority::Background)
+        self.begin(chunks, Reason::Filling)
     }
 
     /// What was asked for is here.
     pub(super) fn arrived(&mut self, want: &Want, now: Duration) {
+        if !self.waiting.is_empty() {
+            self.window.disturbed();
+        }
+        let mut traced = 0;
         for chunk in &want.chunks {
-            self.under_way.remove(chunk);
+            traced += usize::from(self.under_way.remove(chunk) == Some(Reason::Trace));
             if self.waiting.remove(chunk).is_some() {
                 self.guests_at = Some(now);
             }
+        }
+        if traced > 0 && self.waiting.is_empty() {
+            self.window.arrived(traced, now);
         }
     }
 
@@ -268,8 +334,11 @@ impl Plan {
     /// which waiting does not help; the others are asked for again after a rest.
     pub(super) fn failed(&mut self, want: &Want, error: &Error, now: Duration) -> Vec<u64> {
         let passing = matches!(error.kind(), Kind::Retry | Kind::Busy(_) | Kind::Full | Kind::Io);
-        for chunk in &want.chunks {
-            self.under_way.remove(chunk);
+        for chunk in want.chunks.iter().rev() {
+            if self.under_way.remove(chunk) == Some(Reason::Trace) && passing {
+                self.trace.push_front(*chunk);
+                self.trace_rests = now + REST;
+            }
             self.resting.insert(*chunk, now + REST);
         }
         let too_long = |since: &Duration| {
@@ -368,6 +437,73 @@ mod tests {
         assert!(all.starts_with(&[7]) && all.len() <= 1 + MOST_AHEAD as usize, "{all:?}");
     }
 
+    fn all(plan: &mut Plan, now: Duration, disk: &Disk) -> Vec<Want> {
+        std::iter::from_fn(|| plan.next(now, disk)).collect()
+    }
+
+    fn chunks(wants: &[Want]) -> Vec<u64> {
+        wants.iter().flat_map(|want| want.chunks.clone()).collect()
+    }
+
+    #[test]
+    fn a_trace_comes_in_its_order_without_filling_and_a_few_chunks_at_a_time() {
+        let (mut plan, mut disk) = plan(false);
+        disk.0.remove(&20);
+        plan.trace([30, 31, 3, 20, 12, 99, 5, 30]);
+        let mut came: Vec<u64> = Vec::new();
+        let mut under_way: VecDeque<Want> = all(&mut plan, MS(0), &disk).into();
+        assert_eq!(under_way.len(), window::LEAST);
+        assert!(under_way.iter().all(|want| want.priority == Priority::Trace));
+        while let Some(want) = under_way.pop_front() {
+            disk.0.retain(|chunk| !want.chunks.contains(chunk));
+            came.extend(&want.chunks);
+            plan.arrived(&want, MS(1));
+            under_way.extend(all(&mut plan, MS(1), &disk));
+        }
+        assert_eq!(came, [30, 31, 3, 12, 5]);
+        assert_eq!(plan.next(MS(5000), &disk), None);
+    }
+
+    #[test]
+    fn a_guest_overtakes_the_trace_and_what_is_missing_waits_for_it() {
+        let (mut plan, disk) = plan(true);
+        plan.trace(0..20);
+        let first = all(&mut plan, MS(0), &disk);
+        assert_eq!(chunks(&first), [0, 1, 2, 3]);
+        plan.wanted(&[33, 2], MS(0));
+        let want = plan.next(MS(0), &disk).unwrap();
+        assert_eq!((want.chunks.as_slice(), want.priority), (&[33][..], Priority::Guest));
+        assert_eq!(plan.next(MS(0), &disk), None, "2 is on its way already");
+        // However fast it comes, while a guest waits no more are under way than at first.
+        let mut under_way: VecDeque<Want> = first.into();
+        for _ in 0..12 {
+            let want = under_way.pop_front().unwrap();
+            plan.arrived(&want, MS(1));
+            under_way.extend(all(&mut plan, MS(1), &disk));
+            assert!(under_way.len() <= window::LEAST);
+        }
+        assert!(under_way.iter().all(|want| want.priority == Priority::Trace));
+    }
+
+    #[test]
+    fn a_trace_that_cannot_be_had_is_asked_for_again_after_a_rest() {
+        let (mut plan, disk) = plan(false);
+        plan.trace([8, 9, 30]);
+        let wants = all(&mut plan, MS(0), &disk);
+        let away = Error::new(Kind::Retry, "away");
+        for want in wants.iter().rev() {
+            assert!(plan.failed(want, &away, MS(0)).is_empty());
+        }
+        assert_eq!(plan.next(MS(1), &disk), None);
+        assert_eq!(plan.wake(MS(1)), REST - MS(1));
+        let again = all(&mut plan, MS(1000), &disk);
+        assert_eq!(chunks(&again), [8, 9, 30]);
+        // What is wrong wherever it comes from is left to whoever wants it.
+        let bad = Error::new(Kind::Corrupt, "bad");
+        again.iter().for_each(|want| drop(plan.failed(want, &bad, MS(1000))));
+        assert_eq!(plan.next(MS(9000), &disk), None);
+    }
+
     #[test]
     fn what_cannot_be_had_is_asked_for_again_until_patience_ends() {
         let (mut plan, disk) = plan(false);
@@ -396,8 +532,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_comes_once_whatever_guests_do(asks in prop::collection::vec((0u64..40, 0u64..50), 0..60)) {
+        fn all_comes_once_whatever_guests_do(
+            asks in prop::collection::vec((0u64..40, 0u64..50), 0..60),
+            trace in prop::collection::vec(0u64..45, 0..30),
+        ) {
             let (mut plan, mut disk) = plan(true);
+            plan.trace(trace);
             let mut asks = asks.into_iter();
             let (mut now, mut under_way) = (MS(0), VecDeque::new());
             let mut came = BTreeSet::new();

@@ -21,6 +21,7 @@ use volume_pool::{Files, Identity, NewVolume, Shelf, Volume};
 use super::cores::{Core, CoreOptions, Cores};
 use super::kept::Kept;
 use super::live::{Live, Surroundings};
+use super::recorder::Start;
 use super::serving::Holder;
 use crate::daemon::Grid;
 use crate::patience::Patience;
@@ -97,7 +98,8 @@ impl<G: Grid> Volumes<G> {
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
-            if let Err(error) = volumes.go_live(&name, how).await {
+            // Its guest, if it has one, has started before.
+            if let Err(error) = volumes.go_live(&name, how, Start::Unseen).await {
                 tracing::error!(%error, name, "a volume cannot be served again");
             }
         }
@@ -222,6 +224,11 @@ impl<G: Grid> Volumes<G> {
     /// [`Kind::Conflict`] if it is attached in another way.
     pub async fn attach(&self, name: &str, asked: AttachVolume) -> Result<VolumeInfo> {
         let _only = self.only(name).await;
+        let start = match asked.record {
+            true => Start::Recorded,
+            false if asked.trace => Start::First,
+            false => Start::Unseen,
+        };
         let how = self.attachment(name, asked)?;
         match self.0.kept.get(name) {
             Some(now) if (Attachment { moved: false, ..now.clone() }) == how => {
@@ -233,7 +240,7 @@ impl<G: Grid> Volumes<G> {
             }
             None => {}
         }
-        self.go_live(name, how.clone()).await?;
+        self.go_live(name, how.clone(), start).await?;
         if let Err(error) = self.0.kept.insert(name, how) {
             let ended = self.end_live(name, false).await;
             ended.unwrap_or_else(|error| tracing::error!(%error, name, "a volume that is stuck"));
@@ -243,7 +250,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     fn attachment(&self, name: &str, asked: AttachVolume) -> Result<Attachment> {
-        let AttachVolume { kind, path, qmp, read_only, fill, terms } = asked;
+        let AttachVolume { kind, path, qmp, read_only, fill, terms, trace, record: _ } = asked;
         // A volume that is not there has no socket.
         self.0.shelf.identity(name)?;
         let path = path.unwrap_or_else(|| self.0.sockets.join(format!("{name}.{}", kind.name())));
@@ -257,10 +264,10 @@ impl<G: Grid> Volumes<G> {
             let what = "a guest is moved to the plain file only from NBD";
             return Err(Error::new(Kind::Invalid, what));
         }
-        Ok(Attachment { kind, path, qmp, read_only, fill, terms, moved: false })
+        Ok(Attachment { kind, path, qmp, read_only, fill, terms, trace, moved: false })
     }
 
-    async fn go_live(&self, name: &str, how: Attachment) -> Result<()> {
+    async fn go_live(&self, name: &str, how: Attachment, start: Start) -> Result<()> {
         let key = name.to_owned();
         let files = self.take(name).await?;
         let around = Surroundings {
@@ -272,7 +279,7 @@ impl<G: Grid> Volumes<G> {
         };
         self.on_its_core(name, move |core| {
             async move {
-                let live = Live::start(&core, around, files, how).await?;
+                let live = Live::start(&core, around, files, how, start).await?;
                 core.live.borrow_mut().insert(key, live);
                 Ok(())
             }

@@ -18,6 +18,7 @@ use volume_pool::Volume;
 
 use super::cores::Core;
 use super::disk::VolumeDisk;
+use super::recorder::Recorder;
 use crate::export::{fuse, nbd, vhost};
 
 /// How long a holder may take to start.
@@ -79,8 +80,10 @@ impl Serving {
         volume: &Rc<Volume>,
         how: &Attachment,
         holder: &Holder,
+        recorder: Option<&Rc<Recorder>>,
     ) -> Result<Self> {
-        let disk = Rc::new(VolumeDisk::new(Rc::clone(volume), how.read_only));
+        let disk = VolumeDisk::new(Rc::clone(volume), how.read_only, recorder.cloned());
+        let disk = Rc::new(disk);
         match how.kind {
             ExportKind::Nbd => Self::nbd(core, disk, how).await,
             ExportKind::VhostUser => Self::vhost(core, disk, how).await,

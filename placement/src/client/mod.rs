@@ -13,9 +13,10 @@ use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
     MemberList, NewToken, Serving,
 };
+use api::trace::{TraceBody, TraceInfo};
 use hyper::Method;
 use image::error::At;
-use image::{Digest, Error, Kind, Ref, Result};
+use image::{BootTrace, Digest, Error, Kind, Ref, Result};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -125,6 +126,23 @@ impl Client {
     /// Says something of an image.
     pub async fn record(&self, image: &Digest, said: &NewRecord) -> Result<ImageInfo> {
         self.send(Method::POST, &format!("/v1/images/{image}/record"), Some(said)).await
+    }
+
+    /// What an image's guests touch when they start; nothing while nobody has recorded it. An older placement
+    /// has none either.
+    pub async fn trace(&self, name: &str) -> Result<Option<BootTrace>> {
+        let path = format!("/v1/images/{}/trace", segment(name)?);
+        match self.get::<TraceBody>(&path).await {
+            Ok(body) => body.open().map(Some),
+            Err(e) if e.kind() == Kind::Gone => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Says how one guest of an image started.
+    pub async fn add_trace(&self, recording: &BootTrace) -> Result<TraceInfo> {
+        let path = format!("/v1/images/{}/trace", recording.image());
+        self.send(Method::POST, &path, Some(&TraceBody::from(recording))).await
     }
 
     /// Verifies a stored image; `name` is a ref or a digest. Takes as long as it takes.

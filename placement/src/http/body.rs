@@ -44,36 +44,60 @@ impl IntoResponse for Failure {
 /// A JSON body.
 pub(super) struct Body<T>(pub T);
 
+/// A JSON body that may be longer than others: up to `MAX` bytes.
+pub(super) struct LongBody<T, const MAX: usize>(pub T);
+
+impl<T, S, const MAX: usize> FromRequest<S> for LongBody<T, MAX>
+where
+    T: DeserializeOwned,
+    S: AsRef<Limits> + Send + Sync,
+{
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let limits = state.as_ref();
+        read(request, limits, limits.body.max(MAX)).await.map(LongBody)
+    }
+}
+
 impl<T: DeserializeOwned, S: AsRef<Limits> + Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let invalid = |what: String| Failure(Error::new(Kind::Invalid, format!("body: {what}")));
-        // A browser sends other sites' requests with its user's certificate, but never with this
-        // type unless we allow it, and we do not.
-        let json = request.headers().get(CONTENT_TYPE).is_some_and(|t| {
-            let t = t.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
-            t.trim_ascii().eq_ignore_ascii_case(b"application/json")
-        });
-        if !json {
-            return Err(invalid("its content type must be application/json".into()));
-        }
-        let (limit, time) = (state.as_ref().body, state.as_ref().read);
-        // What says that it is too long is not even begun.
-        if request.body().size_hint().lower() > limit as u64 {
-            return Err(invalid(format!("at most {limit} bytes are taken")));
-        }
-        let reading = axum::body::to_bytes(request.into_body(), limit);
-        let bytes = tokio::time::timeout(time, reading)
-            .await
-            .map_err(|_| invalid("it did not arrive in time".into()))?
-            .map_err(|e| invalid(format!("{e}: at most {limit} bytes are taken")))?;
-        // What is read would take the list of an object's fields for the object.
-        if bytes.trim_ascii_start().first() != Some(&b'{') {
-            return Err(invalid("it must be a JSON object".into()));
-        }
-        serde_json::from_slice(&bytes).map(Body).map_err(|e| invalid(e.to_string()))
+        let limits = state.as_ref();
+        read(request, limits, limits.body).await.map(Body)
     }
+}
+
+async fn read<T: DeserializeOwned>(
+    request: Request,
+    limits: &Limits,
+    limit: usize,
+) -> Result<T, Failure> {
+    let invalid = |what: String| Failure(Error::new(Kind::Invalid, format!("body: {what}")));
+    // A browser sends other sites' requests with its user's certificate, but never with this
+    // type unless we allow it, and we do not.
+    let json = request.headers().get(CONTENT_TYPE).is_some_and(|t| {
+        let t = t.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
+        t.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    });
+    if !json {
+        return Err(invalid("its content type must be application/json".into()));
+    }
+    // What says that it is too long is not even begun.
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(invalid(format!("at most {limit} bytes are taken")));
+    }
+    let reading = axum::body::to_bytes(request.into_body(), limit);
+    let bytes = tokio::time::timeout(limits.read, reading)
+        .await
+        .map_err(|_| invalid("it did not arrive in time".into()))?
+        .map_err(|e| invalid(format!("{e}: at most {limit} bytes are taken")))?;
+    // What is read would take the list of an object's fields for the object.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(invalid("it must be a JSON object".into()));
+    }
+    serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))
 }
 
 /// The one parameter of a path, decoded: nothing is known of what it holds.

@@ -26,6 +26,8 @@ use super::{care, handlers};
         handlers::images,
         handlers::image,
         handlers::record,
+        handlers::trace,
+        handlers::add_trace,
         handlers::verify,
         handlers::move_ref,
         handlers::delete_ref,

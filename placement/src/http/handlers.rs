@@ -8,12 +8,13 @@ use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
     MemberList, NewToken, Role, Serving,
 };
+use api::trace::{TraceBody, TraceInfo};
 use axum::extract::State;
 use axum::{Extension, Json};
 use image::{Error, Kind};
 
 use super::App;
-use super::body::{Body, Failure, Name};
+use super::body::{Body, Failure, LongBody, Name};
 use super::guard::is_writer;
 use super::peer::Peer;
 
@@ -157,6 +158,30 @@ pub(super) async fn record(
     Body(said): Body<NewRecord>,
 ) -> Answer<ImageInfo> {
     Ok(Json(app.catalog.record(&name, said).await?))
+}
+
+/// What an image's guests touch when they start; gone while nobody has recorded it
+#[utoipa::path(
+    get, path = "/v1/images/{name}/trace",
+    params(("name" = String, Path, description = "A ref or a digest")),
+    responses((status = 200, body = TraceBody), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn trace(State(app): State<App>, Name(name): Name) -> Answer<TraceBody> {
+    Ok(Json(TraceBody::from(&app.catalog.trace(&name).await?)))
+}
+
+/// One more recording of how an image's guests start (admins and nodes)
+#[utoipa::path(
+    post, path = "/v1/images/{name}/trace", request_body = TraceBody,
+    params(("name" = String, Path, description = "A digest")),
+    responses((status = 200, body = TraceInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn add_trace(
+    State(app): State<App>,
+    Name(name): Name,
+    LongBody(body): LongBody<TraceBody, { TraceBody::MAX }>,
+) -> Answer<TraceInfo> {
+    Ok(Json(app.catalog.add_trace(&name, body.open()?).await?))
 }
 
 /// Verifies a stored image

@@ -62,6 +62,8 @@ const ROUTES: &[Route] = &[
     ("GET", "/v1/images", Access::Member),
     ("GET", "/v1/images/{name}", Access::Member),
     ("POST", "/v1/images/{name}/record", Access::Writer),
+    ("GET", "/v1/images/{name}/trace", Access::Member),
+    ("POST", "/v1/images/{name}/trace", Access::Writer),
     ("POST", "/v1/images/{name}/verify", Access::Member),
     ("PUT", "/v1/refs/{ref}", Access::Writer),
     ("DELETE", "/v1/refs/{ref}", Access::Admin),
@@ -104,6 +106,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/images", get(h::images))
         .route("/v1/images/{name}", get(h::image))
         .route("/v1/images/{name}/record", post(h::record))
+        .route("/v1/images/{name}/trace", get(h::trace).post(h::add_trace))
         .route("/v1/images/{name}/verify", post(h::verify))
         .route("/v1/refs/{ref}", put(h::move_ref))
         .route("/v1/refs/{ref}", delete(h::delete_ref))

@@ -10,9 +10,10 @@
 //! members/<name>   who holds a name
 //! removed/<name>   when a name was taken from its member, in seconds since 1970
 //! servers/<name>   a server of chunks, where it listens, and until when it counts
+//! traces/<digest>  what guests of an image touch first
 //! ```
 //!
-//! Values are JSON; a reader ignores fields that it does not know.
+//! Values are JSON, but for traces (`image::trace`); a reader ignores fields that it does not know.
 
 #[cfg(test)]
 mod crash_tests;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 use api::catalog::RefInfo;
 use api::grid::{CacheInfo, Role};
-use image::{Digest, Error, Kind, Ref, Result};
+use image::{BootTrace, Digest, Error, Kind, Ref, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::RefMove;
@@ -375,6 +376,44 @@ impl State {
             _ => Ok(None),
         }
     }
+
+    /// An image's trace, if it can be read, and the version of that.
+    pub(crate) async fn trace(
+        &self,
+        image: &Digest,
+    ) -> Result<Option<(Result<BootTrace>, Versioned)>> {
+        let key = trace_key(image);
+        let Some(found) = self.0.get(key.clone()).await? else { return Ok(None) };
+        let trace = BootTrace::parse(&found.value).map_err(Error::from);
+        let trace = trace.map_err(|e| e.at(format!("placement's state: key `{key}`")));
+        Ok(Some((trace, found)))
+    }
+
+    /// Keeps an image's trace. `seen` is what was read of it; a conflict if it is no longer so.
+    pub(crate) async fn put_trace(
+        &self,
+        trace: &BootTrace,
+        seen: Option<&Versioned>,
+    ) -> Result<()> {
+        let key = trace_key(trace.image());
+        let put = Transaction::default().unchanged(&key, seen);
+        self.0.commit(put.put(&key, trace.to_bytes().into())).await
+    }
+
+    /// The images that have a trace.
+    pub(crate) async fn traced(&self) -> Result<Vec<Digest>> {
+        let all = self.0.list("traces/".into()).await?;
+        Ok(all.iter().filter_map(|(key, _)| key["traces/".len()..].parse().ok()).collect())
+    }
+
+    /// Forgets an image's trace.
+    pub(crate) async fn drop_trace(&self, image: &Digest) -> Result<()> {
+        self.0.commit(Transaction::default().delete(&trace_key(image))).await
+    }
+}
+
+fn trace_key(image: &Digest) -> String {
+    format!("traces/{image}")
 }
 
 fn server_key(name: &str) -> String {

@@ -25,6 +25,8 @@ pub struct Shelf {
     pub records: HashMap<Digest, Vec<String>>,
     pub log: BTreeMap<u64, RefMove>,
     pub next_append: Option<Append>,
+    /// Chunks of images that are not as they were in any other.
+    pub changed: HashMap<Digest, Vec<u64>>,
     /// Calls of `facts` and `records`.
     pub look_ups: usize,
     pub gc_roots: Vec<Vec<Digest>>,
@@ -195,6 +197,14 @@ impl Archive for Fake {
                 self.pass("rewriting").await;
             }
             Ok(GcReport { images, ..GcReport::default() })
+        })
+    }
+
+    fn unchanged(&self, image: Digest, before: Digest, chunks: Vec<u64>) -> Answer<'_, Vec<u64>> {
+        Box::pin(async move {
+            self.facts_now(before)?;
+            let changed = self.shelf().changed.get(&image).cloned().unwrap_or_default();
+            Ok(chunks.into_iter().filter(|chunk| !changed.contains(chunk)).collect())
         })
     }
 

@@ -64,6 +64,8 @@ pub struct Volume {
     wanted: Wanted,
     flushing: Together,
     intending: Together,
+    /// Whether nobody had used it when it was opened.
+    fresh: bool,
     /// Whether something was written since the last flush began.
     written: Cell<bool>,
 }
@@ -114,7 +116,10 @@ impl Volume {
             // A file that was made for the volume is zeros where nothing was written.
             image.iter().for_each(|image| maps.zero_sections(&layout, image));
         }
+        let zeros = maps.present.count();
         map_file.load(&mut maps)?;
+        let used = [&maps.written, &maps.changed, &maps.intent].iter().any(|map| map.count() > 0);
+        let fresh = !used && !identity.get().plain && maps.present.count() == zeros;
         // Nobody wrote `changed` down since these sections were written to: all of them may have changed.
         let mut at = 0;
         while let Some(section) = maps.intent.next_set(at, maps.intent.len()) {
@@ -140,6 +145,7 @@ impl Volume {
             wanted: Wanted::default(),
             flushing: Together::default(),
             intending: Together::default(),
+            fresh,
             written: Cell::new(true),
         })
     }
@@ -173,6 +179,16 @@ impl Volume {
             wanted: self.wanted.len() as u64,
             memory: maps.memory() as u64,
         }
+    }
+
+    /// Whether nobody had used it when it was opened: nothing of its image was here, and nothing written.
+    pub fn was_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Number of chunks of which its image has a part.
+    pub fn image_chunks(&self) -> u64 {
+        self.layout.get().image_chunks()
     }
 
     /// Whether all of it is here.
