@@ -67,7 +67,7 @@ async fn the_longest_trace_is_taken() {
     grid.archive.shelf().images.get_mut(&image).unwrap().size = 64 << 40;
     let node = grid.client(&grid.member(Role::Node, "n1"));
     // Far apart, so that each takes its most bytes.
-    let far = |n: u64| if n % 2 == 0 { n } else { (200 << 20) + n };
+    let far = |n: u64| if n.is_multiple_of(2) { n } else { (200 << 20) + n };
     let touches: Vec<_> =
         (0..image::trace::MAX_TOUCHES as u64).map(|n| (far(n), n as u32 * 20_000)).collect();
     let recording = recording(image, &touches);
