@@ -28,11 +28,7 @@ pub(super) struct VolumeDisk {
 }
 
 impl VolumeDisk {
-    pub(super) fn new(
-        volume: Rc<Volume>,
-        read_only: bool,
-        recorder: Option<Rc<Recorder>>,
-    ) -> Self {
+    pub(super) fn new(volume: Rc<Volume>, read_only: bool, recorder: Option<Rc<Recorder>>) -> Self {
         Self { volume, read_only, recorder, full: Cell::new(false) }
     }
 
