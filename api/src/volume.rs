@@ -191,6 +191,9 @@ pub struct VolumeInfo {
     pub created: u64,
     /// All of it is here: `disk` is a plain raw disk.
     pub plain: bool,
+    /// It shares the chunks of its image with other volumes of the node.
+    #[serde(default)]
+    pub shares: bool,
     /// The file that holds its bytes.
     pub disk: PathBuf,
     /// How it is shown, if it is.

@@ -258,6 +258,16 @@ pub trait Backing: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Copies up to `len` bytes at `offset` of `source` to the same place of this file, without their
+    /// passing through this process; may copy fewer.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` if this cannot be done; the caller then reads and writes.
+    fn copy_from(&self, _source: &dyn Backing, _offset: u64, _len: u64) -> io::Result<u64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Whether `path` now leads to this very file.
     ///
     /// # Errors

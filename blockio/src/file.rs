@@ -353,6 +353,42 @@ impl BlockFile {
         result.map_err(|error| self.at("reflink", None, error))
     }
 
+    /// Makes `range` what it is in `source`, which must not end before. Where the file system can, the two
+    /// then share the blocks that lie in the range whole, until either is written.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if `source` ends before; otherwise what the system says. The range then holds old
+    /// bytes, new ones, or some of both.
+    pub fn copy_range(&self, source: &BlockFile, range: Range<u64>) -> io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            match self.backing().copy_from(source.backing(), at, range.end - at) {
+                Ok(0) => return self.copy_through(source, at..range.end),
+                Ok(copied) => at += copied,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    return self.copy_through(source, at..range.end);
+                }
+                Err(error) => return Err(self.at("copy", Some(at), error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The same by reading and writing.
+    fn copy_through(&self, source: &BlockFile, range: Range<u64>) -> io::Result<()> {
+        let mut bytes = vec![0; (range.end - range.start).min(128 << 10) as usize];
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(bytes.len() as u64) as usize;
+            source.read_exact_at(&mut bytes[..len], at)?;
+            self.write_all_at(&bytes[..len], at)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
     /// Whether `path` now leads to this very file (or device): false after it was replaced.
     ///
     /// # Errors

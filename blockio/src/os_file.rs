@@ -277,6 +277,18 @@ impl Backing for OsFile {
         })
     }
 
+    fn copy_from(&self, source: &dyn Backing, offset: u64, len: u64) -> io::Result<u64> {
+        let source = source.descriptor().ok_or_else(unsupported)?;
+        let (mut from, mut to) = (offset, offset);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let copied = sys::copy_file_range(source, Some(&mut from), &self.fd, Some(&mut to), len);
+        copied.map(|n| n as u64).map_err(|errno| match errno {
+            // Devices, two file systems, and kernels that have no such call.
+            Errno::INVAL | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS => unsupported(),
+            errno => errno.into(),
+        })
+    }
+
     fn same_file(&self, path: &Path) -> io::Result<bool> {
         let (this, that) = (sys::fstat(&self.fd)?, sys::stat(path)?);
         Ok(match self.kind {

@@ -638,3 +638,35 @@ fn starting_needs_a_runtime_and_sense() {
     assert_eq!(engine.kind(), *kinds().last().unwrap());
     assert_eq!(EngineOptions::default().choice, EngineChoice::Auto);
 }
+
+#[test]
+fn a_range_is_copied_from_another_file_and_a_read_takes_both() {
+    on_each(4, |engine, file, arena| async move {
+        let (_dir, other) = temp_file();
+        let (ours, theirs) = (pattern(1, 3 * SLOT), pattern(2, 3 * SLOT));
+        file.write_all_at(&ours, 0).unwrap();
+        other.write_all_at(&theirs, 0).unwrap();
+        // Along blocks, which may be shared, and not.
+        for range in [SLOT..2 * SLOT, 100..SLOT + 5, 7..8, 9..9, 0..3 * SLOT] {
+            file.write_all_at(&ours, 0).unwrap();
+            let wide = range.start as u64..range.end as u64;
+            engine.copy_range(&file, &other, wide.clone()).await.unwrap();
+            let mut want = ours.clone();
+            want[range.clone()].copy_from_slice(&theirs[range]);
+            let mut found = vec![0; 3 * SLOT];
+            file.read_exact_at(&mut found, 0).unwrap();
+            assert!(found == want, "{wide:?}");
+        }
+        let behind = 3 * SLOT as u64 - 10..3 * SLOT as u64 + 10;
+        let short = engine.copy_range(&file, &other, behind).await.unwrap_err();
+        assert_eq!(short.kind(), ErrorKind::UnexpectedEof);
+        file.write_all_at(&ours, 0).unwrap();
+        let mut buf = arena.acquire().await;
+        buf.set_len(1000);
+        let parts = vec![50..50, 60..100, 1000..1050];
+        let (read, buf) = engine.read_over(&file, buf, 50, &other, parts).await;
+        let (ours, theirs) = (&ours[50..1050], &theirs[50..1050]);
+        let want = [&ours[..10], &theirs[10..50], &ours[50..950], &theirs[950..]].concat();
+        assert!(read.unwrap() == 1000 && *buf == want[..]);
+    });
+}

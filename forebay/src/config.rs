@@ -135,6 +135,12 @@ pub const KEYS: &[Key] = &[
         "0",
         "bytes a second that all volumes together fetch before a guest asks; 0 means no limit",
     ),
+    key(
+        "volumes.share",
+        Form::Word(&["auto", "always", "never"]),
+        "auto",
+        "whether new volumes share the chunks of their images; auto: where files can share blocks",
+    ),
     key("import.memory", Form::Size, "160MiB", "memory for sections on their way to the receiver"),
     key(
         "import.workers",

@@ -9,7 +9,7 @@
 //! It fills one 512-byte sector, which a disk writes whole or not at all, and there are two of them: a
 //! change goes into the one that holds the older, and counts once it is durable. Of two that can be read the
 //! one with the higher `seq` says how it is; a power cut leaves the one before, or both. Flag 1: the volume is
-//! [plain](Identity::plain). A digest of zeros: there is no image.
+//! [plain](Identity::plain). Flag 2: it [shares](Identity::shares). A digest of zeros: there is no image.
 
 use std::io;
 
@@ -20,6 +20,7 @@ const MAGIC: &[u8; 4] = b"FBVI";
 const VERSION: u16 = 1;
 const LEN: usize = 512;
 const PLAIN: u8 = 1;
+const SHARES: u8 = 2;
 /// Longest name of a volume, in bytes.
 pub const MAX_NAME: usize = 128;
 
@@ -99,6 +100,9 @@ pub struct Identity {
     pub state: VolumeState,
     /// Everything is here: the data are a plain raw disk, and the maps are not needed any more.
     pub plain: bool,
+    /// It leaves the chunks of its image with the base that all such volumes of a node share, until it is
+    /// plain.
+    pub shares: bool,
     /// What the guest sees, in bytes.
     pub size: u64,
     /// Logical sector in bytes: 512 or 4096.
@@ -117,7 +121,9 @@ impl Identity {
         let base = self.base.unwrap_or(Base { image: Digest::ZERO, size: 0, domain: Domain(0) });
         b[..4].copy_from_slice(MAGIC);
         b[4..6].copy_from_slice(&VERSION.to_le_bytes());
-        (b[6], b[7]) = (self.state as u8, if self.plain { PLAIN } else { 0 });
+        let flags = [(self.plain, PLAIN), (self.shares, SHARES)];
+        let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
+        (b[6], b[7]) = (self.state as u8, flags);
         b[8..16].copy_from_slice(&seq.to_le_bytes());
         b[16..32].copy_from_slice(&self.id);
         b[32..40].copy_from_slice(&self.size.to_le_bytes());
@@ -148,7 +154,7 @@ impl Identity {
         }
         let bad = |what: &str| Error::new(Kind::Corrupt, format!("identity block: {what}"));
         let state = VolumeState::of(b[6]).ok_or_else(|| bad("unknown state"))?;
-        if b[7] & !PLAIN != 0 {
+        if b[7] & !(PLAIN | SHARES) != 0 {
             return Err(Error::new(Kind::Unsupported, "identity block: unknown flags"));
         }
         let name = b.get(101..101 + usize::from(b[100])).filter(|n| n.len() <= MAX_NAME);
@@ -160,6 +166,7 @@ impl Identity {
             name: name.to_owned(),
             state,
             plain: b[7] & PLAIN != 0,
+            shares: b[7] & SHARES != 0,
             size: le64(32),
             sector: le32(40),
             chunk_log2: b[44],
@@ -281,6 +288,7 @@ mod tests {
             name: "web-1".into(),
             state: VolumeState::Building,
             plain: false,
+            shares: false,
             size: 4 << 30,
             sector: 512,
             chunk_log2: 18,
@@ -300,6 +308,18 @@ mod tests {
         assert_eq!(hex(&block[..72]), head, "version bump required");
         assert_eq!(hex(&block[508..]), "18dd32b9", "version bump required");
         assert_eq!(Identity::decode(&block).unwrap().unwrap(), (5, identity()));
+    }
+
+    #[test]
+    fn flags() {
+        let all = Identity { plain: true, shares: true, ..identity() };
+        assert_eq!(all.encode(5)[7], 3, "version bump required");
+        assert_eq!(Identity::decode(&all.encode(5)).unwrap().unwrap().1, all);
+        let mut later = identity().encode(5);
+        later[7] = 4;
+        let crc = crc32c::crc32c(&later[..508]);
+        later[508..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Identity::decode(&later).unwrap_err().kind(), Kind::Unsupported);
     }
 
     proptest! {

@@ -5,8 +5,9 @@
 //! - [`Target`]: a raw file or a block device that becomes a complete image, or is found half done
 //!   and gone on with.
 //! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
-//!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes.
+//!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
 
+mod bases;
 mod identity;
 mod layout;
 mod maps;

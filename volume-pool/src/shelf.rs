@@ -5,6 +5,7 @@
 //! DIR/NAME/manifest    the image that it is made of: geometry and section digests; not of a blank one
 //! DIR/NAME/maps        what of it is here
 //! DIR/NAME/disk.raw    its bytes
+//! DIR/.images/DIGEST/  the same of a [base](crate::bases)
 //! ```
 
 use std::io::ErrorKind;
@@ -26,8 +27,8 @@ const DISK: &str = "disk.raw";
 /// A directory of volumes.
 #[derive(Clone, Debug)]
 pub struct Shelf {
-    fs: Fs,
-    dir: PathBuf,
+    pub(crate) fs: Fs,
+    pub(crate) dir: PathBuf,
 }
 
 /// What a new volume is to be.
@@ -41,6 +42,8 @@ pub struct NewVolume {
     pub geometry: Geometry,
     /// The image that it is made of, which must not be larger and have chunks of the same size.
     pub image: Option<Arc<Manifest>>,
+    /// Leave the image's chunks with a base that volumes share: see [`Shelf::take_base`].
+    pub shares: bool,
     /// Now, in seconds since 1970.
     pub created: u64,
 }
@@ -65,7 +68,7 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 /// The error names the path already.
-fn io(error: std::io::Error) -> Error {
+pub(crate) fn io(error: std::io::Error) -> Error {
     Error::io("volume", error)
 }
 
@@ -93,6 +96,11 @@ impl Shelf {
     ///
     /// [`Kind::Conflict`] if there is one of this name.
     pub fn create(&self, new: &NewVolume) -> Result<()> {
+        self.create_as(VolumeState::Allocated, new)
+    }
+
+    /// The same of one that is left in another state.
+    pub(crate) fn create_as(&self, state: VolumeState, new: &NewVolume) -> Result<()> {
         let dir = self.path(&new.name)?;
         if let Some(image) = new.image.as_ref().map(|i| i.geometry()) {
             let (size, least) = (new.geometry.size(), image.size());
@@ -106,20 +114,21 @@ impl Shelf {
             return Err(Error::new(Kind::Conflict, what));
         }
         self.fs.create_dir_all(&dir).map_err(io)?;
-        self.build(&dir, new).inspect_err(|_| {
+        self.build(&dir, state, new).inspect_err(|_| {
             if let Err(error) = self.remove_files(&dir) {
                 tracing::warn!(%error, "a volume that could not be made is left");
             }
         })
     }
 
-    fn build(&self, dir: &Path, new: &NewVolume) -> Result<()> {
+    fn build(&self, dir: &Path, state: VolumeState, new: &NewVolume) -> Result<()> {
         let create = |name: &str| self.fs.open(dir.join(name), OpenMode::create_new()).map_err(io);
         let identity = Identity {
             id: new.id,
             name: new.name.clone(),
             state: VolumeState::Building,
             plain: new.image.is_none(),
+            shares: new.shares && new.image.is_some(),
             size: new.geometry.size(),
             sector: new.geometry.sector(),
             chunk_log2: new.geometry.chunk_log2(),
@@ -140,7 +149,10 @@ impl Shelf {
         }
         self.fs.sync_dir(dir).map_err(io)?;
         blocks.become_state(VolumeState::Ready)?;
-        blocks.become_state(VolumeState::Allocated)
+        match state {
+            VolumeState::Ready => Ok(()),
+            state => blocks.become_state(state),
+        }
     }
 
     /// The names of all volumes, also of those that are being made.

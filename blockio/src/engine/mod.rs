@@ -283,6 +283,55 @@ impl Engine {
         self.run_range(file, Verb::Punch, range).await
     }
 
+    /// [`BlockFile::copy_range`], without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn copy_range(
+        &self,
+        file: &BlockFile,
+        source: &BlockFile,
+        range: Range<u64>,
+    ) -> io::Result<()> {
+        let payload = Payload::Of(source.clone(), range.end.saturating_sub(range.start));
+        self.run(file, Verb::Copy, payload, range.start).await.0.map(drop)
+    }
+
+    /// [`read_at`](Engine::read_at), but the `ranges`, which lie within what is read, are read from the same
+    /// places of `other`.
+    ///
+    /// # Errors
+    ///
+    /// As there; `UnexpectedEof` if `other` ends before one of its ranges does.
+    ///
+    /// # Panics
+    ///
+    /// For a range that does not lie within.
+    pub async fn read_over(
+        &self,
+        file: &BlockFile,
+        buf: Buf,
+        offset: u64,
+        other: &BlockFile,
+        ranges: Vec<Range<u64>>,
+    ) -> (io::Result<usize>, Buf) {
+        let within = offset..=offset.saturating_add(buf.len() as u64);
+        let fits = |r: &Range<u64>| {
+            r.start <= r.end && within.contains(&r.start) && within.contains(&r.end)
+        };
+        assert!(ranges.iter().all(fits), "{ranges:?} of {within:?}");
+        let payload = Payload::Over(buf, other.clone(), ranges);
+        let (result, payload) = self.run(file, Verb::Read, payload, offset).await;
+        let Payload::Over(mut buf, ..) = payload else {
+            unreachable!("the payload comes back as given")
+        };
+        if let Ok(read) = result {
+            buf.set_len(read);
+        }
+        (result, buf)
+    }
+
     async fn run_range(&self, file: &BlockFile, verb: Verb, range: Range<u64>) -> io::Result<()> {
         let len = range.end.saturating_sub(range.start);
         self.run(file, verb, Payload::Range(len), range.start).await.0.map(drop)

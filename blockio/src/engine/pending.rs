@@ -5,7 +5,7 @@
 //! so that a write that failed unheard is noted on its file.
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -22,6 +22,7 @@ pub(super) enum Verb {
     Sync,
     Zero,
     Punch,
+    Copy,
 }
 
 impl Verb {
@@ -32,6 +33,7 @@ impl Verb {
             Verb::Sync => "sync",
             Verb::Zero => "zero",
             Verb::Punch => "punch",
+            Verb::Copy => "copy",
         }
     }
 }
@@ -44,6 +46,10 @@ pub(super) enum Payload {
     Bytes(Bytes),
     /// A length in the file, without bytes.
     Range(u64),
+    /// A length in this file.
+    Of(BlockFile, u64),
+    /// To be read, these ranges out of this file.
+    Over(Buf, BlockFile, Vec<Range<u64>>),
 }
 
 impl Payload {
@@ -52,7 +58,8 @@ impl Payload {
             Payload::None => 0,
             Payload::Buf(buf) => buf.len() as u64,
             Payload::Bytes(bytes) => bytes.len() as u64,
-            Payload::Range(len) => *len,
+            Payload::Range(len) | Payload::Of(_, len) => *len,
+            Payload::Over(buf, ..) => buf.len() as u64,
         }
     }
 }
@@ -78,7 +85,7 @@ impl Drop for Outcome {
     fn drop(&mut self) {
         if let Some(Err(error)) = &self.result
             // A failed sync has noted itself already.
-            && matches!(self.verb, Verb::Write | Verb::Zero | Verb::Punch)
+            && matches!(self.verb, Verb::Write | Verb::Zero | Verb::Punch | Verb::Copy)
         {
             self.file.note_lost(error);
         }
@@ -188,12 +195,34 @@ pub(super) fn run_blocking(
 ) -> (io::Result<usize>, Payload) {
     let result = match (verb, &mut payload) {
         (Verb::Read, Payload::Buf(buf)) => file.read_at(buf, offset),
+        (Verb::Read, Payload::Over(buf, other, ranges)) => {
+            read_over(file, buf, offset, other, ranges)
+        }
         (Verb::Write, Payload::Buf(buf)) => file.write_all_at(buf, offset).map(|()| buf.len()),
         (Verb::Write, Payload::Bytes(b)) => file.write_all_at(b, offset).map(|()| b.len()),
         (Verb::Sync, _) => file.sync_data().map(|()| 0),
         (Verb::Zero, Payload::Range(len)) => file.zero_range(offset..offset + *len).map(|()| 0),
         (Verb::Punch, Payload::Range(len)) => file.punch_hole(offset..offset + *len).map(|()| 0),
+        (Verb::Copy, Payload::Of(source, len)) => {
+            file.copy_range(source, offset..offset + *len).map(|()| 0)
+        }
         (verb, payload) => unreachable!("{verb:?} does not go with {payload:?}"),
     };
     (result, payload)
+}
+
+/// Fills a buffer, the `ranges` from `other` and what is between them from `file`.
+fn read_over(
+    file: &BlockFile,
+    buf: &mut Buf,
+    offset: u64,
+    other: &BlockFile,
+    ranges: &[Range<u64>],
+) -> io::Result<usize> {
+    let read = file.read_at(buf, offset)?;
+    for range in ranges {
+        let part = (range.start - offset) as usize..(range.end - offset) as usize;
+        other.read_exact_at(&mut buf[part], range.start)?;
+    }
+    Ok(read)
 }

@@ -29,8 +29,8 @@ use crate::watch::watch;
 /// The deepest ring that can be asked for.
 const MAX_DEPTH: u32 = 4096;
 
-/// Threads for what a ring cannot do as cheaply as it can be asked to: zeroing and punching, with
-/// their fallbacks.
+/// Threads for what a ring cannot do as cheaply as it can be asked to: zeroing, punching and copying, with
+/// their fallbacks, and reads out of two files.
 const ASIDE: u32 = 2;
 
 /// A handle to a ring and its driver.
@@ -79,8 +79,8 @@ impl Ring {
     ) -> (io::Result<usize>, Payload) {
         match verb {
             Verb::Read | Verb::Write if payload.len() == 0 => return (Ok(0), payload),
-            Verb::Read | Verb::Write | Verb::Sync => {}
-            Verb::Zero | Verb::Punch => {
+            Verb::Read | Verb::Write | Verb::Sync if !matches!(payload, Payload::Over(..)) => {}
+            _ => {
                 return self.handle.aside.run(file, verb, payload, offset).await;
             }
         }

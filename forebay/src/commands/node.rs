@@ -158,6 +158,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             engine: pull.engine,
         },
         holder: holder(config)?,
+        share: config.text("volumes.share").parse()?,
         rate: match config.size("volumes.rate") {
             0 => None,
             rate => Some(Arc::new(Rate::new(rate, RealTime::start()))),

@@ -161,6 +161,13 @@ fn human(v: &VolumeInfo) -> String {
         ("here", here(v)),
         ("disk", v.disk.display().to_string()),
     ];
+    if v.shares {
+        let how = match v.plain {
+            true => "blocks of its disk, with other volumes of its image",
+            false => "the chunks of its image, which are kept with it, with other volumes",
+        };
+        lines.push(("shares", how.to_owned()));
+    }
     if let Some(a) = &v.attached {
         let how = if a.read_only { "read-only, " } else { "" };
         lines.push((

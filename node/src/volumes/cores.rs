@@ -9,6 +9,7 @@ use futures::future::LocalBoxFuture;
 use image::{Decoder, Error, Kind, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use super::bases::Bases;
 use super::live::Live;
 use crate::export::nbd;
 use crate::rate::RealTime;
@@ -37,6 +38,7 @@ pub(super) struct Core {
     pub(super) decoder: Rc<RefCell<Decoder>>,
     pub(super) time: RealTime,
     pub(super) live: RefCell<BTreeMap<String, Rc<Live>>>,
+    pub(super) bases: Bases,
     memory: usize,
     /// By log2 of their slots: images have chunks of several sizes.
     arenas: RefCell<BTreeMap<u8, Arena>>,
@@ -55,6 +57,7 @@ impl Core {
             decoder: Rc::new(RefCell::new(Decoder::new()?)),
             time: RealTime::start(),
             live: RefCell::default(),
+            bases: Bases::default(),
             memory: options.memory,
             arenas: RefCell::default(),
         })

@@ -33,6 +33,8 @@ pub(super) struct Status {
     pub(super) trouble: RefCell<Option<Error>>,
     /// How fast it is filled.
     pub(super) pace: RefCell<Pace>,
+    /// Whether what nobody waits for is fetched too.
+    pub(super) fills: Cell<bool>,
 }
 
 /// One volume being filled.
@@ -78,6 +80,7 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         let (mut unsaved, mut received) = (0, 0);
         let mut trace = pin!(trace.fuse());
         while !self.volume.is_complete() || !under_way.is_empty() {
+            plan.fill(self.status.fills.get());
             while let Some(want) = plan.next(self.time.now(), self.volume) {
                 under_way.push(self.bring(want));
             }

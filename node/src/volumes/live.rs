@@ -9,9 +9,11 @@ use api::volume::{Attachment, Hydration as Progress, Scrubbed, Terms};
 use blockio::Arena;
 use image::error::At;
 use image::{BootTrace, Digest, Error, Geometry, Kind, Result};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use volume_pool::{Files, Volume};
+use volume_pool::{Files, Shelf, Volume};
 
+use super::bases::Base;
 use super::cores::Core;
 use super::hydrate::{Hydration, Status, bytes_left};
 use super::kept::Kept;
@@ -45,10 +47,17 @@ pub(super) struct Live {
     filling: RefCell<Option<JoinHandle<()>>>,
     /// Of how its guest starts.
     recorder: Option<Rc<Recorder>>,
+    /// What has the chunks that are not here, until they are.
+    base: RefCell<Option<Rc<Base>>>,
+    /// It has become plain.
+    ripe: Notify,
 }
 
 /// What a volume needs of the node.
 pub(super) struct Surroundings<G> {
+    pub(super) shelf: Shelf,
+    /// Whether files on the shelf can share their blocks.
+    pub(super) reflinks: bool,
     pub(super) grid: Arc<G>,
     pub(super) kept: Arc<Kept>,
     pub(super) holder: Holder,
@@ -56,6 +65,19 @@ pub(super) struct Surroundings<G> {
     pub(super) rate: Option<Arc<Rate>>,
     /// In seconds since 1970.
     pub(super) now: u64,
+}
+
+impl<G> Clone for Surroundings<G> {
+    fn clone(&self) -> Self {
+        Self {
+            shelf: self.shelf.clone(),
+            grid: Arc::clone(&self.grid),
+            kept: Arc::clone(&self.kept),
+            holder: self.holder.clone(),
+            rate: self.rate.clone(),
+            ..*self
+        }
+    }
 }
 
 impl Live {
@@ -67,12 +89,18 @@ impl Live {
         how: Attachment,
         start: Start,
     ) -> Result<Rc<Self>> {
+        let identity = files.identity.get();
+        let leans = identity.shares && !identity.plain && !how.moved;
+        let image = files.image.clone().filter(|_| leans);
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
         if !how.moved {
             keep_others_away(&volume)?;
         }
-        let pace = pace(core, &around.rate, &how.terms, around.now);
         let recorder = Recorder::of(&volume, start).map(Rc::new);
+        let base = match image {
+            Some(image) => lean(&volume, core.bases.get(core, &around, image, &how).await),
+            None => None,
+        };
         let serving = match how.moved {
             true => None,
             false => {
@@ -85,37 +113,111 @@ impl Live {
             let (grid, volume) = (Arc::clone(&around.grid), Rc::downgrade(&volume));
             tokio::task::spawn_local(Rc::clone(recorder).run(volume, grid));
         }
-        let live = Rc::new(Self {
+        let live = Self::new(core, &around, volume, how, recorder);
+        live.base.replace(base);
+        live.serving.replace(serving);
+        if !live.how.moved {
+            live.begin_to_mature(core, around);
+        }
+        Ok(live)
+    }
+
+    /// The same of a base: it is filled, and shown to nobody.
+    pub(super) fn start_base<G: Grid>(
+        core: &Rc<Core>,
+        around: Surroundings<G>,
+        files: Files,
+        how: Attachment,
+    ) -> Result<Rc<Self>> {
+        let volume = Rc::new(Volume::open(files, core.engine.clone())?);
+        let live = Self::new(core, &around, volume, how, None);
+        live.begin_to_mature(core, around);
+        Ok(live)
+    }
+
+    fn new<G>(
+        core: &Core,
+        around: &Surroundings<G>,
+        volume: Rc<Volume>,
+        how: Attachment,
+        recorder: Option<Rc<Recorder>>,
+    ) -> Rc<Self> {
+        let pace = RefCell::new(pace(core, &around.rate, &how.terms, around.now));
+        let status = Status { pace, ..Status::default() };
+        status.fills.set(how.fill);
+        Rc::new(Self {
             name: volume.identity().name,
             volume,
             how,
-            status: Status { pace: RefCell::new(pace), ..Status::default() },
+            status,
             watch: Arc::default(),
-            serving: RefCell::new(serving),
+            serving: RefCell::default(),
             filling: RefCell::default(),
             recorder,
-        });
-        if !live.how.moved {
-            let mature = Rc::clone(&live).mature(Rc::clone(core), around);
-            live.filling.replace(Some(tokio::task::spawn_local(mature)));
-        }
-        Ok(live)
+            base: RefCell::default(),
+            ripe: Notify::new(),
+        })
+    }
+
+    fn begin_to_mature<G: Grid>(self: &Rc<Self>, core: &Rc<Core>, around: Surroundings<G>) {
+        let mature = Rc::clone(self).mature(Rc::clone(core), around);
+        self.filling.replace(Some(tokio::task::spawn_local(mature)));
+    }
+
+    /// Fetches from now on also what nobody waits for.
+    pub(super) fn fill_too(&self, fill: bool) {
+        self.status.fills.set(self.status.fills.get() || fill);
     }
 
     /// Brings what is missing; then the volume is plain, and the guest is moved to the file where that can be
     /// done.
     async fn mature<G: Grid>(self: Rc<Self>, core: Rc<Core>, around: Surroundings<G>) {
-        let Surroundings { grid, kept, .. } = around;
+        let Surroundings { grid, kept, reflinks, .. } = around;
+        let base = self.base.borrow().clone();
         let matured = async {
-            if let Some(base) = self.volume.identity().base {
-                self.fill(&core, grid, base.image).await?;
+            match (base, self.volume.identity().base) {
+                (Some(base), _) => {
+                    base.0.ripened().await;
+                    // Elsewhere that would copy everything.
+                    if !reflinks {
+                        return Ok(());
+                    }
+                    self.take_over(base).await?;
+                    core.bases.release().await;
+                }
+                (None, Some(base)) => self.fill(&core, grid, base.image).await?,
+                (None, None) => {}
             }
+            self.ripe.notify_waiters();
             self.graduate(&kept).await
         };
         if let Err(error) = matured.await {
             tracing::error!(%error, volume = self.name, "this volume does not become plain");
             self.status.trouble.replace(Some(error));
         }
+    }
+
+    /// Waits until it is plain.
+    async fn ripened(&self) {
+        loop {
+            let ripe = self.ripe.notified();
+            tokio::pin!(ripe);
+            ripe.as_mut().enable();
+            if self.volume.identity().plain {
+                return;
+            }
+            ripe.await;
+        }
+    }
+
+    /// Takes over what the base has; then it is not needed any more.
+    async fn take_over(&self, base: Rc<Base>) -> Result<()> {
+        self.volume.take_over().await?;
+        self.volume.become_plain().await?;
+        self.base.take();
+        drop(base);
+        tracing::info!(volume = self.name, "all of the image is here, shared with its base");
+        Ok(())
     }
 
     async fn fill<G: Grid>(&self, core: &Core, grid: Arc<G>, image: Digest) -> Result<()> {
@@ -183,6 +285,11 @@ impl Live {
         if self.how.moved {
             let why = "its guest writes to the plain file past us: what it wrote is not known";
             return Err(Error::new(Kind::Unsupported, format!("{}: {why}", self.name)));
+        }
+        let base = self.base.borrow().clone();
+        if let Some(base) = base {
+            // What the volume has of the image is there.
+            return Box::pin(base.0.scrub(core, grid)).await;
         }
         let Some(base) = self.volume.identity().base else { return Ok(Scrubbed::default()) };
         let source = LazySource::new(grid, base.image, core.number);
@@ -265,21 +372,26 @@ impl Live {
 
     /// How far it is, why it gets no further, and whether it is plain.
     pub(super) fn progress(&self, core: &Core) -> (Progress, Option<Error>, bool) {
-        let (arrived, p) = (self.volume.arrived(), self.watch.progress());
-        let (left, pace) = (bytes_left(&self.volume, &self.watch), self.status.pace.borrow());
+        let base = self.base.borrow();
+        // Whoever fetches for it.
+        let by = base.as_deref().map_or(self, |base| &base.0);
+        let (arrived, p) = (self.volume.arrived(), by.watch.progress());
+        let (left, pace) = (bytes_left(&by.volume, &by.watch), by.status.pace.borrow());
         let progress = Progress {
             chunks: arrived.chunks,
             present: arrived.present,
-            wanted: arrived.wanted,
+            wanted: by.volume.arrived().wanted,
             received: p.received,
             fetched: p.chunks,
-            demanded: self.status.demanded.get(),
+            demanded: by.status.demanded.get(),
             repaired: p.repaired,
             left,
-            seconds: pace.expected(left).map(|t| t.as_secs()).filter(|_| self.how.fill),
+            seconds: pace.expected(left).map(|t| t.as_secs()).filter(|_| by.status.fills.get()),
             late: pace.is_late(left, core.time.now()),
         };
-        (progress, self.status.trouble.borrow().clone(), self.volume.identity().plain)
+        let trouble = self.status.trouble.borrow().clone();
+        let trouble = trouble.or_else(|| by.status.trouble.borrow().clone());
+        (progress, trouble, self.volume.identity().plain)
     }
 
     /// Makes it larger, under its guest.
@@ -333,6 +445,17 @@ fn keep_others_away(volume: &Volume) -> Result<()> {
             Err(Error::new(Kind::Conflict, format!("{name}: its file is in use: {who}")))
         }
     }
+}
+
+/// Has a volume lean on its base. One that cannot be had is no reason not to serve: the volume is then filled as
+/// one that shares nothing.
+fn lean(volume: &Volume, base: Result<Rc<Base>>) -> Option<Rc<Base>> {
+    let leant = base.and_then(|base| {
+        volume.lean_on(Rc::clone(&base.0.volume))?;
+        Ok(base)
+    });
+    let why = |error: &Error| tracing::warn!(%error, "a volume shares nothing with others");
+    leant.inspect_err(why).ok()
 }
 
 /// How fast a volume is filled: on the core's clock, from the terms in the world's.

@@ -4,9 +4,13 @@
 //! Volumes ─ Cores: each volume on one ─ Live ─┬─ Serving: export ─ VolumeDisk ─ volume_pool::Volume ─ data file
 //!                                             └─ Hydration: Plan, Fetch ─ caches ───────────▲
 //! ```
+//! Volumes that share their image's chunks live on the core of the image, and lean on one of the core's Bases,
+//! which is filled in their place.
+//!
 //! The attachments are kept in a file: after a restart of the daemon every volume is served again at the same
 //! socket, and guests that reconnect go on.
 
+mod bases;
 mod cores;
 mod disk;
 pub(crate) mod http;
@@ -23,5 +27,5 @@ mod source;
 mod window;
 
 pub use cores::CoreOptions;
-pub use service::{Birth, VolumeOptions, Volumes};
+pub use service::{Birth, Share, VolumeOptions, Volumes};
 pub use serving::Holder;

@@ -134,6 +134,11 @@ impl Plan {
         self.trace.extend(chunks.into_iter().filter(|chunk| *chunk < all));
     }
 
+    /// Fetches also what nobody waits for, or does not any more.
+    pub(super) fn fill(&mut self, fill: bool) {
+        self.policy.fill = fill;
+    }
+
     /// Guests have asked for chunks.
     pub(super) fn wanted(&mut self, chunks: &[u64], now: Duration) {
         self.guests_at = Some(now);

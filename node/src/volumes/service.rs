@@ -41,6 +41,37 @@ pub struct VolumeOptions {
     pub holder: Holder,
     /// Limit on what all volumes together fetch before a guest asks for it.
     pub rate: Option<Arc<Rate>>,
+    /// Which new volumes share the chunks of their images.
+    pub share: Share,
+}
+
+/// Which new volumes share the chunks of their images with others on the node. As text: `auto`, `always`,
+/// `never`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Share {
+    /// Those on a file system that lets files share blocks, so that they become plain all the same.
+    #[default]
+    Auto,
+    /// All. Where files cannot share blocks they hold only what their guests write, and do not become plain.
+    Always,
+    /// None.
+    Never,
+}
+
+impl std::str::FromStr for Share {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            other => {
+                let what = format!("{other:?}: volumes share `auto`, `always` or `never`");
+                Err(Error::new(Kind::Invalid, what))
+            }
+        }
+    }
 }
 
 /// How long a volume that is in use is waited for: a daemon that ends needs a moment.
@@ -64,6 +95,9 @@ struct Inner<G> {
     kept: Arc<Kept>,
     holder: Holder,
     rate: Option<Arc<Rate>>,
+    share: Share,
+    /// Whether files on the shelf can share blocks.
+    reflinks: bool,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -85,6 +119,12 @@ impl<G: Grid> Volumes<G> {
         for (name, error) in shelf.tidy()? {
             tracing::error!(%error, name, "a volume that cannot be read");
         }
+        let bases = shelf.tidy_bases();
+        bases.unwrap_or_else(|error| tracing::error!(%error, "bases of images are left"));
+        let reflinks = shelf.can_reflink().unwrap_or_else(|error| {
+            tracing::warn!(%error, "whether files can share blocks here is not known");
+            false
+        });
         let sockets = options.state.join("volumes");
         Fs::os().create_dir_all(&sockets).map_err(|e| Error::io("the node's directory", e))?;
         let volumes = Self(Arc::new(Inner {
@@ -95,6 +135,8 @@ impl<G: Grid> Volumes<G> {
             kept: Arc::new(Kept::load(options.state.join("attachments.json"))?),
             holder: options.holder,
             rate: options.rate,
+            share: options.share,
+            reflinks,
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
@@ -129,6 +171,11 @@ impl<G: Grid> Volumes<G> {
             id: birth.id,
             geometry,
             image,
+            shares: match self.0.share {
+                Share::Auto => self.0.reflinks,
+                Share::Always => true,
+                Share::Never => false,
+            },
             created: birth.now,
         };
         let shelf = self.0.shelf.clone();
@@ -183,7 +230,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     fn info(&self, identity: &Identity) -> Result<VolumeInfo> {
-        let Identity { name, id, state, size, sector, base, created, plain, .. } = identity;
+        let Identity { name, id, state, size, sector, base, created, plain, shares, .. } = identity;
         Ok(VolumeInfo {
             name: name.clone(),
             id: id.iter().map(|b| format!("{b:02x}")).collect(),
@@ -193,6 +240,7 @@ impl<G: Grid> Volumes<G> {
             image: base.map(|base| base.image),
             created: *created,
             plain: *plain,
+            shares: *shares,
             disk: self.0.shelf.disk(name)?,
             attached: self.0.kept.get(name),
             hydration: None,
@@ -213,7 +261,13 @@ impl<G: Grid> Volumes<G> {
             return Err(Error::new(Kind::Conflict, what));
         }
         let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
-        self.blocking(move || shelf.remove(&name)).await?;
+        let remove = move || {
+            shelf.remove(&name)?;
+            let bases = shelf.tidy_bases();
+            bases.unwrap_or_else(|error| tracing::error!(%error, "bases of images are left"));
+            Ok(())
+        };
+        self.blocking(remove).await?;
         Ok(was)
     }
 
@@ -269,8 +323,11 @@ impl<G: Grid> Volumes<G> {
 
     async fn go_live(&self, name: &str, how: Attachment, start: Start) -> Result<()> {
         let key = name.to_owned();
-        let files = self.take(name).await?;
+        let (shelf, wanted) = (self.0.shelf.clone(), key.clone());
+        let files = take_patiently(move || shelf.take(&wanted)).await?;
         let around = Surroundings {
+            shelf: self.0.shelf.clone(),
+            reflinks: self.0.reflinks,
             grid: Arc::clone(&self.0.grid),
             kept: Arc::clone(&self.0.kept),
             holder: self.0.holder.clone(),
@@ -286,21 +343,6 @@ impl<G: Grid> Volumes<G> {
             .boxed_local()
         })
         .await
-    }
-
-    /// Opens a volume for us alone. A daemon that was killed keeps its locks until its last write is over.
-    async fn take(&self, name: &str) -> Result<Files> {
-        for _ in 0..TAKE_TRIES {
-            let (shelf, key) = (self.0.shelf.clone(), name.to_owned());
-            match self.blocking(move || shelf.take(&key)).await {
-                Err(error) if error.kind() == Kind::Conflict => {
-                    tokio::time::sleep(TAKE_PAUSE).await
-                }
-                taken => return taken,
-            }
-        }
-        let (shelf, key) = (self.0.shelf.clone(), name.to_owned());
-        self.blocking(move || shelf.take(&key)).await
     }
 
     /// Takes a volume from its guest.
@@ -364,23 +406,27 @@ impl<G: Grid> Volumes<G> {
         self.on_its_core(name, move |core| {
             async move {
                 let live = core.live.borrow_mut().remove(&key);
-                match live {
+                let stopped = match live {
                     Some(live) => live.stop(leave).await,
                     None => Ok(()),
-                }
+                };
+                core.bases.release().await;
+                stopped
             }
             .boxed_local()
         })
         .await
     }
 
-    /// A volume always lives on the same core.
+    /// A volume always lives on the same core; one that shares, on that of its image.
     async fn on_its_core<T: Send + 'static>(
         &self,
         name: &str,
         work: impl FnOnce(Rc<Core>) -> LocalBoxFuture<'static, Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let core = number_of(name) as usize % self.0.cores.count();
+        let image = self.0.shelf.identity(name).ok().filter(|i| i.shares).and_then(|i| i.base);
+        let number = image.map_or(number_of(name), |base| number_of(&base.image.to_string()));
+        let core = number as usize % self.0.cores.count();
         self.0.cores.on(core, work).await
     }
 
@@ -398,9 +444,28 @@ impl<G: Grid> Volumes<G> {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let done = Fs::os().unblock(work).await;
-        done.map_err(|e| Error::caused(Kind::Io, format!("working on a volume: {e}"), e))?
+        blocking(work).await
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = Fs::os().unblock(work).await;
+    done.map_err(|e| Error::caused(Kind::Io, format!("working on a volume: {e}"), e))?
+}
+
+/// Opens a volume for us alone. A daemon that was killed keeps its locks until its last write is over.
+pub(super) async fn take_patiently(
+    take: impl Fn() -> Result<Files> + Clone + Send + 'static,
+) -> Result<Files> {
+    for _ in 0..TAKE_TRIES {
+        match blocking(take.clone()).await {
+            Err(error) if error.kind() == Kind::Conflict => tokio::time::sleep(TAKE_PAUSE).await,
+            taken => return taken,
+        }
+    }
+    blocking(take).await
 }
 
 /// Size and sectors of a new volume.

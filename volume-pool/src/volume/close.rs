@@ -32,6 +32,8 @@ impl Volume {
         self.flush().await?;
         // Its name and size must last as its bytes do.
         self.engine.sync_data(&self.data).await.map_err(io)?;
-        self.identity.borrow_mut().change(|identity| identity.plain = true)
+        self.identity.borrow_mut().change(|identity| identity.plain = true)?;
+        self.base.replace(None);
+        Ok(())
     }
 }

@@ -80,7 +80,7 @@ impl Volume {
     }
 
     /// Waits until nobody writes to a chunk; nothing if it is here by then.
-    async fn fill_turn(&self, chunk: u64) -> Option<FillTurn<'_>> {
+    pub(super) async fn fill_turn(&self, chunk: u64) -> Option<FillTurn<'_>> {
         let attempt = || match self.is_present(chunk) {
             true => Some(None),
             false => self.traffic.try_fill(chunk).map(Some),
@@ -89,7 +89,7 @@ impl Volume {
     }
 
     /// The stretches of a range that the guest has not written.
-    fn unwritten(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+    pub(super) fn unwritten(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let maps = self.maps.borrow();
         let blocks = self.layout.get().blocks_of(range);
         let runs = maps.written.clear_runs(blocks);
@@ -97,7 +97,7 @@ impl Volume {
             .collect()
     }
 
-    fn now_present(&self, chunks: Range<u64>) {
+    pub(super) fn now_present(&self, chunks: Range<u64>) {
         self.maps.borrow_mut().present.set(chunks.clone());
         self.wanted.arrived(chunks);
     }

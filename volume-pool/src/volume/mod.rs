@@ -18,6 +18,7 @@
 //! - what was written before a flush that has returned is there, as it was or as written later;
 //! - a section in which anything was written since `changed` was last written down has its `intent` set.
 
+mod base;
 mod close;
 mod fill;
 mod flush;
@@ -35,6 +36,7 @@ mod write;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
+use std::rc::Rc;
 
 use blockio::{BlockFile, Engine, FileKind};
 use image::{Error, Kind, Manifest, Result};
@@ -68,6 +70,8 @@ pub struct Volume {
     fresh: bool,
     /// Whether something was written since the last flush began.
     written: Cell<bool>,
+    /// Has the chunks that are not here.
+    base: RefCell<Option<Rc<Volume>>>,
 }
 
 /// The files of a volume, opened for writing, and nobody else's.
@@ -88,7 +92,7 @@ pub struct Files {
 pub struct Arrived {
     /// Chunks.
     pub chunks: u64,
-    /// Those that are here.
+    /// Those that are here, or with its base.
     pub present: u64,
     /// Those that somebody waits for.
     pub wanted: u64,
@@ -147,6 +151,7 @@ impl Volume {
             intending: Together::default(),
             fresh,
             written: Cell::new(true),
+            base: RefCell::default(),
         })
     }
 
@@ -175,7 +180,7 @@ impl Volume {
         let maps = self.maps.borrow();
         Arrived {
             chunks: maps.present.len(),
-            present: maps.present.count(),
+            present: maps.present.count() + self.with_base(&maps.present),
             wanted: self.wanted.len() as u64,
             memory: maps.memory() as u64,
         }

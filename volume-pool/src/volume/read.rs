@@ -1,6 +1,7 @@
 //! Reading: at once what is here, and the rest when it has come.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use blockio::Buf;
 use image::{Error, Kind, Result};
@@ -23,11 +24,20 @@ pub enum Piece {
 impl Volume {
     /// Fills `buf`, all of its length, from `at`; waits for what is not here.
     pub async fn read(&self, at: u64, mut buf: Buf) -> (Result<()>, Buf) {
-        if let Err(error) = self.arrive(&(at..at + buf.len() as u64)).await {
+        let range = at..at + buf.len() as u64;
+        if let Err(error) = self.arrive(&range).await {
             return (Err(error), buf);
         }
         let len = buf.len();
-        let (read, back) = self.engine.read_at(&self.data, buf, at).await;
+        let (read, back) = match self.of_base(&range) {
+            Some((base, parts)) if parts == [range] => {
+                self.engine.read_at(&base.data, buf, at).await
+            }
+            Some((base, parts)) => {
+                self.engine.read_over(&self.data, buf, at, &base.data, parts).await
+            }
+            None => self.engine.read_at(&self.data, buf, at).await,
+        };
         buf = back;
         let result = match read {
             Ok(read) if read == len => Ok(()),
@@ -48,7 +58,22 @@ impl Volume {
         maps.present.all(layout.chunks_of(range)) || first_missing(&maps, &layout, range).is_none()
     }
 
-    /// Waits until all of a range can be read from the data file.
+    /// The base and what of a range is to be read from it; nothing if all is in the data file.
+    fn of_base(&self, range: &Range<u64>) -> Option<(Rc<Volume>, Vec<Range<u64>>)> {
+        let base = self.base.borrow().clone()?;
+        let (maps, layout) = (self.maps.borrow(), self.layout.get());
+        let mut parts = Vec::new();
+        let mut left = range.clone();
+        while !left.is_empty()
+            && let Some(part) = missing_at(&maps, &layout, left.start, left.end)
+        {
+            left.start = part.end;
+            parts.push(part);
+        }
+        (!parts.is_empty()).then_some((base, parts))
+    }
+
+    /// Waits until all of a range can be read, from the data file or from the base's.
     pub async fn arrive(&self, range: &Range<u64>) -> Result<()> {
         self.check(range)?;
         if self.is_here(range) {
@@ -59,7 +84,9 @@ impl Volume {
             if missing.is_empty() {
                 return Ok(());
             }
-            let waits = missing.into_iter().map(|chunk| self.wanted.wait(chunk));
+            let base = self.base.borrow().clone();
+            let wanted = &base.as_deref().unwrap_or(self).wanted;
+            let waits = missing.into_iter().map(|chunk| wanted.wait(chunk));
             futures::future::try_join_all(waits).await?;
         }
     }
@@ -70,7 +97,9 @@ impl Volume {
         let mut missing = Vec::new();
         let mut left = range.clone();
         while let Some(chunk) = first_missing(&maps, &layout, &left) {
-            missing.push(chunk);
+            if !self.base_has(chunk) {
+                missing.push(chunk);
+            }
             left.start = layout.bytes_of(chunk).end.min(left.end);
         }
         missing
@@ -118,7 +147,8 @@ impl Volume {
             missing_at(&maps, &layout, at, end)
         };
         if let Some(to) = missing.filter(|missing| missing.start == at).map(|m| m.end) {
-            return Ok((to, Piece::Absent));
+            let base = self.base.borrow().clone();
+            return base.map_or(Ok((to, Piece::Absent)), |base| base.piece_at(at, to));
         }
         let here = missing_end(&self.maps.borrow(), &self.layout.get(), at, end);
         match self.data.data_extents(at..here).next().transpose().map_err(io)? {

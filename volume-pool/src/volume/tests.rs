@@ -60,6 +60,7 @@ fn new_volume() -> NewVolume {
         id: [3; 16],
         geometry: Geometry::new(VOLUME, 512, CHUNK_LOG2).unwrap(),
         image: Some(Arc::new(Manifest::new(Domain(0), geometry, vec![table().digest()]))),
+        shares: false,
         created: 0,
     }
 }
@@ -71,18 +72,47 @@ fn shelf(fs: &Fs) -> Shelf {
 /// A volume under test, and how it is got at.
 struct Rig {
     volume: Rc<Volume>,
+    /// What it leans on, if it does.
+    base: Option<Rc<Volume>>,
     arena: Arena,
 }
 
 impl Rig {
-    fn open(files: Files) -> Result<Self, Error> {
+    fn open(files: Files, base: Option<Files>) -> Result<Self, Error> {
         let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
         let arena = Arena::new("test", 64 << 10, 1 << 20).unwrap();
-        Ok(Self { volume: Rc::new(Volume::open(files, engine)?), arena })
+        let volume = Rc::new(Volume::open(files, engine.clone())?);
+        let base = base.map(|files| Volume::open(files, engine).map(Rc::new)).transpose()?;
+        if let Some(base) = &base {
+            volume.lean_on(Rc::clone(base))?;
+        }
+        Ok(Self { volume, base, arena })
     }
 
     fn on(fs: &Fs) -> Result<Self, Error> {
-        Self::open(shelf(fs).take("v")?)
+        let shelf = shelf(fs);
+        let files = shelf.take("v")?;
+        let leans = files.identity.get().shares && !files.identity.get().plain;
+        let image = files.image.as_ref().filter(|_| leans);
+        let base = image.map(|image| shelf.take_base(image, 0)).transpose()?;
+        Self::open(files, base)
+    }
+
+    /// Who is filled.
+    fn filled(&self) -> &Volume {
+        self.base.as_deref().unwrap_or(&self.volume)
+    }
+
+    /// Fills all, and makes it plain.
+    async fn ripen(&self) -> Result<(), Error> {
+        for chunk in 0..IMAGE.div_ceil(CHUNK) {
+            self.fill(chunk).await?;
+        }
+        if let Some(base) = &self.base {
+            base.become_plain().await?;
+            self.volume.take_over().await?;
+        }
+        self.volume.become_plain().await
     }
 
     async fn write(&self, range: Range<u64>, tag: Tag) -> Result<(), Error> {
@@ -108,19 +138,19 @@ impl Rig {
 
     async fn fill(&self, chunk: u64) -> Result<(), Error> {
         if chunk == ZERO_CHUNK {
-            return self.volume.fill_zeros(0, &table()).await.map(drop);
+            return self.filled().fill_zeros(0, &table()).await.map(drop);
         }
         let plain = image_chunk(chunk);
         let mut buf = self.arena.acquire().await;
         buf.copy_from(&plain);
         let plain = Verified::check(buf, plain.len(), &Digest::of_chunk(&plain)).unwrap();
-        self.volume.fill(0, chunk as u32, plain).await.map(drop)
+        self.filled().fill(0, chunk as u32, plain).await.map(drop)
     }
 
     /// Brings whatever is asked for, for ever.
     async fn bring(&self) {
         loop {
-            for chunk in self.volume.next_wanted().await {
+            for chunk in self.filled().next_wanted().await {
                 self.fill(chunk).await.unwrap();
             }
         }
@@ -142,6 +172,7 @@ enum Step {
     Discard(Range<u64>),
     Flush,
     Fill(u64),
+    Ripen,
     Reopen,
 }
 
@@ -171,6 +202,7 @@ fn round() -> impl Strategy<Value = Round> {
     prop_oneof![
         4 => step().prop_map(|step| vec![(step, 0)]),
         4 => prop::collection::vec((step(), 0..4usize), 2..6),
+        1 => (step(), 0..40usize).prop_map(|(step, wait)| vec![(Step::Ripen, 0), (step, wait)]),
         1 => Just(vec![(Step::Reopen, 0)]),
     ]
 }
@@ -245,7 +277,13 @@ async fn take_step(rig: &Rig, step: &Step, tag: Tag) {
         Step::Discard(range) => rig.volume.discard(range).await.unwrap(),
         Step::Flush => rig.volume.flush().await.unwrap(),
         Step::Fill(chunk) => rig.fill(chunk).await.unwrap(),
-        Step::Reopen => rig.volume.close().await.unwrap(),
+        Step::Ripen => rig.ripen().await.unwrap(),
+        Step::Reopen => {
+            rig.volume.close().await.unwrap();
+            if let Some(base) = &rig.base {
+                base.close().await.unwrap();
+            }
+        }
     }
 }
 
@@ -298,6 +336,7 @@ fn last(image: &CrashImage, what: &str) -> Option<usize> {
 }
 
 async fn check(image: &CrashImage, model: &Model) {
+    shelf(&image.fs()).tidy_bases().unwrap_or_else(|e| panic!("{image}: {e}"));
     let rig = Rig::on(&image.fs()).unwrap_or_else(|e| panic!("{image}: {e}"));
     let found = all_tags(&rig).await;
     let begun = last(image, "round").unwrap_or(0);
@@ -319,8 +358,12 @@ fn on_one_core<T>(work: impl Future<Output = T>) -> T {
 }
 
 fn fresh_disk() -> MemFs {
+    disk_with(new_volume())
+}
+
+fn disk_with(new: NewVolume) -> MemFs {
     let disk = MemFs::new();
-    shelf(&disk.fs()).create(&new_volume()).unwrap();
+    shelf(&disk.fs()).create(&new).unwrap();
     disk.settle();
     disk
 }
@@ -329,9 +372,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_power_cut_loses_nothing_that_was_flushed(rounds in prop::collection::vec(round(), 1..10), seed in any::<u64>()) {
+    fn a_power_cut_loses_nothing_that_was_flushed(rounds in prop::collection::vec(round(), 1..10), shares in any::<bool>(), seed in any::<u64>()) {
         on_one_core(async {
-            let disk = fresh_disk();
+            let disk = disk_with(NewVolume { shares, ..new_volume() });
             let (model, _rig) = run(&disk, &rounds).await;
             let plan = CrashPlan { seed, per_point: 6, torn: true };
             for image in disk.crash_images(plan) {
@@ -341,9 +384,9 @@ proptest! {
     }
 
     #[test]
-    fn reads_see_what_was_written(rounds in prop::collection::vec(round(), 1..40)) {
+    fn reads_see_what_was_written(rounds in prop::collection::vec(round(), 1..40), shares in any::<bool>()) {
         on_one_core(async {
-            let disk = fresh_disk();
+            let disk = disk_with(NewVolume { shares, ..new_volume() });
             let (model, rig) = run(&disk, &rounds).await;
             let found = all_tags(&rig).await;
             for (sector, (tag, now)) in found.iter().zip(&model.now).enumerate() {
@@ -631,5 +674,53 @@ fn what_rots_is_found_and_made_good_and_what_the_guest_wrote_is_left() {
         let tags = rig.tags(0..CHUNK).await.unwrap();
         assert_eq!((tags[0], tags[1], tags[2]), (tag_of_image(0), 9, tag_of_image(2)));
         assert_eq!(rig.tags(ZERO_CHUNK * CHUNK..3 * CHUNK).await.unwrap(), [ZEROS; 32]);
+    });
+}
+
+#[test]
+fn volumes_of_one_base_fetch_each_chunk_once_and_stay_apart() {
+    on_one_core(async {
+        let disk = disk_with(NewVolume { shares: true, ..new_volume() });
+        let other = NewVolume { name: "w".into(), id: [4; 16], shares: true, ..new_volume() };
+        shelf(&disk.fs()).create(&other).unwrap();
+        let one = Rig::on(&disk.fs()).unwrap();
+        let base = one.base.clone().unwrap();
+        let files = shelf(&disk.fs()).take("w").unwrap();
+        let mut two = Rig::open(files, None).unwrap();
+        two.volume.lean_on(Rc::clone(&base)).unwrap();
+        two.base = Some(Rc::clone(&base));
+        let (a, b) = tokio::join!(one.volume.arrive(&(0..SECTOR)), async {
+            let both = futures::future::join(
+                two.volume.arrive(&(0..CHUNK)),
+                two.write(SECTOR..2 * SECTOR, 5),
+            );
+            let fetched = async {
+                let asked = base.next_wanted().await;
+                assert_eq!(asked, [0], "however many wait");
+                one.fill(0).await.unwrap();
+            };
+            let ((arrived, written), ()) = futures::future::join(both, fetched).await;
+            arrived.and(written)
+        });
+        a.and(b).unwrap();
+        one.write(BLOCK..2 * BLOCK, 6).await.unwrap();
+        let of_image: Vec<Tag> = (0..24).map(tag_of_image).collect();
+        let (first, second) =
+            (one.tags(0..3 * BLOCK).await.unwrap(), two.tags(0..3 * BLOCK).await.unwrap());
+        assert_eq!(first, [&of_image[..8], &[6; 8], &of_image[16..]].concat());
+        assert_eq!(second, [&of_image[..1], &[5], &of_image[2..]].concat());
+        assert_eq!((one.volume.arrived().present, two.volume.arrived().present), (4, 4));
+        use super::Piece::{Absent, Data};
+        let pieces = two.volume.pieces(0..2 * CHUNK, 9).unwrap();
+        assert_eq!(pieces, [(CHUNK, Data), (CHUNK, Absent)]);
+        // No guest writes to what others read.
+        let buf = one.arena.acquire().await;
+        assert_eq!(base.write(0, buf).await.0.unwrap_err().kind(), Kind::Conflict);
+        // Nothing is taken over from what may not last.
+        assert_eq!(one.volume.take_over().await.unwrap_err().kind(), Kind::Conflict);
+        one.ripen().await.unwrap();
+        assert!(one.volume.identity().plain && !two.volume.identity().plain);
+        assert_eq!(one.tags(0..3 * BLOCK).await.unwrap(), first);
+        assert_eq!(two.tags(0..3 * BLOCK).await.unwrap(), second);
     });
 }

@@ -84,8 +84,12 @@ impl Volume {
     async fn fetch_edges(&self, range: &Range<u64>) -> Result<()> {
         loop {
             let edge = edge_to_fetch(&self.maps.borrow(), &self.layout.get(), range);
-            let Some(chunk) = edge else { return Ok(()) };
-            self.wanted.wait(chunk).await?;
+            let Some((chunk, block)) = edge else { return Ok(()) };
+            let base = self.base.borrow().clone();
+            match base {
+                Some(base) => self.take_over_block(&base, chunk, block).await?,
+                None => self.wanted.wait(chunk).await?,
+            }
         }
     }
 
@@ -113,8 +117,8 @@ enum Attempt<'a> {
     Turn(WriteTurn<'a>),
 }
 
-/// A chunk of which a write covers a part of a block that is not here: its first or its last one.
-fn edge_to_fetch(maps: &Maps, layout: &Layout, range: &Range<u64>) -> Option<u64> {
+/// A block, and its chunk, of which a write covers a part, and that is not here: its first or its last one.
+fn edge_to_fetch(maps: &Maps, layout: &Layout, range: &Range<u64>) -> Option<(u64, u64)> {
     let whole = layout.whole_blocks_of(range);
     let touched = layout.blocks_of(range);
     let edges =
@@ -125,7 +129,7 @@ fn edge_to_fetch(maps: &Maps, layout: &Layout, range: &Range<u64>) -> Option<u64
         let is_zeros = at >= layout.image_bytes_of(chunk).end;
         let is_here =
             is_zeros || maps.present.all(chunk..chunk + 1) || maps.written.all(block..block + 1);
-        (!is_here).then_some(chunk)
+        (!is_here).then_some((chunk, block))
     })
 }
 
@@ -155,7 +159,7 @@ impl Maps {
     }
 
     /// The same of a chunk that was written in part; whether all of it is here now.
-    fn note_part(&mut self, layout: &Layout, chunk: u64, blocks: &Range<u64>) -> bool {
+    pub(super) fn note_part(&mut self, layout: &Layout, chunk: u64, blocks: &Range<u64>) -> bool {
         let of_chunk = layout.blocks_of(&layout.bytes_of(chunk));
         self.written.set(blocks.start.max(of_chunk.start)..blocks.end.min(of_chunk.end));
         let of_image = layout.blocks_of(&layout.image_bytes_of(chunk));
