@@ -103,6 +103,8 @@ pub struct Terms {
     pub rate: Option<u64>,
     /// When all is to be here, in seconds since 1970: it is filled evenly until then.
     pub by: Option<u64>,
+    /// Of a volume that shares: it becomes plain also where that means to copy all of the image to it.
+    pub copy: bool,
 }
 
 /// What a scrub found, in chunks.

@@ -623,6 +623,9 @@ pub struct AttachVolumeArgs {
     /// Bytes a second at most for what no guest waits for [default: volumes.rate, of all volumes together]
     #[arg(long, value_parser = crate::config::parse_size)]
     pub rate: Option<u64>,
+    /// Make it a plain disk also where that means to copy what it shares with other volumes
+    #[arg(long)]
+    pub copy: bool,
     /// How long a guest waits for what cannot be had until it gets an I/O error [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub patience: Option<std::time::Duration>,

@@ -59,9 +59,8 @@ impl Shelf {
         bases.take(&new.name)
     }
 
-    /// Removes the bases of which no volume is left that shares them, and what a crash has left of one half made.
-    /// One that is in use stays.
-    pub fn tidy_bases(&self) -> Result<()> {
+    /// Removes the bases of which no volume is left that shares them. One that is in use stays.
+    pub fn remove_idle_bases(&self) -> Result<()> {
         let bases = self.bases()?;
         let mut named = BTreeSet::new();
         for name in self.names()? {
@@ -73,9 +72,6 @@ impl Shelf {
                 Err(error) => return Err(error),
             }
         }
-        for (name, error) in bases.tidy()? {
-            tracing::error!(%error, name, "the base of an image that cannot be read");
-        }
         for name in bases.names()?.into_iter().filter(|name| !named.contains(name)) {
             match bases.remove(&name) {
                 Err(error) if !matches!(error.kind(), Kind::Conflict | Kind::Gone) => {
@@ -85,6 +81,13 @@ impl Shelf {
             }
         }
         Ok(())
+    }
+
+    /// The same of what a crash has left half made or half gone. Only while nobody makes one.
+    pub(crate) fn tidy_bases(&self) -> Result<Vec<(String, Error)>> {
+        let left = self.bases()?.tidy_volumes()?;
+        self.remove_idle_bases()?;
+        Ok(left)
     }
 
     /// Whether files in this directory can share their blocks; then a volume takes over what its base has at the
@@ -109,7 +112,7 @@ impl Shelf {
         match cloned {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(false),
-            Err(error) => Err(Error::from(io(error))),
+            Err(error) => Err(io(error)),
         }
     }
 }
@@ -153,13 +156,13 @@ mod tests {
         let there = || shelf.bases().unwrap().names().unwrap().len();
         // Of a volume that is gone while another uses it.
         shelf.remove("a").unwrap();
-        shelf.tidy_bases().unwrap();
+        shelf.remove_idle_bases().unwrap();
         assert_eq!(there(), 1);
         shelf.remove("b").unwrap();
-        shelf.tidy_bases().unwrap();
+        shelf.remove_idle_bases().unwrap();
         assert_eq!(there(), 1, "it is in use");
         drop(files);
-        shelf.tidy_bases().unwrap();
+        shelf.remove_idle_bases().unwrap();
         assert_eq!(there(), 0);
         assert_eq!(shelf.take_base(&image(), 10).unwrap().identity.get().created, 10);
     }
@@ -174,7 +177,7 @@ mod tests {
         first.bases().unwrap().remove(&image().identity().to_string()).unwrap();
         for cut in disk.crash_images(CrashPlan::default()) {
             let shelf = shelf(cut.fs());
-            shelf.tidy_bases().unwrap_or_else(|e| panic!("{cut}: {e}"));
+            shelf.tidy().unwrap_or_else(|e| panic!("{cut}: {e}"));
             let files = shelf.take_base(&image(), 2).unwrap_or_else(|e| panic!("{cut}: {e}"));
             assert_eq!(files.data.size().unwrap(), 10 << 18, "{cut}");
         }

@@ -248,9 +248,16 @@ impl Shelf {
         self.fs.sync_dir(&self.dir).map_err(io)
     }
 
-    /// Removes what was being made or removed when the power went. What cannot be read is left, and its name
-    /// returned with the reason.
+    /// Removes what was being made or removed when the power went, also of bases, and bases that nobody shares any
+    /// more. What cannot be read is left, and its name returned with the reason. Nobody may make a volume
+    /// meanwhile.
     pub fn tidy(&self) -> Result<Vec<(String, Error)>> {
+        let mut left = self.tidy_volumes()?;
+        left.extend(self.tidy_bases()?);
+        Ok(left)
+    }
+
+    pub(crate) fn tidy_volumes(&self) -> Result<Vec<(String, Error)>> {
         let mut left = Vec::new();
         for name in self.names()? {
             if let Err(error) = self.tidy_one(&name) {

@@ -79,6 +79,7 @@ async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<Volume
             patience: args.patience.map(|t| t.as_secs().max(1)),
             rate: args.rate,
             by: args.by.map(|t| unix_now() + t.as_secs()),
+            copy: args.copy,
         },
         trace: !args.no_trace,
         record: args.record,

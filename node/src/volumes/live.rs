@@ -178,8 +178,8 @@ impl Live {
             match (base, self.volume.identity().base) {
                 (Some(base), _) => {
                     base.0.ripened().await;
-                    // Elsewhere that would copy everything.
-                    if !reflinks {
+                    // Elsewhere that copies everything, and is done only for who wants a plain file.
+                    if !reflinks && !self.how.terms.copy && self.how.qmp.is_none() {
                         return Ok(());
                     }
                     self.take_over(base).await?;

@@ -74,6 +74,8 @@ impl std::str::FromStr for Share {
     }
 }
 
+const UNPOISONED: &str = "no panics while locked";
+
 /// How long a volume that is in use is waited for: a daemon that ends needs a moment.
 const TAKE_TRIES: u32 = 50;
 const TAKE_PAUSE: Duration = Duration::from_millis(100);
@@ -98,6 +100,8 @@ struct Inner<G> {
     share: Share,
     /// Whether files on the shelf can share blocks.
     reflinks: bool,
+    /// The cores of attached volumes.
+    homes: std::sync::Mutex<BTreeMap<String, usize>>,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -119,8 +123,6 @@ impl<G: Grid> Volumes<G> {
         for (name, error) in shelf.tidy()? {
             tracing::error!(%error, name, "a volume that cannot be read");
         }
-        let bases = shelf.tidy_bases();
-        bases.unwrap_or_else(|error| tracing::error!(%error, "bases of images are left"));
         let reflinks = shelf.can_reflink().unwrap_or_else(|error| {
             tracing::warn!(%error, "whether files can share blocks here is not known");
             false
@@ -137,6 +139,7 @@ impl<G: Grid> Volumes<G> {
             rate: options.rate,
             share: options.share,
             reflinks,
+            homes: std::sync::Mutex::default(),
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
@@ -263,7 +266,7 @@ impl<G: Grid> Volumes<G> {
         let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
         let remove = move || {
             shelf.remove(&name)?;
-            let bases = shelf.tidy_bases();
+            let bases = shelf.remove_idle_bases();
             bases.unwrap_or_else(|error| tracing::error!(%error, "bases of images are left"));
             Ok(())
         };
@@ -325,6 +328,7 @@ impl<G: Grid> Volumes<G> {
         let key = name.to_owned();
         let (shelf, wanted) = (self.0.shelf.clone(), key.clone());
         let files = take_patiently(move || shelf.take(&wanted)).await?;
+        let home = self.home(files.identity.get());
         let around = Surroundings {
             shelf: self.0.shelf.clone(),
             reflinks: self.0.reflinks,
@@ -334,15 +338,19 @@ impl<G: Grid> Volumes<G> {
             rate: self.0.rate.clone(),
             now: now(),
         };
-        self.on_its_core(name, move |core| {
+        self.0.homes.lock().expect(UNPOISONED).insert(name.to_owned(), home);
+        let live = self.on_its_core(name, move |core| {
             async move {
-                let live = Live::start(&core, around, files, how, start).await?;
-                core.live.borrow_mut().insert(key, live);
+                let live = Live::start(&core, around, files, how, start).await;
+                if live.is_err() {
+                    core.bases.release().await;
+                }
+                core.live.borrow_mut().insert(key, live?);
                 Ok(())
             }
             .boxed_local()
-        })
-        .await
+        });
+        live.await.inspect_err(|_| self.leaves_home(name))
     }
 
     /// Takes a volume from its guest.
@@ -403,7 +411,7 @@ impl<G: Grid> Volumes<G> {
 
     async fn end_live(&self, name: &str, leave: bool) -> Result<()> {
         let key = name.to_owned();
-        self.on_its_core(name, move |core| {
+        let ended = self.on_its_core(name, move |core| {
             async move {
                 let live = core.live.borrow_mut().remove(&key);
                 let stopped = match live {
@@ -414,26 +422,38 @@ impl<G: Grid> Volumes<G> {
                 stopped
             }
             .boxed_local()
-        })
-        .await
+        });
+        let ended = ended.await;
+        self.leaves_home(name);
+        ended
     }
 
-    /// A volume always lives on the same core; one that shares, on that of its image.
+    /// The core that a volume is to live on. Those that lean on a base live together, on its core.
+    fn home(&self, identity: &Identity) -> usize {
+        let base = identity.base.filter(|_| identity.shares && !identity.plain);
+        let key = base.map_or(identity.name.clone(), |base| base.image.to_string());
+        number_of(&key) as usize % self.0.cores.count()
+    }
+
+    fn leaves_home(&self, name: &str) {
+        self.0.homes.lock().expect(UNPOISONED).remove(name);
+    }
+
+    /// Does something where a volume lives; on any core if it is not attached.
     async fn on_its_core<T: Send + 'static>(
         &self,
         name: &str,
         work: impl FnOnce(Rc<Core>) -> LocalBoxFuture<'static, Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let image = self.0.shelf.identity(name).ok().filter(|i| i.shares).and_then(|i| i.base);
-        let number = image.map_or(number_of(name), |base| number_of(&base.image.to_string()));
-        let core = number as usize % self.0.cores.count();
+        let home = self.0.homes.lock().expect(UNPOISONED).get(name).copied();
+        let core = home.unwrap_or(number_of(name) as usize % self.0.cores.count());
         self.0.cores.on(core, work).await
     }
 
     /// Keeps others from changing a volume.
     async fn only(&self, name: &str) -> OwnedMutexGuard<()> {
         let lock = {
-            let mut changing = self.0.changing.lock().expect("no panics while locked");
+            let mut changing = self.0.changing.lock().expect(UNPOISONED);
             changing.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(changing.entry(name.to_owned()).or_default())
         };

@@ -336,7 +336,7 @@ fn last(image: &CrashImage, what: &str) -> Option<usize> {
 }
 
 async fn check(image: &CrashImage, model: &Model) {
-    shelf(&image.fs()).tidy_bases().unwrap_or_else(|e| panic!("{image}: {e}"));
+    shelf(&image.fs()).tidy().unwrap_or_else(|e| panic!("{image}: {e}"));
     let rig = Rig::on(&image.fs()).unwrap_or_else(|e| panic!("{image}: {e}"));
     let found = all_tags(&rig).await;
     let begun = last(image, "round").unwrap_or(0);
