@@ -670,3 +670,22 @@ fn a_range_is_copied_from_another_file_and_a_read_takes_both() {
         assert!(read.unwrap() == 1000 && *buf == want[..]);
     });
 }
+
+#[test]
+fn what_was_given_up_is_done_when_all_has_settled() {
+    on_each(3, |engine, file, arena| async move {
+        let (_dir, other) = temp_file();
+        other.write_all_at(&pattern(9, SLOT), 0).unwrap();
+        for round in 0..20u64 {
+            let at = round * 2 * SLOT as u64;
+            abandon(engine.write_at(&file, buf(&arena, &pattern(round, SLOT)), at));
+            abandon(engine.zero_range(&file, at..at + 10));
+            engine.settle().await;
+            let found = read(&engine, &file, &arena, SLOT, at).await;
+            assert!(found[10..] == pattern(round, SLOT)[10..], "round {round}");
+            abandon(engine.copy_range(&file, &other, 0..SLOT as u64));
+            engine.settle().await;
+            assert!(read(&engine, &file, &arena, SLOT, 0).await == pattern(9, SLOT));
+        }
+    });
+}

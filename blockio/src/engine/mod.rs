@@ -337,6 +337,15 @@ impl Engine {
         self.run(file, verb, Payload::Range(len), range.start).await.0.map(drop)
     }
 
+    /// Waits until all that is under way has completed, also what nobody waits for any more. What is asked for
+    /// meanwhile waits, too.
+    pub async fn settle(&self) {
+        match &self.inner {
+            Inner::Ring(ring) => ring.settle().await,
+            Inner::Portable(portable) => portable.settle().await,
+        }
+    }
+
     /// What has been done so far. Operations on files without a descriptor are not counted.
     pub fn stats(&self) -> EngineStats {
         match &self.inner {

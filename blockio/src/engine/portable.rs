@@ -59,6 +59,11 @@ impl Portable {
         reply.wait().await
     }
 
+    pub(super) async fn settle(&self) {
+        let all = self.shared.permits.acquire_many(self.threads).await;
+        drop(all.expect("an engine's line is never closed"));
+    }
+
     pub(super) fn stats(&self) -> EngineStats {
         let free = self.shared.permits.available_permits() as u32;
         EngineStats {

@@ -43,6 +43,7 @@ pub(super) struct Ring {
 struct Handle {
     shared: Arc<Shared>,
     permits: Arc<Semaphore>,
+    depth: u32,
     aside: Portable,
 }
 
@@ -66,7 +67,8 @@ impl Ring {
         // The guard goes in ready: a runtime may end before it has polled the driver once.
         runtime.spawn(drive(StopOnDrop(Arc::clone(&shared)), posted));
         let permits = Arc::new(Semaphore::new(options.depth as usize));
-        let handle = Handle { shared, permits, aside: Portable::start(ASIDE)? };
+        let handle =
+            Handle { shared, permits, depth: options.depth, aside: Portable::start(ASIDE)? };
         Ok(Ring { handle: Arc::new(handle) })
     }
 
@@ -92,6 +94,12 @@ impl Ring {
         drop(refused);
         self.handle.shared.kick.notify_one();
         reply.wait().await
+    }
+
+    pub(super) async fn settle(&self) {
+        let all = self.handle.permits.acquire_many(self.handle.depth).await;
+        drop(all.expect("an engine's line is never closed"));
+        self.handle.aside.settle().await;
     }
 
     pub(super) fn stats(&self) -> EngineStats {

@@ -8,6 +8,8 @@ impl Volume {
     /// Writes everything down, so that the next use finds what has changed without comparing anything.
     /// Nothing may be under way, and nothing may follow.
     pub async fn close(&self) -> Result<()> {
+        // A fill that was given up may still be on its way to the disk, where the next use may write.
+        self.engine.settle().await;
         self.flush().await?;
         let pages = self.maps.borrow_mut().take_changed();
         self.write_pages(pages).await?;

@@ -724,3 +724,33 @@ fn volumes_of_one_base_fetch_each_chunk_once_and_stay_apart() {
         assert_eq!(two.tags(0..3 * BLOCK).await.unwrap(), second);
     });
 }
+
+#[test]
+fn taking_over_the_rest_of_a_block_spares_what_is_written_meanwhile() {
+    let waits = (0..24).flat_map(|wait| (6..9).map(move |arrives| (wait, arrives)));
+    for (wait, arrives) in waits {
+        on_one_core(async {
+            let disk = disk_with(NewVolume { shares: true, ..new_volume() });
+            let rig = Rig::on(&disk.fs()).unwrap();
+            let after = async |turns: usize| {
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let part = rig.write(SECTOR..2 * SECTOR, 1);
+            let whole = async {
+                after(wait).await;
+                rig.write(0..BLOCK, 2).await
+            };
+            let fill = async {
+                after(arrives).await;
+                rig.fill(0).await
+            };
+            let (part, whole, filled) = tokio::join!(part, whole, fill);
+            part.and(whole).and(filled).unwrap();
+            let found = rig.tags(0..BLOCK).await.unwrap();
+            assert!([1, 2].contains(&found[1]), "after {wait}: {found:?}");
+            assert_eq!((found[0], &found[2..]), (2, &[2; 6][..]), "after {wait}");
+        });
+    }
+}
