@@ -20,6 +20,8 @@ const MEASURE: Duration = Duration::from_secs(1);
 pub(super) struct Pace {
     limits: Vec<Arc<Rate>>,
     by: Option<Duration>,
+    /// When all should be here, so that it is in time.
+    aim: Option<Duration>,
     held_until: Duration,
     /// When the measurement under way began, and what came since.
     since: Option<(Duration, u64)>,
@@ -38,9 +40,9 @@ impl Pace {
         self.measure(bytes, now);
         let limited = self.limits.iter().map(|limit| now + limit.take(bytes, now)).max();
         let even = self.by.map(|by| {
-            let time = by.saturating_sub(now).as_secs_f64() * IN_TIME;
+            let aim = *self.aim.get_or_insert(now + by.saturating_sub(now).mul_f64(IN_TIME));
             let share = bytes as f64 / (bytes + left).max(1) as f64;
-            self.held_until.max(now) + Duration::from_secs_f64(time * share)
+            self.held_until.max(now) + aim.saturating_sub(now).mul_f64(share)
         });
         self.held_until = limited.into_iter().chain(even).max().unwrap_or(now);
         self.held_until
