@@ -52,6 +52,7 @@ impl Shelf {
             geometry: Geometry::new(size, 512, geometry.chunk_log2())?,
             image: Some(Arc::new(image.clone())),
             shares: false,
+            device: None,
             created: now,
             name,
         };
@@ -68,8 +69,10 @@ impl Shelf {
                 Ok(identity) if !identity.shares => {}
                 Ok(identity) => named.extend(identity.base.map(|base| base.image.to_string())),
                 Err(error) if error.kind() == Kind::Gone => {}
-                // Who knows what it names.
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, name, "all bases stay: who knows which it shares");
+                    return Ok(());
+                }
             }
         }
         for name in bases.names()?.into_iter().filter(|name| !named.contains(name)) {
@@ -136,8 +139,8 @@ mod tests {
     fn create(shelf: &Shelf, name: &str, shares: bool) {
         let image = Arc::new(image());
         let (id, geometry) = ([1; 16], *image.geometry());
-        let new =
-            NewVolume { name: name.into(), id, geometry, image: Some(image), shares, created: 0 };
+        let (name, image) = (name.into(), Some(image));
+        let new = NewVolume { name, id, geometry, image, shares, device: None, created: 0 };
         shelf.create(&new).unwrap();
     }
 

@@ -260,6 +260,12 @@ impl IdentityBlocks {
         self.write().inspect_err(|_| self.now = before)
     }
 
+    /// Makes it say nothing any more, durably. For devices, of which no file is removed.
+    pub(crate) fn wipe(self) -> Result<()> {
+        self.file.write_all_at(&[0; 2 * LEN], self.at).map_err(io)?;
+        self.file.sync_data().map_err(io)
+    }
+
     fn write(&mut self) -> Result<()> {
         let seq = self.seq + 1;
         let block = self.now.encode(seq);

@@ -8,6 +8,7 @@
 //!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
 
 mod bases;
+mod device;
 mod identity;
 mod layout;
 mod maps;
@@ -18,6 +19,7 @@ mod target;
 mod verified;
 mod volume;
 
+pub use device::{DEVICE_TAIL, identify};
 pub use identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
 pub use layout::BLOCK;
 pub use place::check_path;

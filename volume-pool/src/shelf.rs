@@ -5,6 +5,7 @@
 //! DIR/NAME/manifest    the image that it is made of: geometry and section digests; not of a blank one
 //! DIR/NAME/maps        what of it is here
 //! DIR/NAME/disk.raw    its bytes
+//! DIR/NAME/device      instead of the identity and the bytes, of a volume on a [device](crate::device)
 //! DIR/.images/DIGEST/  the same of a [base](crate::bases)
 //! ```
 
@@ -12,17 +13,19 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockio::{BlockFile, Fs, OpenMode};
+use blockio::{BlockFile, FileKind, Fs, OpenMode};
 use image::manifest::MAX_MANIFEST;
 use image::{Error, Geometry, Kind, Manifest, Result};
 
+use crate::device::{self, OnDevice};
 use crate::identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
 use crate::volume::Files;
 
-const IDENTITY: &str = "identity";
+pub(crate) const IDENTITY: &str = "identity";
 const MANIFEST: &str = "manifest";
 const MAPS: &str = "maps";
 const DISK: &str = "disk.raw";
+pub(crate) const DEVICE: &str = "device";
 
 /// A directory of volumes.
 #[derive(Clone, Debug)]
@@ -44,6 +47,8 @@ pub struct NewVolume {
     pub image: Option<Arc<Manifest>>,
     /// Leave the image's chunks with a base that volumes share: see [`Shelf::take_base`].
     pub shares: bool,
+    /// The block device that it is to lie on; in a file by default.
+    pub device: Option<PathBuf>,
     /// Now, in seconds since 1970.
     pub created: u64,
 }
@@ -84,9 +89,15 @@ impl Shelf {
         Ok(self.dir.join(name))
     }
 
-    /// The file that holds a volume's bytes.
+    /// The file or device that holds a volume's bytes.
     pub fn disk(&self, name: &str) -> Result<PathBuf> {
-        Ok(self.path(name)?.join(DISK))
+        let in_file = || Ok(self.path(name)?.join(DISK));
+        self.device(name)?.map_or_else(in_file, |device| Ok(device.path))
+    }
+
+    /// Where a volume lies, if not in a file.
+    fn device(&self, name: &str) -> Result<Option<OnDevice>> {
+        OnDevice::read(&self.fs, &self.path(name)?.join(DEVICE))
     }
 
     /// Makes a volume. It is allocated when this returns, or not there: what a crash leaves half made is
@@ -94,7 +105,7 @@ impl Shelf {
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] if there is one of this name.
+    /// [`Kind::Conflict`] if there is one of this name, or one on its device.
     pub fn create(&self, new: &NewVolume) -> Result<()> {
         self.create_as(VolumeState::Allocated, new)
     }
@@ -115,7 +126,8 @@ impl Shelf {
         }
         self.fs.create_dir_all(&dir).map_err(io)?;
         self.build(&dir, state, new).inspect_err(|_| {
-            if let Err(error) = self.remove_files(&dir) {
+            let identity = self.take_identity(&new.name).ok();
+            if let Err(error) = self.remove_files(&dir, identity) {
                 tracing::warn!(%error, "a volume that could not be made is left");
             }
         })
@@ -128,19 +140,25 @@ impl Shelf {
             name: new.name.clone(),
             state: VolumeState::Building,
             plain: new.image.is_none(),
-            shares: new.shares && new.image.is_some(),
+            shares: new.shares && new.image.is_some() && new.device.is_none(),
             size: new.geometry.size(),
             sector: new.geometry.sector(),
             chunk_log2: new.geometry.chunk_log2(),
             base: new.image.as_deref().map(base),
             created: new.created,
         };
-        let file = create(IDENTITY)?;
-        lock(&file, &new.name)?;
-        let mut blocks = IdentityBlocks::create(file, 0, identity)?;
-        let disk = create(DISK)?;
-        disk.set_len(new.geometry.size()).map_err(io)?;
-        disk.sync_data().map_err(io)?;
+        let mut blocks = match &new.device {
+            Some(path) => self.build_on(dir, path, identity)?,
+            None => {
+                let file = create(IDENTITY)?;
+                lock(&file, &new.name)?;
+                let blocks = IdentityBlocks::create(file, 0, identity)?;
+                let disk = create(DISK)?;
+                disk.set_len(new.geometry.size()).map_err(io)?;
+                disk.sync_data().map_err(io)?;
+                blocks
+            }
+        };
         create(MAPS)?.sync_data().map_err(io)?;
         if let Some(manifest) = &new.image {
             let file = create(MANIFEST)?;
@@ -153,6 +171,19 @@ impl Shelf {
             VolumeState::Ready => Ok(()),
             state => blocks.become_state(state),
         }
+    }
+
+    /// The same on a device: what lies behind the image becomes zeros, which takes its time.
+    fn build_on(&self, dir: &Path, path: &Path, identity: Identity) -> Result<IdentityBlocks> {
+        let device = device::claim(&self.fs, path, identity.size)?;
+        OnDevice { id: identity.id, path: path.into() }.write(&self.fs, &dir.join(DEVICE))?;
+        // A device that says what it is must be found from here.
+        self.fs.sync_dir(dir).map_err(io)?;
+        let behind = identity.base.map_or(0, |base| base.size)..identity.size;
+        let blocks = IdentityBlocks::create(device.clone(), device::place(&device)?, identity)?;
+        device.zero_range(behind).map_err(io)?;
+        device.sync_data().map_err(io)?;
+        Ok(blocks)
     }
 
     /// The names of all volumes, also of those that are being made.
@@ -171,7 +202,31 @@ impl Shelf {
     ///
     /// [`Kind::Gone`] if there is none of this name.
     pub fn identity(&self, name: &str) -> Result<Identity> {
-        Ok(IdentityBlocks::open(self.identity_file(name, OpenMode::read())?, 0)?.get().clone())
+        Ok(self.open_identity(name, OpenMode::read(), |_| Ok(()))?.get().clone())
+    }
+
+    fn open_identity(
+        &self,
+        name: &str,
+        mode: OpenMode,
+        check: impl FnOnce(&BlockFile) -> Result<()>,
+    ) -> Result<IdentityBlocks> {
+        match self.device(name)? {
+            Some(on) => {
+                let device = self.fs.open(&on.path, mode).map_err(|e| match e.kind() {
+                    // The volume is not gone with it.
+                    ErrorKind::NotFound => Error::caused(Kind::Io, format!("{name}: {e}"), e),
+                    _ => io(e),
+                })?;
+                check(&device)?;
+                on.identity(device)
+            }
+            None => {
+                let file = self.identity_file(name, mode)?;
+                check(&file)?;
+                IdentityBlocks::open(file, 0)
+            }
+        }
     }
 
     fn identity_file(&self, name: &str, mode: OpenMode) -> Result<BlockFile> {
@@ -192,7 +247,11 @@ impl Shelf {
     pub fn take(&self, name: &str) -> Result<Files> {
         let identity = self.take_identity(name)?;
         let open = |file: &str| self.fs.open(self.dir.join(name).join(file), OpenMode::write());
-        let (data, maps) = (open(DISK).map_err(io)?, open(MAPS).map_err(io)?);
+        let data = match self.device(name)? {
+            Some(_) => identity.file().clone(),
+            None => open(DISK).map_err(io)?,
+        };
+        let maps = open(MAPS).map_err(io)?;
         let image = identity.get().base.map(|base| self.manifest(name, &base)).transpose()?;
         Ok(Files { identity, data, maps, image })
     }
@@ -205,9 +264,7 @@ impl Shelf {
     }
 
     fn take_identity(&self, name: &str) -> Result<IdentityBlocks> {
-        let file = self.identity_file(name, OpenMode::write())?;
-        lock(&file, name)?;
-        IdentityBlocks::open(file, 0)
+        self.open_identity(name, OpenMode::write(), |file| lock(file, name))
     }
 
     /// Removes a volume. After a crash in the middle [`tidy`](Shelf::tidy) goes on.
@@ -221,7 +278,7 @@ impl Shelf {
         if identity.get().state != VolumeState::Erasing {
             identity.become_state(VolumeState::Erasing)?;
         }
-        self.remove_files(&self.path(name)?)
+        self.remove_files(&self.path(name)?, Some(identity))
     }
 
     /// Refuses a volume whose file a virtual machine or a loop device uses, past us.
@@ -236,9 +293,16 @@ impl Shelf {
         }
     }
 
-    /// The identity goes last: until then it says that the rest is to go.
-    fn remove_files(&self, dir: &Path) -> Result<()> {
-        for file in [DISK, MAPS, MANIFEST, IDENTITY] {
+    /// The identity goes last: until then it says that the rest is to go. What is on a device stays there, but is
+    /// no volume any more.
+    fn remove_files(&self, dir: &Path, mut identity: Option<IdentityBlocks>) -> Result<()> {
+        for file in [DISK, MAPS, MANIFEST, DEVICE, IDENTITY] {
+            if file == DEVICE
+                && let Some(on_device) =
+                    identity.take_if(|identity| identity.file().kind() == FileKind::Block)
+            {
+                on_device.wipe()?;
+            }
             match self.fs.remove_file(dir.join(file)) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(io(e)),
                 _ => self.fs.sync_dir(dir).map_err(io)?,
@@ -269,7 +333,8 @@ impl Shelf {
 
     fn tidy_one(&self, name: &str) -> Result<()> {
         let dir = self.path(name)?;
-        let half_made = match self.take_identity(name) {
+        let taken = self.take_identity(name);
+        let half_made = match &taken {
             Ok(identity) => {
                 matches!(identity.get().state, VolumeState::Building | VolumeState::Erasing)
             }
@@ -278,10 +343,10 @@ impl Shelf {
             Err(e) if e.kind() == Kind::Gone => true,
             Err(e) if e.kind() == Kind::Corrupt => !self.fs.exists(dir.join(MAPS)).map_err(io)?,
             Err(e) if e.kind() == Kind::Conflict => false,
-            Err(e) => return Err(e),
+            Err(e) => return Err(e.clone()),
         };
         match half_made {
-            true => self.remove_files(&dir),
+            true => self.remove_files(&dir, taken.ok()),
             false => Ok(()),
         }
     }

@@ -244,7 +244,8 @@ impl Live {
         let hydration = self.hydration(core, source, image, &arena)?;
         let Terms { patience, by, .. } = self.how.terms;
         let patience = patience.map(Duration::from_secs);
-        let policy = Policy { fill: self.how.fill, patience, deadline: by.is_some() };
+        let (deadline, paced) = (by.is_some(), self.status.pace.borrow().holds());
+        let policy = Policy { fill: self.how.fill, patience, deadline, paced };
         hydration.run(policy, self.trace(grid, &image)).await?;
         // Some are looked at once more; if the disk has lost one, all are.
         let chunks = self.volume.arrived().chunks;

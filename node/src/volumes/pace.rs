@@ -35,6 +35,11 @@ impl Pace {
         Self { limits, by, ..Self::default() }
     }
 
+    /// Whether it ever has the filling wait.
+    pub(super) fn holds(&self) -> bool {
+        !self.limits.is_empty() || self.by.is_some()
+    }
+
     /// So many bytes have come, and so many are to come. Until when the filling is to wait.
     pub(super) fn came(&mut self, bytes: u64, left: u64, now: Duration) -> Duration {
         self.measure(bytes, now);

@@ -19,6 +19,8 @@ use super::window::{self, Window};
 const QUIET_STEP: Duration = Duration::from_millis(10);
 /// Chunks under way at most that nobody waits for.
 const MOST_FILLING: usize = 64;
+/// The same where there is a limit or a deadline.
+const MOST_PACED: usize = 4;
 /// Chunks asked for in one request.
 const BATCH: usize = 16;
 /// Requests of guests under way at a time.
@@ -76,6 +78,8 @@ pub(super) struct Policy {
     pub(super) patience: Option<Duration>,
     /// It has a deadline: a little is fetched also while guests are about.
     pub(super) deadline: bool,
+    /// It is held back: few are under way, so that there is something to hold.
+    pub(super) paced: bool,
 }
 
 /// See the [module](self).
@@ -287,6 +291,7 @@ impl Plan {
                 (quiet as usize).min(MOST_FILLING).max(usize::from(self.policy.deadline))
             }
         };
+        let most = if self.policy.paced { most.min(MOST_PACED) } else { most };
         most.checked_sub(self.under_way.len()).filter(|room| *room > 0)
     }
 
@@ -388,7 +393,7 @@ mod tests {
 
     fn plan(fill: bool) -> (Plan, Disk) {
         let patience = Some(Duration::from_secs(10));
-        let policy = Policy { fill, patience, deadline: false };
+        let policy = Policy { fill, patience, deadline: false, paced: false };
         (Plan::new(policy, 40), Disk((0..40).collect()))
     }
 

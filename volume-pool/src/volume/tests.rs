@@ -61,6 +61,7 @@ fn new_volume() -> NewVolume {
         geometry: Geometry::new(VOLUME, 512, CHUNK_LOG2).unwrap(),
         image: Some(Arc::new(Manifest::new(Domain(0), geometry, vec![table().digest()]))),
         shares: false,
+        device: None,
         created: 0,
     }
 }
@@ -361,8 +362,35 @@ fn fresh_disk() -> MemFs {
     disk_with(new_volume())
 }
 
+/// What a volume may be made like.
+#[derive(Clone, Copy, Debug)]
+enum Kept {
+    Alone,
+    Shared,
+    OnDevice,
+}
+
+fn kept() -> impl Strategy<Value = Kept> {
+    prop_oneof![Just(Kept::Alone), Just(Kept::Shared), Just(Kept::OnDevice)]
+}
+
+fn disk_of(kept: Kept) -> MemFs {
+    let new = new_volume();
+    disk_with(match kept {
+        Kept::Alone => new,
+        Kept::Shared => NewVolume { shares: true, ..new },
+        Kept::OnDevice => NewVolume { device: Some("/device".into()), ..new },
+    })
+}
+
 fn disk_with(new: NewVolume) -> MemFs {
     let disk = MemFs::new();
+    if let Some(device) = &new.device {
+        // It was used before.
+        disk.add_device(device, VOLUME + 9000).unwrap();
+        let device = disk.fs().open(device, OpenMode::write()).unwrap();
+        device.write_all_at(&vec![0xee; VOLUME as usize + 9000], 0).unwrap();
+    }
     shelf(&disk.fs()).create(&new).unwrap();
     disk.settle();
     disk
@@ -372,9 +400,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_power_cut_loses_nothing_that_was_flushed(rounds in prop::collection::vec(round(), 1..10), shares in any::<bool>(), seed in any::<u64>()) {
+    fn a_power_cut_loses_nothing_that_was_flushed(rounds in prop::collection::vec(round(), 1..10), kept in kept(), seed in any::<u64>()) {
         on_one_core(async {
-            let disk = disk_with(NewVolume { shares, ..new_volume() });
+            let disk = disk_of(kept);
             let (model, _rig) = run(&disk, &rounds).await;
             let plan = CrashPlan { seed, per_point: 6, torn: true };
             for image in disk.crash_images(plan) {
@@ -384,9 +412,9 @@ proptest! {
     }
 
     #[test]
-    fn reads_see_what_was_written(rounds in prop::collection::vec(round(), 1..40), shares in any::<bool>()) {
+    fn reads_see_what_was_written(rounds in prop::collection::vec(round(), 1..40), kept in kept()) {
         on_one_core(async {
-            let disk = disk_with(NewVolume { shares, ..new_volume() });
+            let disk = disk_of(kept);
             let (model, rig) = run(&disk, &rounds).await;
             let found = all_tags(&rig).await;
             for (sector, (tag, now)) in found.iter().zip(&model.now).enumerate() {
