@@ -17,8 +17,10 @@
 //! | `fleet`, `versions` | what the store is asked for: by 50 nodes at once, for a second version ([`fleet`], [`versions`]) |
 //! | `tails` | what nodes feel of a cache that dies, and of one that limps ([`tails`]) |
 //! | `overload` | what a cache gets done when too much is asked of it ([`overload`]) |
+//! | `boot`, `boot-slow` | a guest that boots from a volume, over 1 Gbit/s and over 100 Mbit/s ([`boot`]) |
 
 mod bars;
+mod boot;
 mod codec;
 mod cold;
 mod fleet;
@@ -27,6 +29,7 @@ mod hits;
 mod import;
 mod memory;
 mod network;
+mod node;
 mod overload;
 mod process;
 mod pull;
@@ -84,7 +87,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 13] = [
+    let all: [(&str, Measure); 15] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -98,6 +101,8 @@ fn main() {
         ("cold", cold::measure),
         ("tails", tails::measure),
         ("overload", overload::measure),
+        ("boot", boot::fast),
+        ("boot-slow", boot::slow),
     ];
     for (name, measure) in all {
         if only.is_empty() || only.iter().any(|o| o == name) {

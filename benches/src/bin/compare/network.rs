@@ -29,6 +29,11 @@ impl Pair {
         }
         Pair
     }
+
+    /// Gives what both sides send a rate, with packets as they are on the wire.
+    pub fn shape(&self, rate: &str) {
+        netns(&["up", "fbcmp", "--rate", rate]);
+    }
 }
 
 impl Drop for Pair {
