@@ -21,15 +21,15 @@ use crate::grid::{Grid, Servers};
 use crate::process::{Answering, beside, inside, json, run, settle};
 use crate::s3::S3;
 
-const FAR: &str = "fbcmp-far";
-const FAR_IP: &str = "10.78.0.1";
-const NEAR: &str = "fbcmp-near";
+pub const FAR: &str = "fbcmp-far";
+pub const FAR_IP: &str = "10.78.0.1";
+pub const NEAR: &str = "fbcmp-near";
 const NEAR_IP: &str = "10.78.0.2";
 const DELAY_MS: &str = "10";
 const MBIT: &str = "1000";
 
 /// The two namespaces, taken down when dropped, and the line between them.
-struct Line {
+pub struct Line {
     relay: Answering,
 }
 
@@ -41,7 +41,7 @@ fn namespaces(verb: &str) {
 }
 
 impl Line {
-    fn up() -> Self {
+    pub fn up() -> Self {
         namespaces("delete");
         namespaces("add");
         for name in [FAR, NEAR] {

@@ -3,8 +3,8 @@
 //! ```text
 //! cargo run --release -p forebay-benches --bin compare -- --disk V1.raw --second V2.raw [NAME…]
 //! ```
-//! Needs root (network namespaces, TUN devices, a memory cgroup), `zstd`, `nbdkit`, `nbdcopy`, `fio`, and two
-//! cores; `e2e/guest/build-debian` makes the disks. Prints a table of ratios with each bar and whether it
+//! Needs root (network namespaces, TUN devices, a memory cgroup), `zstd`, `nbdkit`, `nbdcopy`, `fio`, QEMU,
+//! `valgrind`, and two cores; `e2e/guest/build-debian` makes the disks. Prints a table of ratios with each bar and whether it
 //! is met, and ends with 1 if one is missed. Beside it must lie `forebay` and the other programs of this
 //! crate: `cargo build --release -p forebay -p forebay-benches`.
 //!
@@ -18,14 +18,21 @@
 //! | `tails` | what nodes feel of a cache that dies, and of one that limps ([`tails`]) |
 //! | `overload` | what a cache gets done when too much is asked of it ([`overload`]) |
 //! | `boot`, `boot-slow` | a guest that boots from a volume, over 1 Gbit/s and over 100 Mbit/s ([`boot`]) |
+//! | `volume` | reads and writes of a volume that is all here, beside other servers of its file ([`volume`]) |
+//! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
+//! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
 
+mod absent;
 mod bars;
 mod boot;
 mod codec;
 mod cold;
+mod cpu;
+mod fio;
 mod fleet;
 mod grid;
 mod hits;
+mod idle;
 mod import;
 mod memory;
 mod network;
@@ -36,6 +43,7 @@ mod pull;
 mod s3;
 mod tails;
 mod versions;
+mod volume;
 
 use std::path::PathBuf;
 
@@ -87,7 +95,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 15] = [
+    let all: [(&str, Measure); 19] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -103,6 +111,10 @@ fn main() {
         ("overload", overload::measure),
         ("boot", boot::fast),
         ("boot-slow", boot::slow),
+        ("volume", volume::present),
+        ("volume-absent", absent::measure),
+        ("volume-idle", idle::measure),
+        ("volume-cpu", cpu::measure),
     ];
     for (name, measure) in all {
         if only.is_empty() || only.iter().any(|o| o == name) {

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::grid::Grid;
-use crate::process::{Background, json};
+use crate::process::{Background, json, on_core, pause};
 
 /// Ends with this.
 pub struct Node<'a> {
@@ -18,10 +19,22 @@ pub struct Node<'a> {
 impl<'a> Node<'a> {
     /// Joins the grid and starts `forebay node`, where the grid's commands run.
     pub fn start(grid: &'a Grid, name: &str) -> Self {
+        Self::start_as(grid, name, |command| command)
+    }
+
+    /// The same, in a way of its own.
+    pub fn start_as(grid: &'a Grid, name: &str, how: impl Fn(Command) -> Command) -> Self {
         let data = grid.join("node", name);
-        let mut daemon = Background::start(&mut grid.command_as(&data, &["node"]));
+        let mut daemon = Background::start(&mut how(grid.command_as(&data, &["node"])));
         assert!(!daemon.first_line().is_empty(), "the daemon ended before it served");
         Self { grid, data, daemon }
+    }
+
+    /// The same with one thread for volumes, all of the daemon kept to a core.
+    pub fn start_on(grid: &'a Grid, name: &str, core: usize) -> Self {
+        Self::start_as(grid, name, |mut command| {
+            on_core(core, command.args(["--set", "node.cores=1"]))
+        })
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -49,6 +62,13 @@ impl<'a> Node<'a> {
     pub fn remove(&self, name: &str) {
         self.volume(&["detach", name]);
         self.volume(&["rm", name]);
+    }
+
+    /// Waits until all of a volume is here.
+    pub fn wait_for(&self, name: &str) {
+        while self.volume(&["show", name])["plain"] != true {
+            pause(Duration::from_millis(100));
+        }
     }
 
     /// How far a volume is that is attached.

@@ -77,12 +77,19 @@ pub fn settle() {
 
 /// Anonymous and shared memory of a process now, in bytes.
 fn anonymous(pid: u32) -> u64 {
+    status(pid, "RssAnon:") + status(pid, "RssShmem:")
+}
+
+/// Memory of a process now, in bytes, the pages of files with it.
+pub fn resident(pid: u32) -> u64 {
+    status(pid, "VmRSS:")
+}
+
+fn status(pid: u32, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let of = |key: &str| -> u64 {
-        let line = status.lines().find(|l| l.starts_with(key));
-        line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
-    };
-    (of("RssAnon:") + of("RssShmem:")) * 1024
+    let line = status.lines().find(|l| l.starts_with(key));
+    let kib = line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// Watches the peak of RssAnon + RssShmem of a process.

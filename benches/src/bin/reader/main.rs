@@ -5,6 +5,8 @@
 //!                                directory, and prints `connected`; then, for every line that it reads,
 //!                                each takes every chunk and drops it, all at once
 //! reader first IMAGE SOURCE      how long single chunks take, one after the other, to verified bytes
+//! reader each IMAGE DIR EVERY COUNT
+//!                                the same of one chunk in EVERY, from the first on
 //! reader pull IMAGE STORE TO     pulls from a store with nothing in between, unsynced
 //! ```
 //! IMAGE is a digest. A SOURCE is the data directory of a member, who asks a cache, or the URL of a
@@ -12,6 +14,7 @@
 
 mod ask;
 mod drain;
+mod each;
 mod first;
 mod way;
 
@@ -43,8 +46,15 @@ fn main() {
             let member = Member::of(dir, image(i)).await;
             first::measure(&member.connect(0).await, image(i)).await
         }),
+        ["each", i, dir, every, count] => block_on(async {
+            let number = |text: &str| text.parse().expect("a number");
+            let source = Member::of(dir, image(i)).await.connect(0).await;
+            each::measure(&source, image(i), number(every), number(count)).await
+        }),
         ["pull", i, url, to] => block_on(way::pull(url, image(i), to.into())),
-        _ => panic!("usage: reader drain IMAGE DIR… | first IMAGE SOURCE | pull IMAGE STORE TO"),
+        _ => panic!(
+            "usage: reader drain IMAGE DIR… | first IMAGE SOURCE | each … | pull IMAGE STORE TO"
+        ),
     };
     println!("{said}");
 }
