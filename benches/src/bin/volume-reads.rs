@@ -3,12 +3,14 @@
 //! ```text
 //! volume-reads DIR io_uring|portable volume|file COUNT
 //! ```
-//! One read after the other, on one thread.
+//! One read after the other, on one thread. Prints the processor time of the reads as a line of JSON.
 
 use std::path::Path;
 
 use blockio::{Arena, Engine, EngineKind, EngineOptions, Fs};
+use forebay_benches::cpu_seconds;
 use image::Geometry;
+use serde_json::json;
 use volume_pool::{NewVolume, Shelf, Volume};
 
 const SIZE: u64 = 64 << 20;
@@ -35,6 +37,7 @@ async fn read(dir: &Path, kind: EngineKind, through_volume: bool, count: u64) {
     assert!(volume.is_complete());
     let arena = Arena::new("reads", READ, 16 * READ).unwrap();
     let mut buf = arena.acquire().await;
+    let before = cpu_seconds();
     for place in 0..count {
         // Far from the one before, and each the same in every run.
         let at = place.wrapping_mul(0x9e37_79b9) % (SIZE / READ as u64) * READ as u64;
@@ -49,6 +52,7 @@ async fn read(dir: &Path, kind: EngineKind, through_volume: bool, count: u64) {
             buf = back;
         }
     }
+    println!("{}", json!({ "cpu_seconds": cpu_seconds() - before }));
 }
 
 /// A blank volume: all of it is here, as zeros.

@@ -26,7 +26,7 @@ use crate::bars::{Bars, Bound, median, mib, seconds};
 use crate::grid::{Grid, Place, Servers};
 use crate::network::{CLIENT, Pair, SERVER, SERVER_IP};
 use crate::node::Node;
-use crate::process::{Background, inside, now, pause, run, settle};
+use crate::process::{Background, cpu_seconds, inside, now, pause, run, settle};
 
 const PLACE: Place = (SERVER, SERVER_IP, CLIENT);
 /// What a guest's writes are told apart by, in bytes.
@@ -68,13 +68,19 @@ fn measure(setup: &Setup, bars: &mut Bars, link: &Link) {
     let node = Node::start(&grid, "boot-node");
     let _far = serve_disk(setup);
     pair.shape(link.rate);
-    let guest = Guest { setup, dir, node: &node };
+    let guest = Guest { setup, dir, node: &node, up: grid.up.0.id() };
 
     let traces = node.can_attach("--no-trace");
     let untraced: &[&str] = if traces { &["--no-trace"] } else { &[] };
+    let quiet = [&["--no-fill"], untraced].concat();
     let lazy = Bound::AtMost(link.lazy);
     let mut ways: Vec<Way> = vec![
         ("a volume attached at once", lazy, Box::new(|| guest.lazily(untraced))),
+        (
+            "… nothing fetched but what the guest asks for",
+            Bound::Told,
+            Box::new(|| guest.lazily(&quiet)),
+        ),
         ("… all of the disk copied before, by nbdcopy", Bound::Told, Box::new(|| guest.copied())),
         ("… QEMU's overlay over NBD", Bound::Told, Box::new(|| guest.overlaid())),
     ];
@@ -86,7 +92,7 @@ fn measure(setup: &Setup, bars: &mut Bars, link: &Link) {
         ways.insert(1, way);
     }
     beside_local(&guest, link, &ways, bars);
-    fetched_beside_read(&guest, untraced, link, bars);
+    fetched_beside_read(&guest, &quiet, link, bars);
 }
 
 /// nbdkit on the far side.
@@ -127,6 +133,8 @@ struct Guest<'a> {
     setup: &'a Setup,
     dir: PathBuf,
     node: &'a Node<'a>,
+    /// The process that its chunks come from.
+    up: u32,
 }
 
 impl Guest<'_> {
@@ -156,8 +164,14 @@ impl Guest<'_> {
         self.node.volume(&["create", "v:1", "--name", "guest"]);
         let socket = self.node.attach("guest", options);
         let attached = (now() - start).as_secs_f64();
+        let cpu = [self.node.daemon.0.id(), self.up].map(|pid| (pid, cpu_seconds(pid)));
         let took = self.boot(&format!("nbd+unix:///guest?socket={socket}"), "raw");
-        eprintln!("made and attached in {attached:.2} s; {}", self.node.hydration("guest"));
+        let [node, up] = cpu.map(|(pid, before)| cpu_seconds(pid) - before);
+        let came = self.node.hydration("guest");
+        eprintln!(
+            "made and attached in {attached:.2} s; processor time: {node:.1} s of the node's daemon, {up:.1} s of \
+             `up`; {came}"
+        );
         self.node.remove("guest");
         attached + took
     }
@@ -193,10 +207,9 @@ impl Guest<'_> {
 
 /// What comes over the network when nothing is fetched but what a guest asks for, beside the frames of the
 /// chunks that it reads something of that it has not written itself.
-fn fetched_beside_read(guest: &Guest, untraced: &[&str], link: &Link, bars: &mut Bars) {
+fn fetched_beside_read(guest: &Guest, quiet: &[&str], link: &Link, bars: &mut Bars) {
     guest.node.volume(&["create", "v:1", "--name", "quiet"]);
-    let options = [&["--no-fill"], untraced].concat();
-    let socket = guest.node.attach("quiet", &options);
+    let socket = guest.node.attach("quiet", quiet);
     let (log, logged) = (guest.dir.join("reads"), guest.dir.join("logged.sock"));
     let mut nbdkit = Command::new("nbdkit");
     nbdkit.args(["-f", "-U"]).arg(&logged).args(["--filter=log", "nbd", "export=quiet"]);

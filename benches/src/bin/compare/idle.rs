@@ -107,5 +107,10 @@ fn scatter(setup: &Setup, socket: &str, name: &str) {
     let writes = format!("--number_ios={WRITES}");
     let load = ["--rw=randwrite", "--bs=4096", "--iodepth=32", "--norandommap", "--end_fsync=1"];
     let uri = format!("nbd+unix:///{name}?socket={socket}");
-    nbd(setup, None, &uri, &[&load[..], &[&writes]].concat());
+    let job = nbd(setup, None, &uri, &[&load[..], &[&writes]].concat());
+    eprintln!(
+        "{} writes to {name}, {:.0} /s",
+        job["write"]["total_ios"],
+        job["write"]["iops"].as_f64().unwrap()
+    );
 }
