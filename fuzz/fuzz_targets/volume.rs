@@ -19,7 +19,8 @@ fn made() -> (Fs, Shelf) {
     let geometry = Geometry::new(1 << 20, 512, 14).unwrap();
     let image = Manifest::new(Domain(0), geometry, vec![Digest([1; 32])]);
     let (name, id) = ("v".to_owned(), [3; 16]);
-    shelf.create(&NewVolume { name, id, geometry, image: Some(image.into()), created: 0 }).unwrap();
+    let (image, shares, device) = (Some(image.into()), false, None);
+    shelf.create(&NewVolume { name, id, geometry, image, shares, device, created: 0 }).unwrap();
     (fs, shelf)
 }
 

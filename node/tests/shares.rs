@@ -57,7 +57,8 @@ async fn attach(volumes: &Volumes<Fake>, name: &str, fill: bool) {
 
 async fn attach_on(volumes: &Volumes<Fake>, name: &str, fill: bool, terms: Terms) {
     let kind = ExportKind::Nbd;
-    let how = AttachVolume { kind, path: None, qmp: None, read_only: false, fill, terms };
+    let (path, qmp, read_only, trace, record) = (None, None, false, false, false);
+    let how = AttachVolume { kind, path, qmp, read_only, fill, terms, trace, record };
     volumes.attach(name, how).await.unwrap();
 }
 

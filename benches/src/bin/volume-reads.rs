@@ -59,7 +59,9 @@ async fn read(dir: &Path, kind: EngineKind, through_volume: bool, count: u64) {
 fn files(dir: &Path) -> volume_pool::Files {
     let shelf = Shelf::open(Fs::os(), dir.join("volumes")).unwrap();
     let geometry = Geometry::new(SIZE, 512, 18).unwrap();
-    let new = NewVolume { name: "v".into(), id: [1; 16], geometry, image: None, created: 0 };
+    let (name, id) = ("v".into(), [1; 16]);
+    let (image, shares, device) = (None, false, None);
+    let new = NewVolume { name, id, geometry, image, shares, device, created: 0 };
     shelf.create(&new).unwrap();
     shelf.take("v").unwrap()
 }
