@@ -32,6 +32,10 @@ pub struct CreateVolume {
     /// Logical sector in bytes; the image's by default, 512 of a blank one.
     #[serde(default)]
     pub sector: Option<u32>,
+    /// The block device that it is to lie on, by its whole path; a file of the daemon's by default. What is on
+    /// the device is overwritten.
+    #[serde(default)]
+    pub device: Option<PathBuf>,
 }
 
 /// Asks for a volume to be made larger.

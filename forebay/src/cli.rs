@@ -547,6 +547,12 @@ pub enum VolumeCommand {
     Detach(VolumeNameArgs),
     /// Compare what an attached volume has of its image with the image, and repair what has rotted
     Scrub(VolumeNameArgs),
+    /// Say what volume a device, a copy of one or a volume's directory holds, wherever it was found
+    Identify {
+        /// The device, file or directory
+        #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        path: PathBuf,
+    },
 }
 
 /// `forebay volume create`.
@@ -567,6 +573,9 @@ pub struct CreateVolumeArgs {
     /// Logical sector size in bytes [default: the image's, 512 for a blank one]
     #[arg(long, value_parser = ["512", "4096"])]
     pub sector_size: Option<String>,
+    /// The block device that it is to lie on; what is on it is overwritten [default: a file]
+    #[arg(long, value_hint = ValueHint::FilePath)]
+    pub device: Option<PathBuf>,
 }
 
 /// A volume.

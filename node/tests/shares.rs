@@ -47,7 +47,7 @@ async fn start(dir: &Path, source: &Source, share: Share) -> Volumes<Fake> {
 
 async fn create(volumes: &Volumes<Fake>, name: &str) -> VolumeInfo {
     let image = Some("a:1".into());
-    let asked = CreateVolume { name: name.into(), image, size: None, sector: None };
+    let asked = CreateVolume { name: name.into(), image, size: None, sector: None, device: None };
     volumes.create(asked, Birth { now: 1, id: [name.as_bytes()[0]; 16] }).await.unwrap()
 }
 

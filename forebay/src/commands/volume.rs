@@ -19,6 +19,10 @@ use crate::output::{Output, bytes, table, time};
 
 /// Runs the command.
 pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()> {
+    if let VolumeCommand::Identify { path } = &command {
+        let found = node::volumes::identify(path)?;
+        return output.result(&found, human);
+    }
     let daemon = daemon_client(config);
     let info = match command {
         VolumeCommand::Ls => {
@@ -29,6 +33,7 @@ pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()
             let found = block_on(daemon.scrub_volume(&name))?;
             return output.result(&found, human_scrubbed);
         }
+        VolumeCommand::Identify { .. } => unreachable!("it needs no daemon"),
         VolumeCommand::Rm(args) => return remove(&daemon, &args, output),
         VolumeCommand::Create(args) => block_on(create(&daemon, &args))?,
         VolumeCommand::Show(VolumeNameArgs { name }) => block_on(daemon.volume(&name))?,
@@ -47,8 +52,9 @@ async fn create(daemon: &DaemonClient, args: &CreateVolumeArgs) -> Result<Volume
         None => free_name(daemon, args.image.as_deref().unwrap_or("blank")).await?,
     };
     let sector = args.sector_size.as_deref().and_then(|s| s.parse().ok());
-    let asked =
-        CreateVolume { name, image: args.image.clone(), size: args.size.or(args.blank), sector };
+    let (image, size) = (args.image.clone(), args.size.or(args.blank));
+    let device = args.device.as_deref().map(absolute).transpose()?;
+    let asked = CreateVolume { name, image, size, sector, device };
     daemon.create_volume(&asked).await
 }
 

@@ -27,5 +27,5 @@ mod source;
 mod window;
 
 pub use cores::CoreOptions;
-pub use service::{Birth, Share, VolumeOptions, Volumes};
+pub use service::{Birth, Share, VolumeOptions, Volumes, identify};
 pub use serving::Holder;

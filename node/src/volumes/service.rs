@@ -1,7 +1,7 @@
 //! What can be asked of a node's volumes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -180,6 +180,7 @@ impl<G: Grid> Volumes<G> {
                 Share::Always => true,
                 Share::Never => false,
             },
+            device: asked.device,
             created: birth.now,
         };
         let shelf = self.0.shelf.clone();
@@ -219,7 +220,7 @@ impl<G: Grid> Volumes<G> {
     /// One volume.
     pub async fn show(&self, name: &str) -> Result<VolumeInfo> {
         let identity = self.0.shelf.identity(name)?;
-        let mut info = self.info(&identity)?;
+        let mut info = self.info(identity)?;
         let wanted = name.to_owned();
         let progress = self.on_its_core(name, move |core| {
             async move { Ok(core.live.borrow().get(&wanted).map(|live| live.progress(&core))) }
@@ -233,23 +234,10 @@ impl<G: Grid> Volumes<G> {
         Ok(info)
     }
 
-    fn info(&self, identity: &Identity) -> Result<VolumeInfo> {
-        let Identity { name, id, state, size, sector, base, created, plain, shares, .. } = identity;
-        Ok(VolumeInfo {
-            name: name.clone(),
-            id: id.iter().map(|b| format!("{b:02x}")).collect(),
-            state: state.name().to_owned(),
-            size: *size,
-            sector: *sector,
-            image: base.map(|base| base.image),
-            created: *created,
-            plain: *plain,
-            shares: *shares,
-            disk: self.0.shelf.disk(name)?,
-            attached: self.0.kept.get(name),
-            hydration: None,
-            trouble: None,
-        })
+    fn info(&self, identity: Identity) -> Result<VolumeInfo> {
+        let attached = self.0.kept.get(&identity.name);
+        let disk = self.0.shelf.disk(&identity.name)?;
+        Ok(VolumeInfo { attached, ..described(identity, disk) })
     }
 
     /// Removes a volume and what is in it; returns it as it was.
@@ -487,6 +475,34 @@ pub(super) async fn take_patiently(
         }
     }
     blocking(take).await
+}
+
+/// What a device, a copy of one or a volume's directory says of itself, wherever it was found.
+///
+/// # Errors
+///
+/// [`Kind::Corrupt`] if it is no volume.
+pub fn identify(path: &Path) -> Result<VolumeInfo> {
+    Ok(described(volume_pool::identify(&Fs::os(), path)?, path.to_owned()))
+}
+
+fn described(identity: Identity, disk: PathBuf) -> VolumeInfo {
+    let Identity { name, id, state, plain, shares, size, sector, base, created, .. } = identity;
+    VolumeInfo {
+        name,
+        id: id.iter().map(|b| format!("{b:02x}")).collect(),
+        state: state.name().to_owned(),
+        size,
+        sector,
+        image: base.map(|base| base.image),
+        created,
+        plain,
+        shares,
+        disk,
+        attached: None,
+        hydration: None,
+        trouble: None,
+    }
 }
 
 /// Size and sectors of a new volume.
