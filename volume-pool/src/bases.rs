@@ -33,17 +33,21 @@ impl Shelf {
     /// [`Kind::Conflict`] if somebody uses it.
     pub fn take_base(&self, image: &Manifest, now: u64) -> Result<Files> {
         let (bases, name) = (self.bases()?, image.identity().to_string());
-        let gone = match bases.take(&name) {
+        match bases.take(&name) {
             Ok(files) if files.identity.get().state == VolumeState::Ready => return Ok(files),
-            Err(error) if error.kind() != Kind::Gone => return Err(error),
             // It was on its way out.
             Ok(files) => {
                 drop(files);
-                bases.remove(&name)
+                bases.remove(&name)?;
             }
-            Err(_) => Ok(()),
-        };
-        gone?;
+            Err(error) if error.kind() == Kind::Gone => {}
+            // All that was in it can be had again.
+            Err(error) if error.kind() == Kind::Corrupt => {
+                tracing::warn!(%error, name, "the base of an image is made anew");
+                bases.remove_files(&bases.path(&name)?, None)?;
+            }
+            Err(error) => return Err(error),
+        }
         let geometry = image.geometry();
         // Every chunk is whole, so that a volume finds in it whatever chunk it has not got.
         let size = geometry.size().next_multiple_of(1 << geometry.chunk_log2());
@@ -183,6 +187,25 @@ mod tests {
             shelf.tidy().unwrap_or_else(|e| panic!("{cut}: {e}"));
             let files = shelf.take_base(&image(), 2).unwrap_or_else(|e| panic!("{cut}: {e}"));
             assert_eq!(files.data.size().unwrap(), 10 << 18, "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_base_that_cannot_be_read_is_made_anew() {
+        let fs = MemFs::new().fs();
+        let shelf = shelf(fs.clone());
+        create(&shelf, "a", true);
+        for file in ["identity", "manifest"] {
+            drop(shelf.take_base(&image(), 1).unwrap());
+            let dir = shelf.dir.join(IMAGES).join(image().identity().to_string());
+            let file = fs.open(dir.join(file), OpenMode::write()).unwrap();
+            file.write_all_at(&[0xff; 1024], 0).unwrap();
+            drop(file);
+            let files = shelf.take_base(&image(), 2).unwrap();
+            assert_eq!(files.identity.get().created, 2);
+            drop(files);
+            let bases = shelf.bases().unwrap();
+            bases.remove(&image().identity().to_string()).unwrap();
         }
     }
 

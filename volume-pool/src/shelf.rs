@@ -84,7 +84,7 @@ impl Shelf {
         Ok(Self { fs, dir })
     }
 
-    fn path(&self, name: &str) -> Result<PathBuf> {
+    pub(crate) fn path(&self, name: &str) -> Result<PathBuf> {
         check_name(name)?;
         Ok(self.dir.join(name))
     }
@@ -295,7 +295,11 @@ impl Shelf {
 
     /// The identity goes last: until then it says that the rest is to go. What is on a device stays there, but is
     /// no volume any more.
-    fn remove_files(&self, dir: &Path, mut identity: Option<IdentityBlocks>) -> Result<()> {
+    pub(crate) fn remove_files(
+        &self,
+        dir: &Path,
+        mut identity: Option<IdentityBlocks>,
+    ) -> Result<()> {
         for file in [DISK, MAPS, MANIFEST, DEVICE, IDENTITY] {
             if file == DEVICE
                 && let Some(on_device) =
