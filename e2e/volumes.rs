@@ -18,6 +18,8 @@ struct Rig {
     node: Option<Background>,
     disk: Disk,
     args: Vec<String>,
+    /// Of the node's volumes.
+    share: &'static str,
 }
 
 impl Rig {
@@ -30,14 +32,15 @@ impl Rig {
         let (grid, disk) = (Grid::start(), Disk::new(disk));
         grid.import(&grid.disk("d.raw", &disk), "d:1");
         let args = args.iter().map(|a| (*a).to_owned()).collect();
-        let mut rig = Self { grid, node: None, disk, args };
+        let mut rig = Self { grid, node: None, disk, args, share: "auto" };
         rig.start_node();
         rig
     }
 
     fn start_node(&mut self) {
         let mut node = forebay(&self.grid.data);
-        let mut node = Background::start(node.args(["node", "--json"]).args(&self.args));
+        node.args(["node", "--json"]).args(&self.args).env("FOREBAY_VOLUMES_SHARE", self.share);
+        let mut node = Background::start(&mut node);
         assert!(node.line().contains("socket"));
         self.node = Some(node);
     }
@@ -121,6 +124,47 @@ fn a_volume_is_used_before_it_has_arrived_and_keeps_what_was_flushed() {
     rig.volume(&["detach", "v"]);
     rig.volume(&["rm", "v"]);
     assert_eq!(rig.volume(&["ls"]), serde_json::json!([]));
+}
+
+#[test]
+fn volumes_that_share_keep_their_guests_writes_apart_and_through_a_kill() {
+    let mut rig = Rig::start("abc.def");
+    rig.kill_node();
+    rig.share = "always";
+    rig.start_node();
+    let sockets = ["v", "w"].map(|name| rig.attached(name, &["--no-fill"]));
+    let mut wanted = [1, 2].map(|_| rig.disk.bytes.clone());
+    for (which, socket) in sockets.iter().enumerate() {
+        let mut guest = connect(socket);
+        for (at, len) in [(2 * CHUNK + 512, 1024), (5 * CHUNK + 4096, 8192)] {
+            let bytes = vec![which as u8 + 1; len];
+            guest.write(at as u64, &bytes).unwrap();
+            wanted[which][at..at + len].copy_from_slice(&bytes);
+        }
+        guest.flush().unwrap();
+        let info = rig.volume(&["show", "w"]);
+        assert_eq!((&info["shares"], &info["hydration"]["fetched"]), (&true.into(), &1.into()));
+    }
+    rig.kill_node();
+    rig.start_node();
+    for (socket, wanted) in sockets.iter().zip(&wanted) {
+        assert!(connect(socket).read(0, wanted.len()).unwrap() == *wanted);
+    }
+    let info = rig.volume(&["show", "v"]);
+    assert_eq!(info["plain"], false);
+    rig.volume(&["detach", "v"]);
+    rig.attach("v", &["--copy"]);
+    until("all of it is here", || rig.is_plain("v"));
+    let disk = info["disk"].as_str().unwrap();
+    assert!(std::fs::read(disk).unwrap() == wanted[0], "the data file is the disk");
+    let dir = Path::new(disk).parent().unwrap();
+    assert_eq!(rig.volume(&["identify", path(dir)])["id"], info["id"]);
+    for name in ["v", "w"] {
+        rig.volume(&["detach", name]);
+        rig.volume(&["rm", name]);
+    }
+    let bases = dir.parent().unwrap().join(".images");
+    assert_eq!(std::fs::read_dir(bases).unwrap().count(), 0);
 }
 
 #[test]
