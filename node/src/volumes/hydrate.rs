@@ -94,7 +94,8 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
                 Some((want, result)) = under_way.next() => {
                     unsaved += want.chunks.len() as u64;
                     self.ended(&mut plan, &want, result);
-                    plan.hold(self.came(&mut received));
+                    let (until, limited) = self.came(&mut received);
+                    plan.hold(until, limited);
                     if unsaved >= CHECKPOINT && saving.is_empty() {
                         unsaved = 0;
                         saving.push(self.checkpoint());
@@ -108,12 +109,13 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         Ok(())
     }
 
-    /// Tells the pace what has come; until when it has the filling wait.
-    fn came(&self, received: &mut u64) -> Duration {
+    /// Tells the pace what has come; until when it has the filling wait, and the trace.
+    fn came(&self, received: &mut u64) -> (Duration, Duration) {
         let all = self.fetch.watch.progress().received;
         let bytes = all - std::mem::replace(received, all);
         let left = bytes_left(self.volume, self.fetch.watch);
-        self.status.pace.borrow_mut().came(bytes, left, self.time.now())
+        let mut pace = self.status.pace.borrow_mut();
+        (pace.came(bytes, left, self.time.now()), pace.limited_until())
     }
 
     /// What has come so far would have to be fetched again after a crash.

@@ -23,6 +23,7 @@ pub(super) struct Pace {
     /// When all should be here, so that it is in time.
     aim: Option<Duration>,
     held_until: Duration,
+    limited_until: Duration,
     /// When the measurement under way began, and what came since.
     since: Option<(Duration, u64)>,
     /// Bytes a second, as measured.
@@ -44,6 +45,7 @@ impl Pace {
     pub(super) fn came(&mut self, bytes: u64, left: u64, now: Duration) -> Duration {
         self.measure(bytes, now);
         let limited = self.limits.iter().map(|limit| now + limit.take(bytes, now)).max();
+        self.limited_until = limited.unwrap_or(now);
         let even = self.by.map(|by| {
             let aim = *self.aim.get_or_insert(now + by.saturating_sub(now).mul_f64(IN_TIME));
             let share = bytes as f64 / (bytes + left).max(1) as f64;
@@ -51,6 +53,11 @@ impl Pace {
         });
         self.held_until = limited.into_iter().chain(even).max().unwrap_or(now);
         self.held_until
+    }
+
+    /// Until when the limits have all wait that no guest waits for, by what has come.
+    pub(super) fn limited_until(&self) -> Duration {
+        self.limited_until
     }
 
     fn measure(&mut self, bytes: u64, now: Duration) {

@@ -97,6 +97,8 @@ pub(super) struct Plan {
     window: Window,
     /// Until when the trace is left alone, for what it asked for could not be had.
     trace_rests: Duration,
+    /// Until when limits have it wait.
+    limited_until: Duration,
     under_way: BTreeMap<u64, Reason>,
     /// Since when guests wait for a chunk.
     waiting: BTreeMap<u64, Duration>,
@@ -122,6 +124,7 @@ impl Plan {
             trace: VecDeque::new(),
             window: Window::new(),
             trace_rests: Duration::ZERO,
+            limited_until: Duration::ZERO,
             under_way: BTreeMap::new(),
             waiting: BTreeMap::new(),
             resting: BTreeMap::new(),
@@ -222,7 +225,7 @@ impl Plan {
     }
 
     fn next_trace(&mut self, now: Duration, volume: &impl Missing) -> Option<Want> {
-        if now < self.trace_rests {
+        if now < self.trace_rests.max(self.limited_until) {
             return None;
         }
         let most = if self.waiting.is_empty() { self.window.most() } else { window::LEAST };
@@ -271,9 +274,10 @@ impl Plan {
         Some(Want { chunks, priority: reason.priority() })
     }
 
-    /// Fetches nothing until then that nobody waits for.
-    pub(super) fn hold(&mut self, until: Duration) {
-        self.held_until = until;
+    /// Fetches nothing until then that nobody waits for; the boot trace, which does not wait for deadlines, not until
+    /// `limited`.
+    pub(super) fn hold(&mut self, until: Duration, limited: Duration) {
+        (self.held_until, self.limited_until) = (until, limited);
     }
 
     /// How many more chunks may be under way that nobody waits for.
@@ -367,7 +371,9 @@ impl Plan {
         let rest = self.resting.values().min().map(|until| until.saturating_sub(now));
         let filling = self.held_until.saturating_sub(now).max(QUIET_STEP);
         let filling = self.policy.fill.then_some(filling);
-        rest.into_iter().chain(filling).min().unwrap_or(REST)
+        let trace = self.limited_until.saturating_sub(now);
+        let trace = (!self.trace.is_empty() && !trace.is_zero()).then_some(trace);
+        rest.into_iter().chain(filling).chain(trace).min().unwrap_or(REST)
     }
 }
 
@@ -420,7 +426,7 @@ mod tests {
     #[test]
     fn what_is_held_is_not_filled_and_a_deadline_goes_on_beside_guests() {
         let (mut plan, disk) = plan(true);
-        plan.hold(MS(100));
+        plan.hold(MS(100), MS(0));
         assert_eq!((plan.next(MS(0), &disk), plan.wake(MS(0))), (None, MS(100)));
         plan.wanted(&[9], MS(50));
         assert_eq!(plan.next(MS(50), &disk).unwrap().chunks, [9]);
@@ -493,6 +499,19 @@ mod tests {
             assert!(under_way.len() <= window::LEAST);
         }
         assert!(under_way.iter().all(|want| want.priority == Priority::Trace));
+    }
+
+    #[test]
+    fn a_trace_keeps_within_limits_and_does_not_wait_for_deadlines() {
+        let (mut plan, disk) = plan(true);
+        plan.trace(8..20);
+        plan.hold(MS(60_000), MS(300));
+        assert_eq!(plan.next(MS(0), &disk), None);
+        plan.wanted(&[30], MS(200));
+        assert_eq!(plan.next(MS(200), &disk).unwrap().chunks, [30], "guests are not limited");
+        assert_eq!(plan.next(MS(200), &disk), None);
+        assert_eq!(plan.wake(MS(200)), MS(100));
+        assert_eq!(chunks(&all(&mut plan, MS(300), &disk)), [8, 9, 10, 11]);
     }
 
     #[test]

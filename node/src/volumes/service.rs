@@ -270,14 +270,15 @@ impl<G: Grid> Volumes<G> {
     /// [`Kind::Conflict`] if it is attached in another way.
     pub async fn attach(&self, name: &str, asked: AttachVolume) -> Result<VolumeInfo> {
         let _only = self.only(name).await;
-        let start = match asked.record {
+        let record = asked.record;
+        let start = match record {
             true => Start::Recorded,
             false if asked.trace => Start::First,
             false => Start::Unseen,
         };
         let how = self.attachment(name, asked)?;
         match self.0.kept.get(name) {
-            Some(now) if (Attachment { moved: false, ..now.clone() }) == how => {
+            Some(now) if !record && (Attachment { moved: false, ..now.clone() }) == how => {
                 return self.show(name).await;
             }
             Some(_) => {

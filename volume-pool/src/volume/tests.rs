@@ -782,3 +782,31 @@ fn taking_over_the_rest_of_a_block_spares_what_is_written_meanwhile() {
         });
     }
 }
+
+#[test]
+fn a_volume_is_fresh_until_somebody_uses_it() {
+    on_one_core(async {
+        let disk = fresh_disk();
+        let fs = disk.fs();
+        for _ in 0..2 {
+            let rig = Rig::on(&fs).unwrap();
+            assert!(rig.volume.was_fresh(), "to be looked at is not to be used");
+            rig.volume.close().await.unwrap();
+        }
+        for use_it in [true, false] {
+            let rig = Rig::on(&fs).unwrap();
+            match use_it {
+                true => rig.fill(0).await.unwrap(),
+                false => assert!(!rig.volume.was_fresh()),
+            }
+            rig.volume.close().await.unwrap();
+        }
+        let disk = fresh_disk();
+        let fs = disk.fs();
+        let rig = Rig::on(&fs).unwrap();
+        rig.write(0..BLOCK, 7).await.unwrap();
+        rig.volume.close().await.unwrap();
+        drop(rig);
+        assert!(!Rig::on(&fs).unwrap().volume.was_fresh());
+    });
+}
