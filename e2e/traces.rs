@@ -129,6 +129,8 @@ fn what_the_first_guest_touches_comes_ahead_of_the_next() {
     Guest::connect(&again(&grid, "two", &[]), "two").reads(&disk, 0, CHUNK);
     detach(&grid, "two");
     let socket = again(&grid, "two", &["--record"]);
+    let record = ["volume", "attach", "two", "--no-fill", "--path", path(&socket), "--record"];
+    grid.run(&record).fails(73, &["two", "detach it first"]);
     Guest::connect(&socket, "two").reads(&disk, 7 * CHUNK, CHUNK);
     detach(&grid, "two");
     assert_eq!(recorded(&grid, "d:1", 3), 6);

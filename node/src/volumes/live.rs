@@ -324,10 +324,6 @@ impl Live {
             serving.graduated(self.volume.data().path())?;
         }
         let Some(qmp) = &self.how.qmp else { return Ok(()) };
-        if let Some(recorder) = &self.recorder {
-            // What the guest does with the plain file is not seen.
-            recorder.over(|| false).await;
-        }
         let export =
             qmp::NbdExport { socket: self.how.path.display().to_string(), name: self.name.clone() };
         let pivot = qmp::Pivot {
@@ -339,6 +335,10 @@ impl Live {
             locking: qmp::Locking::Auto,
         };
         loop {
+            // What the guest does with the plain file is not seen. One that has done nothing yet is not waited for.
+            if let Some(recorder) = self.recorder.as_ref().filter(|recorder| recorder.has_begun()) {
+                recorder.over(|| false).await;
+            }
             let moved = async {
                 let mut monitor = qmp::Monitor::connect(qmp, QMP_PATIENCE).await?;
                 // QEMU takes locks of its own on the file; ours would keep it away.

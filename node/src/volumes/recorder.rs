@@ -176,6 +176,11 @@ impl Recorder {
         }
     }
 
+    /// Whether the guest has done anything yet.
+    pub(super) fn has_begun(&self) -> bool {
+        self.recording.borrow().as_ref().is_some_and(|recording| recording.first.is_some())
+    }
+
     /// The volume is taken from the guest: it touches nothing any more.
     pub(super) fn stop(&self) {
         if let Some(recording) = &mut *self.recording.borrow_mut() {
@@ -307,7 +312,9 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_its_end_is_told() {
         let recorder = Recorder::new(Digest::of_chunk(b"i"), 18, 10);
+        assert!(!recorder.has_begun());
         recorder.read(0..512);
+        assert!(recorder.has_begun());
         tokio::join!(recorder.over(|| false), async { recorder.stop() });
         let trace = recorder.take().unwrap().unwrap();
         assert_eq!(trace.touches().len(), 1);
