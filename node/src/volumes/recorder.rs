@@ -219,7 +219,7 @@ impl Recorder {
     /// Waits until the guest has started, and tells placement of it. What cannot be told is dropped: there will
     /// be other starts.
     pub(super) async fn run<G: Grid>(self: Rc<Self>, volume: Weak<Volume>, grid: Arc<G>) {
-        self.over(|| volume.upgrade().is_some_and(|v| v.arrived().wanted > 0)).await;
+        self.over(|| volume.upgrade().is_some_and(|volume| volume.is_waited_for())).await;
         let recording = match self.take() {
             None => return,
             Some(Ok(recording)) => recording,

@@ -191,6 +191,11 @@ impl Volume {
         self.fresh
     }
 
+    /// Whether a guest waits for a chunk: of this volume, or of another that leans on the same base.
+    pub fn is_waited_for(&self) -> bool {
+        self.base.borrow().as_deref().unwrap_or(self).wanted.len() > 0
+    }
+
     /// Number of chunks of which its image has a part.
     pub fn image_chunks(&self) -> u64 {
         self.layout.get().image_chunks()
