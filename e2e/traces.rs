@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Background, CHUNK, Disk, Grid, forebay, path, until};
+use crate::caches::join;
+use crate::harness::{Background, CHUNK, Disk, Ended, Grid, forebay, path, run, until};
 
 /// A guest that reads over NBD: the fixed newstyle handshake, and simple replies.
 struct Guest(UnixStream);
@@ -56,31 +57,48 @@ impl Guest {
     }
 }
 
-fn node(grid: &Grid) -> Background {
-    let mut node = Background::start(forebay(&grid.data).arg("node"));
-    assert!(node.line().contains("serves"));
-    node
+/// A node's daemon over a data directory.
+struct Node {
+    data: PathBuf,
+    daemon: Background,
 }
 
-/// Makes a volume of an image and attaches it, without filling.
-fn attach(grid: &Grid, image: &str, name: &str, options: &[&str]) -> std::path::PathBuf {
-    grid.run(&["volume", "create", image, "--name", name]).json();
-    again(grid, name, options)
-}
+impl Node {
+    fn start(data: PathBuf, options: &[&str]) -> Self {
+        let mut daemon = Background::start(forebay(&data).arg("node").args(options));
+        assert!(daemon.line().contains("serves"));
+        Self { data, daemon }
+    }
 
-fn again(grid: &Grid, name: &str, options: &[&str]) -> std::path::PathBuf {
-    let socket = grid.dir.join(format!("{name}.sock"));
-    let attach = ["volume", "attach", name, "--no-fill", "--path", path(&socket)];
-    grid.run(&[&attach, options].concat()).json();
-    socket
-}
+    fn ask(&self, args: &[&str]) -> Ended {
+        run(forebay(&self.data).args(["--json", "volume"]).args(args))
+    }
 
-fn hydration(grid: &Grid, name: &str) -> Value {
-    grid.run(&["volume", "show", name]).json()["hydration"].clone()
-}
+    /// Makes a volume of an image and attaches it, without filling.
+    fn attach(&self, image: &str, name: &str, options: &[&str]) -> Guest {
+        self.ask(&["create", image, "--name", name]).json();
+        self.again(name, options)
+    }
 
-fn detach(grid: &Grid, name: &str) {
-    grid.run(&["volume", "detach", name]).json();
+    fn again(&self, name: &str, options: &[&str]) -> Guest {
+        let attach = ["attach", name, "--no-fill"];
+        let info = self.ask(&[&attach, options].concat()).json();
+        Guest::connect(Path::new(info["attached"]["path"].as_str().unwrap()), name)
+    }
+
+    fn hydration(&self, name: &str) -> Value {
+        self.ask(&["show", name]).json()["hydration"].clone()
+    }
+
+    fn detach(&self, name: &str) {
+        self.ask(&["detach", name]).json();
+    }
+
+    /// Waits until so many chunks have come, none of them asked for by a guest.
+    fn comes_ahead(&self, name: &str, chunks: u64) {
+        until(&format!("{chunks} chunks"), || self.hydration(name)["fetched"] == chunks);
+        assert_eq!(self.hydration(name)["demanded"], 0);
+    }
 }
 
 /// Waits until so many starts of an image count, and returns how many chunks they touch.
@@ -90,58 +108,81 @@ fn recorded(grid: &Grid, image: &str, starts: u64) -> u64 {
     trace()["chunks"].as_u64().unwrap()
 }
 
-/// Waits until so many chunks have come, none of them asked for by a guest.
-fn comes_ahead(grid: &Grid, name: &str, chunks: u64) {
-    until(&format!("{chunks} chunks of {name}"), || hydration(grid, name)["fetched"] == chunks);
-    assert_eq!(hydration(grid, name)["demanded"], 0);
-}
-
 #[test]
 fn what_the_first_guest_touches_comes_ahead_of_the_next() {
     let grid = Grid::start();
     let disk = Disk::new("abcdefghijklmnop");
     grid.import(&grid.disk("d.raw", &disk), "d:1");
-    let mut node = node(&grid);
+    let mut node = Node::start(grid.data.clone(), &[]);
 
-    let mut guest = Guest::connect(&attach(&grid, "d:1", "one", &[]), "one");
+    let mut guest = node.attach("d:1", "one", &[]);
     guest.reads(&disk, 9 * CHUNK, 512);
     guest.reads(&disk, 3 * CHUNK - 4096, 8192);
     // All of these blocks is written: nothing of the chunk is needed.
     guest.writes(12 * CHUNK, &[1; 8192]);
     guest.writes(14 * CHUNK + 512, &[1; 512]);
-    detach(&grid, "one");
+    node.detach("one");
     assert_eq!(recorded(&grid, "d:1", 1), 4);
-    let said = grid.run(&["inspect", "d:1"]);
-    assert!(said.json()["boot_trace"]["millis"].is_u64());
+    node.ask(&["rm", "one"]).json();
 
     // These four, unasked; and a guest that reads them waits for nothing.
-    let mut guest = Guest::connect(&attach(&grid, "d:1", "two", &[]), "two");
-    comes_ahead(&grid, "two", 4);
+    let mut guest = node.attach("d:1", "two", &[]);
+    node.comes_ahead("two", 4);
     for chunk in [9, 2, 3, 14] {
         guest.reads(&disk, chunk * CHUNK, CHUNK);
     }
-    assert_eq!(hydration(&grid, "two")["demanded"], 0);
+    assert_eq!(node.hydration("two")["demanded"], 0);
     guest.reads(&disk, 5 * CHUNK, CHUNK);
-    assert_eq!(hydration(&grid, "two")["demanded"], 1);
-    // What was in use before is not recorded again, unless it is asked for.
-    detach(&grid, "two");
+    assert_eq!(node.hydration("two")["demanded"], 1);
+    guest.writes(0, &[1; 4096]);
+    node.detach("two");
     assert_eq!(recorded(&grid, "d:1", 2), 5);
-    Guest::connect(&again(&grid, "two", &[]), "two").reads(&disk, 0, CHUNK);
-    detach(&grid, "two");
-    let socket = again(&grid, "two", &["--record"]);
-    let record = ["volume", "attach", "two", "--no-fill", "--path", path(&socket), "--record"];
-    grid.run(&record).fails(73, &["two", "detach it first"]);
-    Guest::connect(&socket, "two").reads(&disk, 7 * CHUNK, CHUNK);
-    detach(&grid, "two");
+
+    // What was in use before is not recorded again, unless it is asked for.
+    node.again("two", &[]).reads(&disk, CHUNK, CHUNK);
+    node.detach("two");
+    let mut guest = node.again("two", &["--record"]);
+    guest.reads(&disk, 7 * CHUNK, CHUNK);
+    node.ask(&["attach", "two", "--no-fill", "--record"]).fails(73, &["two", "detach it first"]);
+    node.detach("two");
     assert_eq!(recorded(&grid, "d:1", 3), 6);
+    node.ask(&["rm", "two"]).json();
 
     // Without, nothing comes and nothing is recorded.
-    let mut guest = Guest::connect(&attach(&grid, "d:1", "three", &["--no-trace"]), "three");
+    let mut guest = node.attach("d:1", "three", &["--no-trace"]);
     guest.reads(&disk, 0, 512);
-    assert_eq!(hydration(&grid, "three")["fetched"], 1);
-    detach(&grid, "three");
+    assert_eq!(node.hydration("three")["fetched"], 1);
+    node.detach("three");
     assert_eq!(recorded(&grid, "d:1", 3), 6);
-    assert_eq!(node.terminate().1, 0);
+    assert_eq!(node.daemon.terminate().1, 0);
+}
+
+#[test]
+fn a_guest_of_one_node_helps_those_of_another_whose_volumes_share() {
+    let grid = Grid::start();
+    let disk = Disk::new("abcdefghijklmnop");
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let one = Node::start(grid.data.clone(), &[]);
+    let mut guest = one.attach("d:1", "one", &[]);
+    for chunk in [11, 4, 0] {
+        guest.reads(&disk, chunk * CHUNK, 4096);
+    }
+    one.detach("one");
+    assert_eq!(recorded(&grid, "d:1", 1), 3);
+
+    let two = Node::start(join(&grid, "node", "n2"), &["--set", "volumes.share=always"]);
+    let mut guest = two.attach("d:1", "two", &[]);
+    two.comes_ahead("two", 3);
+    guest.reads(&disk, 11 * CHUNK, CHUNK);
+    guest.reads(&disk, 6 * CHUNK, CHUNK);
+    let mut beside = two.attach("d:1", "beside", &[]);
+    beside.reads(&disk, 0, CHUNK);
+    beside.reads(&disk, 6 * CHUNK, CHUNK);
+    assert_eq!(two.hydration("beside")["fetched"], 4, "they share what has come");
+    two.detach("two");
+    assert_eq!(recorded(&grid, "d:1", 2), 4);
+    two.detach("beside");
+    assert_eq!(recorded(&grid, "d:1", 3), 4, "who finds all of it here is recorded as well");
 }
 
 #[test]
@@ -151,27 +192,27 @@ fn the_next_version_of_an_image_begins_with_what_is_the_same() {
     grid.import(&grid.disk("old.raw", &old), "d:1");
     let import = grid.disk("new.raw", &new);
     grid.run(&["import", path(&import), "d:2", "--parent", "d:1"]).json();
-    let mut node = node(&grid);
-    let mut guest = Guest::connect(&attach(&grid, "d:1", "one", &[]), "one");
+    let mut node = Node::start(grid.data.clone(), &[]);
+    let mut guest = node.attach("d:1", "one", &[]);
     for chunk in [8, 3, 1] {
         guest.reads(&old, chunk * CHUNK, 4096);
     }
-    detach(&grid, "one");
+    node.detach("one");
     assert_eq!(recorded(&grid, "d:1", 1), 3);
 
     // The chunk that differs is not the one that guests of the parent wanted.
-    let mut guest = Guest::connect(&attach(&grid, "d:2", "two", &[]), "two");
-    comes_ahead(&grid, "two", 2);
+    let mut guest = node.attach("d:2", "two", &[]);
+    node.comes_ahead("two", 2);
     guest.reads(&new, 8 * CHUNK, CHUNK);
     guest.reads(&new, CHUNK, CHUNK);
-    assert_eq!(hydration(&grid, "two")["demanded"], 0);
+    assert_eq!(node.hydration("two")["demanded"], 0);
     guest.reads(&new, 3 * CHUNK, CHUNK);
-    assert_eq!(hydration(&grid, "two")["demanded"], 1);
+    assert_eq!(node.hydration("two")["demanded"], 1);
 
     // While placement is away guests start without a trace, and what they touch is told later.
     grid.stop();
-    detach(&grid, "two");
+    node.detach("two");
     grid.restart();
     assert_eq!(recorded(&grid, "d:2", 2), 3, "what is inherited counts as one start");
-    assert_eq!(node.terminate().1, 0);
+    assert_eq!(node.daemon.terminate().1, 0);
 }
