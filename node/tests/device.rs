@@ -89,6 +89,8 @@ async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
     let again = volumes.create(asked("b"), Birth { id: [6; 16], ..birth }).await.unwrap_err();
     assert_eq!(again.kind(), Kind::Conflict, "{again}");
     let how = AttachVolume {
+        trace: false,
+        record: false,
         kind: ExportKind::Nbd,
         path: None,
         qmp: None,

@@ -170,7 +170,6 @@ impl<G: Grid> Volumes<G> {
         };
         let geometry = geometry(&asked, image.as_deref())?;
         let new = NewVolume {
-            device: None,
             name: asked.name.clone(),
             id: birth.id,
             geometry,
