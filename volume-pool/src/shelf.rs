@@ -274,18 +274,22 @@ impl Shelf {
     /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it.
     pub fn remove(&self, name: &str) -> Result<()> {
         let mut identity = self.take_identity(name)?;
-        self.refuse_used(name)?;
+        self.refuse_used(name, &identity)?;
         if identity.get().state != VolumeState::Erasing {
             identity.become_state(VolumeState::Erasing)?;
         }
         self.remove_files(&self.path(name)?, Some(identity))
     }
 
-    /// Refuses a volume whose file a virtual machine or a loop device uses, past us.
-    fn refuse_used(&self, name: &str) -> Result<()> {
-        let disk = match self.fs.open(self.disk(name)?, OpenMode::write()) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            opened => opened.map_err(io)?,
+    /// Refuses a volume whose file or device a virtual machine or a loop device uses, past us.
+    fn refuse_used(&self, name: &str, identity: &IdentityBlocks) -> Result<()> {
+        // A device is claimed already, and cannot be opened twice.
+        let disk = match identity.file().kind() {
+            FileKind::Block => identity.file().clone(),
+            FileKind::Regular => match self.fs.open(self.disk(name)?, OpenMode::write()) {
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+                opened => opened.map_err(io)?,
+            },
         };
         match disk.other_user().map_err(io)? {
             None => Ok(()),
