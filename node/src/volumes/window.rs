@@ -10,8 +10,8 @@
 use std::time::Duration;
 
 /// Chunks under way at least, and while a guest waits: what it may find in front of it. At 100 Mbit/s a guest that
-/// reads what is not in the trace then waits 29 ms for a chunk in the median, where it waits 13 ms without a trace, and
-/// 71 ms if 32 are under way (`docs/decisions/0023`).
+/// reads what is not in the trace then waits 30 ms for a chunk in the median, where it waits 13 ms without a trace, and
+/// 56 ms if 32 are under way (`docs/decisions/0023`).
 pub(super) const LEAST: usize = 4;
 /// Chunks under way at most: 8 MiB of the usual ones, which is 10 Gbit/s for some milliseconds.
 pub(super) const MOST: usize = 32;
