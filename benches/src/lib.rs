@@ -79,3 +79,15 @@ pub fn cpu_seconds() -> f64 {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9
 }
+
+/// Processor time that the threads of a process have had so far, those that have ended left out. Unlike
+/// [`cpu_seconds`] it does not ask the kernel's page of clocks, which valgrind does not show.
+pub fn cpu_seconds_of(pid: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process that runs");
+    let spent = tasks.map(|task| {
+        let stat = std::fs::read_to_string(task.expect("a task").path().join("schedstat"));
+        let first = |stat: String| stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+        stat.ok().and_then(first).unwrap_or(0)
+    });
+    spent.sum::<u64>() as f64 / 1e9
+}

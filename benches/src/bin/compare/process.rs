@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use forebay_benches::cpu_seconds_of as cpu_seconds;
+
 #[expect(clippy::disallowed_methods, reason = "a measurement reads the real clock")]
 pub fn now() -> Instant {
     Instant::now()
@@ -118,16 +120,6 @@ impl MemoryWatch {
         self.thread.take().unwrap().join().unwrap();
         self.peak.load(Ordering::Relaxed)
     }
-}
-
-/// Processor time that the threads of a process have had so far.
-pub fn cpu_seconds(pid: u32) -> f64 {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let spent = tasks.map(|task| {
-        let stat = std::fs::read_to_string(task.unwrap().path().join("schedstat"));
-        stat.map_or(0, |stat| stat.split(' ').next().unwrap().parse::<u64>().unwrap())
-    });
-    spent.sum::<u64>() as f64 / 1e9
 }
 
 #[expect(clippy::disallowed_methods, reason = "samples are taken in real time")]
