@@ -15,8 +15,8 @@ use crate::process::{now, pause, resident};
 const MIB: f64 = 1048576.0;
 const VOLUMES: usize = 50;
 const LARGE: u64 = 1 << 40;
-/// Random writes over 1 TiB: some for each page of its maps.
-const WRITES: &str = "50000";
+/// Random writes over 1 TiB, 4 KiB each: enough to reach nearly every piece that its maps are made of.
+const WRITES: &str = "250000";
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
     let dir = setup.dir.join("idle");
