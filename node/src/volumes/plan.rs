@@ -17,9 +17,7 @@ use super::window::{self, Window};
 /// How long guests must be quiet for one more chunk to be under way that nobody waits for. While a guest
 /// starts, most of its pauses are shorter (100 Mbit/s: 8 ms a chunk; `compare boot`).
 const QUIET_STEP: Duration = Duration::from_millis(10);
-/// Chunks under way at most that nobody waits for.
-const MOST_FILLING: usize = 64;
-/// The same where there is a limit or a deadline.
+/// Chunks under way at most that nobody waits for, where there is a limit or a deadline.
 const MOST_PACED: usize = 4;
 /// Chunks asked for in one request.
 const BATCH: usize = 16;
@@ -288,15 +286,16 @@ impl Plan {
         if self.count(Reason::Guest) > 0 && !self.policy.deadline {
             return None;
         }
-        let most = match self.guests_at {
-            None => MOST_FILLING,
-            Some(at) => {
-                let quiet = now.saturating_sub(at).as_nanos() / QUIET_STEP.as_nanos();
-                (quiet as usize).min(MOST_FILLING).max(usize::from(self.policy.deadline))
-            }
-        };
+        let most = self.quiet(now).min(self.window.most());
         let most = if self.policy.paced { most.min(MOST_PACED) } else { most };
         most.checked_sub(self.under_way.len()).filter(|room| *room > 0)
+    }
+
+    /// How many chunks may be under way that nobody waits for, by how long guests have been quiet.
+    fn quiet(&self, now: Duration) -> usize {
+        let Some(at) = self.guests_at else { return window::MOST };
+        let quiet = now.saturating_sub(at).as_nanos() / QUIET_STEP.as_nanos();
+        (quiet as usize).min(window::MOST).max(usize::from(self.policy.deadline))
     }
 
     fn next_filling(&mut self, room: usize, volume: &impl Missing) -> Option<Want> {
@@ -332,15 +331,23 @@ impl Plan {
         if !self.waiting.is_empty() {
             self.window.disturbed();
         }
-        let mut traced = 0;
+        let (mut traced, mut filled) = (0, 0);
         for chunk in &want.chunks {
-            traced += usize::from(self.under_way.remove(chunk) == Some(Reason::Trace));
+            match self.under_way.remove(chunk) {
+                Some(Reason::Trace) => traced += 1,
+                Some(Reason::Filling) => filled += 1,
+                _ => {}
+            }
             if self.waiting.remove(chunk).is_some() {
                 self.guests_at = Some(now);
             }
         }
-        if traced > 0 && self.waiting.is_empty() {
-            self.window.arrived(traced, now);
+        // What was held back by something else tells nothing of the line.
+        let held = self.policy.paced || self.quiet(now) < self.window.most();
+        if filled > 0 && held {
+            self.window.disturbed();
+        } else if traced + filled > 0 && self.waiting.is_empty() {
+            self.window.arrived(traced + filled, now);
         }
     }
 
@@ -420,7 +427,9 @@ mod tests {
         assert_eq!(plan.next(MS(14), &disk), None);
         assert_eq!(plan.next(MS(15), &disk), want(&[0], Priority::Background));
         assert_eq!(plan.next(MS(15), &disk), None);
-        assert_eq!(plan.next(MS(205), &disk), want(&[1, 2, 3], Priority::Background));
+        let more: Vec<_> = std::iter::from_fn(|| plan.next(MS(205), &disk)).collect();
+        let chunks: Vec<u64> = more.into_iter().flat_map(|want| want.chunks).collect();
+        assert_eq!(chunks, [1, 2, 3], "as many as the line is known to take");
     }
 
     #[test]

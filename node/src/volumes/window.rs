@@ -1,7 +1,9 @@
-//! How many chunks of a boot trace are under way at a time: as many as make the line faster, and no more.
+//! How many chunks that nobody waits for, of a boot trace or to fill, are under way at a time: as many as make the line
+//! faster, and no more.
 //!
 //! What is under way is in front of a guest that asks for something else. Guests overtake where requests queue by
-//! priority, but not what is on the wire. So the trace begins with few chunks and doubles them while that doubles
+//! priority, but not what is on the wire (at 100 Mbit/s a boot took 23.6 s with 64 chunks under way
+//! to fill, and 19.3 s with three; `compare boot-slow`). So it begins with few chunks and doubles them while that doubles
 //! what arrives, or nearly: a fast line, or a slow store behind it, takes more at a time; on a slow line more would
 //! only wait longer. From time to time it tries again.
 //!
