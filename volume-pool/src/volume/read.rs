@@ -23,13 +23,28 @@ pub enum Piece {
 
 impl Volume {
     /// Fills `buf`, all of its length, from `at`; waits for what is not here.
-    pub async fn read(&self, at: u64, mut buf: Buf) -> (Result<()>, Buf) {
-        let range = at..at + buf.len() as u64;
-        if let Err(error) = self.arrive(&range).await {
-            return (Err(error), buf);
-        }
-        let len = buf.len();
-        let (read, back) = match self.of_base(&range) {
+    pub async fn read(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
+        let (range, len) = (at..at + buf.len() as u64, buf.len());
+        // Nearly always: what waits is kept out of the way, for it makes the future large.
+        let (read, buf) = match range.end <= self.size() && self.is_here(&range) {
+            true => self.engine.read_at(&self.data, buf, at).await,
+            false => match Box::pin(self.arrive(&range)).await {
+                Ok(()) => Box::pin(self.read_parts(range, buf)).await,
+                Err(error) => return (Err(error), buf),
+            },
+        };
+        let result = match read {
+            Ok(read) if read == len => Ok(()),
+            Ok(_) => Err(self.too_short()),
+            Err(error) => Err(io(error)),
+        };
+        (result, buf)
+    }
+
+    /// Reads a range that can be read, from the data file or the base's or both.
+    async fn read_parts(&self, range: Range<u64>, buf: Buf) -> (io::Result<usize>, Buf) {
+        let at = range.start;
+        match self.of_base(&range) {
             Some((base, parts)) if parts == [range] => {
                 self.engine.read_at(&base.data, buf, at).await
             }
@@ -37,14 +52,7 @@ impl Volume {
                 self.engine.read_over(&self.data, buf, at, &base.data, parts).await
             }
             None => self.engine.read_at(&self.data, buf, at).await,
-        };
-        buf = back;
-        let result = match read {
-            Ok(read) if read == len => Ok(()),
-            Ok(_) => Err(self.too_short()),
-            Err(error) => Err(io(error)),
-        };
-        (result, buf)
+        }
     }
 
     fn too_short(&self) -> Error {
