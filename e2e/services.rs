@@ -68,6 +68,15 @@ fn the_node_daemon_says_where_it_serves_and_who_goes_past_it_is_told() {
 }
 
 #[test]
+fn what_is_no_socket_is_left_alone() {
+    let grid = Grid::start();
+    let file = grid.file("file", b"mine");
+    let socket = format!("node.socket={}", path(&file));
+    run(forebay(&grid.data).args(["node", "--set", &socket])).fails(73, &["not a socket"]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+}
+
+#[test]
 fn addresses_that_lead_nobody_here_are_refused_unless_another_is_told() {
     let mut grid = Grid::start();
     grid.stop();

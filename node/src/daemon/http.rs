@@ -1,7 +1,8 @@
 //! The daemon's API: HTTP on a Unix socket that only its owner can open.
 
 use std::future::Future;
-use std::os::unix::fs::PermissionsExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,9 +67,14 @@ pub async fn bind(path: &Path) -> Result<UnixListener> {
         let message = format!("{}: a node daemon is running already", path.display());
         return Err(Error::new(Kind::Conflict, message));
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(place(e)),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            let message = format!("{}: not a socket: it is left alone", path.display());
+            return Err(Error::new(Kind::Conflict, message));
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(place)?,
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(place(e)),
     }
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(place)?;
