@@ -45,14 +45,19 @@ impl SmallFs {
 
     /// Leaves so many bytes free.
     fn fill_but(&self, free: u64) {
-        // What was freed lately is free after that; what maps the ballast takes a few blocks more.
-        must("sync", &["-f", path(&self.at)]);
+        // What was freed lately is free after that, or a moment later; what maps the ballast takes a few
+        // blocks more.
+        let settled = || {
+            must("sync", &["-f", path(&self.at)]);
+            self.free()
+        };
         // Others may take some meanwhile; what did not fit may have been made in part.
         let ballast = self.at.join("ballast");
         let fits = |blocks: u64| {
             let _ = std::fs::remove_file(&ballast);
-            let size = self.free().saturating_sub(free + blocks * 4096).to_string();
-            run(Command::new("fallocate").args(["-l", &size, path(&ballast)])).code == 0
+            let size = settled().saturating_sub(free + blocks * 4096).to_string();
+            let made = run(Command::new("fallocate").args(["-l", &size, path(&ballast)]));
+            made.code == 0 && settled() <= free + blocks * 4096
         };
         assert!((0..64).any(fits), "no ballast but for {free} bytes");
     }
