@@ -94,7 +94,15 @@ impl Live {
         let image = files.image.clone().filter(|_| leans);
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
         if !how.moved {
-            keep_others_away(&volume)?;
+            let known = around.kept.get(&volume.identity().name).is_some();
+            match keep_others_away(&volume) {
+                // A daemon that was killed while it moved its guest finds QEMU at the file already: the guest may
+                // still be with us, and is moved again.
+                Err(error) if known && how.qmp.is_some() && volume.identity().plain => {
+                    tracing::warn!(%error, "served all the same: its guest was being moved");
+                }
+                kept_away => kept_away?,
+            }
         }
         let recorder = Recorder::of(&volume, start).map(Rc::new);
         let base = match image {

@@ -42,21 +42,20 @@ impl Volume {
     }
 
     /// Notes that the chunks of a section that are zeros in the image are here: on a device they are made
-    /// zeros, in a file that was made for the volume they are. Returns the others that are still missing.
-    pub async fn fill_zeros(&self, section: u32, table: &SectionTable) -> Result<Vec<u32>> {
+    /// zeros, in a file that was made for the volume they are.
+    pub async fn fill_zeros(&self, section: u32, table: &SectionTable) -> Result<()> {
         let is_file = self.data.kind() == FileKind::Regular;
-        let mut missing = Vec::new();
-        for (number, digest) in table.digests().iter().enumerate() {
+        let zeros = table.digests().iter().enumerate().filter(|(_, digest)| digest.is_zero());
+        for (number, _) in zeros {
             let chunk = self.layout.get().chunk_at(section, number as u32);
-            match (self.is_present(chunk), digest.is_zero()) {
-                (true, _) => {}
-                (false, false) => missing.push(number as u32),
+            match self.is_present(chunk) {
+                true => {}
                 // As the file was made: see `Volume::open`.
-                (false, true) if is_file => self.now_present(chunk..chunk + 1),
-                (false, true) => self.zero_chunk(chunk).await?,
+                false if is_file => self.now_present(chunk..chunk + 1),
+                false => self.zero_chunk(chunk).await?,
             }
         }
-        Ok(missing)
+        Ok(())
     }
 
     async fn zero_chunk(&self, chunk: u64) -> Result<()> {

@@ -139,7 +139,7 @@ impl Rig {
 
     async fn fill(&self, chunk: u64) -> Result<(), Error> {
         if chunk == ZERO_CHUNK {
-            return self.filled().fill_zeros(0, &table()).await.map(drop);
+            return self.filled().fill_zeros(0, &table()).await;
         }
         let plain = image_chunk(chunk);
         let mut buf = self.arena.acquire().await;
