@@ -1,12 +1,13 @@
 //! Volumes in the daemon's API.
 
+use std::future::Future;
 use std::time::SystemTime;
 
 use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use image::{Error, Result};
+use image::{Error, Kind, Result};
 
 use super::service::{Birth, Volumes};
 use crate::daemon::Grid;
@@ -37,11 +38,22 @@ fn birth() -> Result<Birth> {
     Ok(Birth { now: now.as_secs(), id })
 }
 
+/// Does something to its end, also if whoever asked for it goes away in the middle: what is half attached nobody could
+/// take back.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Answer<T> {
+    let done = tokio::spawn(work).await;
+    let died = |e| Error::caused(Kind::Io, "working on a volume ended badly", e);
+    Ok(Json(done.map_err(died)??))
+}
+
 async fn create<G: Grid>(
     State(volumes): State<Volumes<G>>,
     Json(asked): Json<CreateVolume>,
 ) -> Answer<VolumeInfo> {
-    Ok(Json(volumes.create(asked, birth()?).await?))
+    let birth = birth()?;
+    whole(async move { volumes.create(asked, birth).await }).await
 }
 
 async fn list<G: Grid>(State(volumes): State<Volumes<G>>) -> Answer<Vec<VolumeInfo>> {
@@ -59,7 +71,7 @@ async fn remove<G: Grid>(
     State(volumes): State<Volumes<G>>,
     Path(name): Path<String>,
 ) -> Answer<VolumeInfo> {
-    Ok(Json(volumes.remove(&name).await?))
+    whole(async move { volumes.remove(&name).await }).await
 }
 
 async fn attach<G: Grid>(
@@ -67,14 +79,14 @@ async fn attach<G: Grid>(
     Path(name): Path<String>,
     Json(asked): Json<AttachVolume>,
 ) -> Answer<VolumeInfo> {
-    Ok(Json(volumes.attach(&name, asked).await?))
+    whole(async move { volumes.attach(&name, asked).await }).await
 }
 
 async fn detach<G: Grid>(
     State(volumes): State<Volumes<G>>,
     Path(name): Path<String>,
 ) -> Answer<VolumeInfo> {
-    Ok(Json(volumes.detach(&name).await?))
+    whole(async move { volumes.detach(&name).await }).await
 }
 
 async fn resize<G: Grid>(
@@ -82,7 +94,7 @@ async fn resize<G: Grid>(
     Path(name): Path<String>,
     Json(asked): Json<ResizeVolume>,
 ) -> Answer<VolumeInfo> {
-    Ok(Json(volumes.resize(&name, asked).await?))
+    whole(async move { volumes.resize(&name, asked).await }).await
 }
 
 async fn scrub<G: Grid>(
