@@ -1,6 +1,6 @@
 //! Disks, from below: the only crate of Forebay that speaks to the kernel in its own tongue.
 //!
-//! - [`Arena`] and [`Buf`]: bounded memory, lent out as owned, aligned buffers.
+//! - [`Arena`] and [`Buf`]: bounded memory, lent out as owned, aligned buffers. [`GuestBuf`]: memory of a guest.
 //! - [`BlockFile`]: a regular file or a block device, opened once and held until synced. [`Fs`]:
 //!   names that last.
 //! - [`Engine`]: positional reads, writes and syncs that do not block the runtime, through a ring
@@ -28,6 +28,7 @@ pub mod error;
 pub mod fake;
 pub mod file;
 pub mod fs;
+pub mod guest;
 mod in_use;
 mod os_file;
 mod watch;
@@ -38,4 +39,5 @@ pub use engine::{Engine, EngineChoice, EngineKind, EngineOptions};
 pub use error::{Cause, Located, cause, errno};
 pub use file::{BlockFile, Extents};
 pub use fs::{Fs, Namespace, rename_durable, sync_dir};
+pub use guest::GuestBuf;
 pub use watch::watch;

@@ -5,18 +5,20 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use blockio::fake::{Fault, FaultOp, FaultPlan, MemFs};
 use blockio::{
     Arena, Backing, BlockFile, Buf, Cause, Engine, EngineChoice, EngineKind, EngineOptions,
-    FileKind, OpenMode, SyncWhat, cause,
+    FileKind, GuestBuf, OpenMode, SyncWhat, cause,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 const SLOT: usize = 16 << 10;
 
@@ -102,6 +104,76 @@ async fn settle(arena: &Arena) {
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (i.wrapping_mul(seed | 1).wrapping_add(seed) >> 3) as u8).collect()
+}
+
+/// Memory of a guest in two mappings that meet at 64 KiB, and all of it.
+fn guest() -> (Arc<GuestMemoryMmap>, impl Fn(&GuestMemoryMmap) -> Vec<u8>) {
+    let ranges = [(GuestAddress(0), 0x1_0000), (GuestAddress(0x1_0000), 0x1_0000)];
+    let all = |mem: &GuestMemoryMmap| {
+        let mut all = vec![0; 0x2_0000];
+        mem.read_slice(&mut all, GuestAddress(0)).unwrap();
+        all
+    };
+    (Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()), all)
+}
+
+fn pieces(mem: &Arc<GuestMemoryMmap>, list: &[(u64, usize)]) -> Option<GuestBuf> {
+    GuestBuf::new(mem, list.iter().map(|&(at, len)| (GuestAddress(at), len)))
+}
+
+async fn fill_a_guest(engine: Engine, file: BlockFile, arena: Arena) {
+    let bytes = pattern(7, 10_000);
+    write(&engine, &file, &arena, &bytes, 500).await;
+    for list in [&[(0x100, 3000), (0x1_8000, 5000), (0, 1)][..], &[(0x1_0000, 4096)]] {
+        let (mem, all) = guest();
+        let mut expected = all(&mem);
+        let mut from = 700;
+        for &(at, len) in list {
+            expected[at as usize..][..len].copy_from_slice(&bytes[from - 500..][..len]);
+            from += len;
+        }
+        let read = engine.read_guest(&file, pieces(&mem, list).unwrap(), 700).await;
+        assert_eq!(read.unwrap(), from - 700);
+        assert!(all(&mem) == expected);
+    }
+    let (mem, all) = guest();
+    let read = engine.read_guest(&file, pieces(&mem, &[(64, 400)]).unwrap(), 10_400).await;
+    assert_eq!(read.unwrap(), 100, "the file ends there");
+    assert_eq!(all(&mem)[64..164], bytes[9_900..]);
+    assert_eq!(engine.read_guest(&file, pieces(&mem, &[]).unwrap(), 0).await.unwrap(), 0);
+}
+
+#[test]
+fn a_guests_memory_is_filled_piece_by_piece() {
+    on_each(4, fill_a_guest);
+    let file = MemFs::new().fs().open("/f", OpenMode::create()).unwrap();
+    runtime().block_on(async { fill_a_guest(Engine::detect().unwrap(), file, arena(1)).await });
+}
+
+#[test]
+fn a_guests_memory_stays_mapped_until_it_is_filled() {
+    on_each(4, |engine, file, arena| async move {
+        let bytes = pattern(9, 8000);
+        write(&engine, &file, &arena, &bytes, 0).await;
+        let (mem, all) = guest();
+        let buf = pieces(&mem, &[(0x9000, 8000)]).unwrap();
+        abandon(engine.read_guest(&file, buf, 0));
+        engine.settle().await;
+        assert!(all(&mem)[0x9000..][..8000] == bytes, "it is carried out all the same");
+        let buf = pieces(&mem, &[(0, 8000)]).unwrap();
+        drop(mem);
+        assert_eq!(engine.read_guest(&file, buf, 0).await.unwrap(), 8000);
+    });
+}
+
+#[test]
+fn only_memory_that_is_mapped_in_one_piece_is_taken() {
+    let (mem, _) = guest();
+    assert!(pieces(&mem, &[(0xffff, 2)]).is_none());
+    assert!(pieces(&mem, &[(0x1_ffff, 2)]).is_none());
+    assert!(pieces(&mem, &[(u64::MAX, 2)]).is_none());
+    assert!(pieces(&mem, &[(0, 1); GuestBuf::MAX_PIECES + 1]).is_none());
+    assert_eq!(pieces(&mem, &[(0, 1); GuestBuf::MAX_PIECES]).unwrap().len(), 1024);
 }
 
 #[derive(Clone, Debug)]

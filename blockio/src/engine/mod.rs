@@ -28,6 +28,7 @@ use bytes::Bytes;
 
 use crate::arena::{Arena, Buf};
 use crate::file::BlockFile;
+use crate::guest::GuestBuf;
 use pending::{Payload, Verb};
 
 /// Operations under way at once, unless told otherwise. Measured (`benches/cpu.rs`: buffered writes
@@ -222,6 +223,24 @@ impl Engine {
             buf.set_len(read);
         }
         (result, buf)
+    }
+
+    /// Reads into a guest's memory. The number of bytes read may be less than there is room for, also before the
+    /// file ends. Not for direct I/O, which needs the alignment of a [`Buf`].
+    ///
+    /// The guest must not use that memory for anything else before the read has completed, for what it would
+    /// find there; also if the future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; what is in the memory is then unspecified.
+    pub async fn read_guest(
+        &self,
+        file: &BlockFile,
+        guest: GuestBuf,
+        offset: u64,
+    ) -> io::Result<usize> {
+        self.run(file, Verb::Read, Payload::Guest(guest), offset).await.0
     }
 
     /// Writes all of `buf` at `offset`.

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::arena::Buf;
 use crate::file::BlockFile;
+use crate::guest::GuestBuf;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(super) enum Payload {
     None,
     Buf(Buf),
     Bytes(Bytes),
+    /// To be read into.
+    Guest(GuestBuf),
     /// A length in the file, without bytes.
     Range(u64),
     /// A length in this file.
@@ -58,6 +61,7 @@ impl Payload {
             Payload::None => 0,
             Payload::Buf(buf) => buf.len() as u64,
             Payload::Bytes(bytes) => bytes.len() as u64,
+            Payload::Guest(guest) => guest.len(),
             Payload::Range(len) | Payload::Of(_, len) => *len,
             Payload::Over(buf, ..) => buf.len() as u64,
         }
@@ -195,6 +199,7 @@ pub(super) fn run_blocking(
 ) -> (io::Result<usize>, Payload) {
     let result = match (verb, &mut payload) {
         (Verb::Read, Payload::Buf(buf)) => file.read_at(buf, offset),
+        (Verb::Read, Payload::Guest(guest)) => read_guest(file, guest, offset),
         (Verb::Read, Payload::Over(buf, other, ranges)) => {
             read_over(file, buf, offset, other, ranges)
         }
@@ -209,6 +214,14 @@ pub(super) fn run_blocking(
         (verb, payload) => unreachable!("{verb:?} does not go with {payload:?}"),
     };
     (result, payload)
+}
+
+/// Reads by way of memory of our own: nothing here may refer to a guest's.
+fn read_guest(file: &BlockFile, guest: &GuestBuf, offset: u64) -> io::Result<usize> {
+    let mut bytes = vec![0; guest.len() as usize];
+    let read = file.read_at(&mut bytes, offset)?;
+    guest.copy_in(&bytes[..read]).map_err(io::Error::other)?;
+    Ok(read)
 }
 
 /// Fills a buffer, the `ranges` from `other` and what is between them from `file`.

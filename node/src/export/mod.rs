@@ -11,7 +11,7 @@ pub mod vhost;
 use std::future::Future;
 use std::ops::Range;
 
-use blockio::Buf;
+use blockio::{BlockFile, Buf, Engine};
 use image::Result;
 
 /// What a stretch of a disk holds, as far as that is known without reading it.
@@ -42,6 +42,14 @@ pub trait Disk: 'static {
 
     /// Fills `buf`, all of its length, from `at`. The buffer comes back also with an error.
     fn read(&self, at: u64, buf: Buf) -> impl Future<Output = (Result<()>, Buf)>;
+
+    /// Where a read of `range` may take its bytes from without [`read`](Disk::read), as it is now: a file that has
+    /// them at the same place, and an engine to read it with. Who asks then reads, and whatever does not succeed
+    /// there is to be read as usual.
+    fn read_from(&self, range: &Range<u64>) -> Option<(BlockFile, Engine)> {
+        let _ = range;
+        None
+    }
 
     /// Writes all of `buf` at `at`. Lasts after the next [`flush`](Disk::flush) that begins after this
     /// has returned.

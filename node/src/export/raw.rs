@@ -68,6 +68,11 @@ impl Disk for RawDisk {
         (result.map_err(failed).and_then(whole), buf)
     }
 
+    fn read_from(&self, _range: &Range<u64>) -> Option<(BlockFile, Engine)> {
+        // Past the page cache memory has to be aligned.
+        (!self.file.is_direct()).then(|| (self.file.clone(), self.engine.clone()))
+    }
+
     async fn write(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
         let (result, buf) = self.engine.write_at(&self.file, buf, at).await;
         (result.map_err(failed), buf)

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockio::Buf;
+use blockio::{BlockFile, Buf, Engine};
 use image::{Error, Kind, Result};
 use volume_pool::{Piece, Volume};
 
@@ -78,6 +78,14 @@ impl Disk for VolumeDisk {
             recorder.read(at..at + buf.len() as u64);
         }
         self.volume.read(at, buf).await
+    }
+
+    fn read_from(&self, range: &Range<u64>) -> Option<(BlockFile, Engine)> {
+        let from = self.volume.read_from(range)?;
+        if let Some(recorder) = &self.recorder {
+            recorder.read(range.clone());
+        }
+        Some(from)
     }
 
     async fn write(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {

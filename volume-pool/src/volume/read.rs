@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use blockio::Buf;
+use blockio::{BlockFile, Buf, Engine};
 use image::{Error, Kind, Result};
 
 use super::{Volume, io};
@@ -39,6 +39,20 @@ impl Volume {
             Err(error) => Err(io(error)),
         };
         (result, buf)
+    }
+
+    /// The file in which all of a range lies now, at the same place, and the engine to read it with; nothing if it
+    /// has to be waited for, lies in two files, or is beyond the end.
+    pub fn read_from(&self, range: &Range<u64>) -> Option<(BlockFile, Engine)> {
+        if range.end > self.size() {
+            return None;
+        }
+        if self.is_here(range) {
+            return Some((self.data.clone(), self.engine.clone()));
+        }
+        let (base, parts) = self.of_base(range)?;
+        let whole = parts == std::slice::from_ref(range) && base.is_here(range);
+        whole.then(|| (base.data.clone(), self.engine.clone()))
     }
 
     /// Reads a range that can be read, from the data file or the base's or both.

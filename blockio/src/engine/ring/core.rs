@@ -103,6 +103,7 @@ impl Core {
         ring.submitter().register_probe(&mut probe).map_err(no_ring)?;
         let needed = [
             opcode::Read::CODE,
+            opcode::Readv::CODE,
             opcode::Write::CODE,
             opcode::ReadFixed::CODE,
             opcode::WriteFixed::CODE,
@@ -158,8 +159,9 @@ impl Core {
         // memory for at most the length of the payload. `op` owns both, is in the table, and stays
         // there until the completion of this entry has been taken or the ring has stopped before
         // the kernel saw it (see the invariant above); moving an `Op` moves neither a file's
-        // descriptor nor the bytes of a `Buf` or `Bytes`. A `Buf` in the table is out of everybody
-        // else's reach, so that the kernel is the only one to write to its slot.
+        // descriptor nor the bytes of a `Buf` or `Bytes` nor a `GuestBuf`'s vectors, and they point to memory that it
+        // keeps mapped, and to which there are no references. A `Buf` in the table is out of everybody else's reach,
+        // so that the kernel is the only one to write to its slot.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("there are at least as many entries as places");
         self.queued.push_back(id);
@@ -308,6 +310,14 @@ impl Op {
                     None => opcode::Read::new(fd, start, len).offset(at).build(),
                 }
             }
+            // What is left of a read that was cut short is its caller's affair.
+            (Verb::Read, Payload::Guest(guest)) => match guest.vectors() {
+                [one] => {
+                    let (start, len) = (one.iov_base.cast(), self.left(one.iov_len));
+                    opcode::Read::new(fd, start, len).offset(at).build()
+                }
+                all => opcode::Readv::new(fd, all.as_ptr(), all.len() as u32).offset(at).build(),
+            },
             (Verb::Write, Payload::Buf(buf)) => {
                 let (start, len) = (buf.start().wrapping_add(self.done), self.left(buf.len()));
                 match self.piece(buf, registered) {
@@ -349,6 +359,9 @@ impl Op {
         self.done += count;
         let whole = self.done as u64 == self.pending.payload.len();
         match self.pending.verb {
+            Verb::Read if matches!(self.pending.payload, Payload::Guest(_)) => {
+                Step::Done(Ok(self.done))
+            }
             Verb::Read if count > 0 && !whole && !self.pending.file.ended(self.done) => Step::More,
             Verb::Write if count == 0 => Step::Done(Err(io::ErrorKind::WriteZero.into())),
             Verb::Write if !whole => Step::More,

@@ -3,10 +3,11 @@
 //! All that stands here was written by the guest, and may be changed by it at any time: every field is
 //! read once, and what was read is checked.
 
+use blockio::GuestBuf;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, ByteValued, GuestAddress, GuestMemoryMmap};
 
-use super::memory;
+use super::memory::{self, Mapped};
 
 /// The longest chain that is followed, in descriptors: twice of what a driver may make.
 const MAX_DESCRIPTORS: usize = 256;
@@ -133,6 +134,11 @@ impl Spans {
             }
         }
         Ok(())
+    }
+
+    /// The pieces as they are mapped, for a read without a copy; see [`GuestBuf::new`].
+    pub fn mapped(&self, mem: &Mapped) -> Option<GuestBuf> {
+        GuestBuf::new(mem, self.from(0))
     }
 
     /// The pieces that are left after the first `skip` bytes.

@@ -3,15 +3,14 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::chain::Spans;
+use super::config::Shape;
+use super::memory::Mapped;
+use super::request::{Request, SERIAL, Status, Work};
+use crate::export::Disk;
 use blockio::Arena;
 use futures::{StreamExt, TryStreamExt, stream};
 use image::Error;
-use vm_memory::GuestMemoryMmap;
-
-use super::chain::Spans;
-use super::config::Shape;
-use super::request::{Request, SERIAL, Status, Work};
-use crate::export::Disk;
 
 /// Pieces of one request under way at a time, if it is longer than a buffer.
 const PIECES: usize = 4;
@@ -69,7 +68,7 @@ pub struct Job<'a, D> {
     /// The disk.
     pub device: &'a Device<D>,
     /// The memory that the request is in.
-    pub mem: &'a GuestMemoryMmap,
+    pub mem: &'a Mapped,
     /// Under which terms.
     pub terms: &'a Terms,
 }
@@ -79,12 +78,9 @@ impl<D: Disk> Job<'_, D> {
     pub async fn perform(&self, request: &Request) -> (Status, u32) {
         let result = match &request.work {
             Work::Answer(status) => return (*status, 0),
-            Work::Read(at) => self.pieces(&request.data, *at, true).await,
-            Work::Write(at) => self.changed(self.pieces(&request.data, *at, false)).await,
-            Work::Flush => self.flush().await,
-            Work::Serial => self.serial(&request.data),
-            Work::Discard(ranges) => self.changed(self.discard(ranges)).await,
-            Work::Zero(ranges) => self.changed(self.zero(ranges)).await,
+            Work::Read(at) => self.read(&request.data, *at).await,
+            // What reads do not need is kept out of their way, for it makes the future large.
+            work => Box::pin(self.other(work, &request.data)).await,
         };
         let given = match request.work {
             Work::Read(_) | Work::Serial => u32::try_from(request.data.bytes()).unwrap_or(u32::MAX),
@@ -97,6 +93,34 @@ impl<D: Disk> Job<'_, D> {
             Err(Failed::Abandoned) => {}
         }
         (Status::Failed, given)
+    }
+
+    /// Carries out what is no read.
+    async fn other(&self, work: &Work, data: &Spans) -> Result<(), Failed> {
+        match work {
+            Work::Write(at) => self.changed(self.pieces(data, *at, false)).await,
+            Work::Flush => self.flush().await,
+            Work::Serial => self.serial(data),
+            Work::Discard(ranges) => self.changed(self.discard(ranges)).await,
+            Work::Zero(ranges) => self.changed(self.zero(ranges)).await,
+            Work::Read(_) | Work::Answer(_) => unreachable!("these are carried out elsewhere"),
+        }
+    }
+
+    /// Fills all of `data`, at once and without a copy if its bytes lie in one file.
+    async fn read(&self, data: &Spans, at: u64) -> Result<(), Failed> {
+        self.check()?;
+        if data.bytes() == 0 {
+            return Ok(());
+        }
+        if let Some((file, engine)) = self.device.disk.read_from(&(at..at + data.bytes()))
+            && let Some(guest) = data.mapped(self.mem)
+            && let Ok(read) = engine.read_guest(&file, guest, at).await
+            && read as u64 == data.bytes()
+        {
+            return Ok(());
+        }
+        Box::pin(self.pieces(data, at, true)).await
     }
 
     /// Reads or writes all of `data`, a buffer at a time.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use blockio::Arena;
+use blockio::{Arena, BlockFile, Engine, OpenMode};
 use proptest::prelude::*;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vhost::VhostBackend;
@@ -17,6 +17,7 @@ use vm_memory::GuestAddress;
 use super::super::{Export, Options, listen};
 use super::disk::{MemDisk, Shared};
 use super::driver::{Ask, Guest};
+use crate::export::raw::RawDisk;
 
 const OK: u8 = 0;
 const FAILED: u8 = 1;
@@ -130,6 +131,40 @@ fn a_request_longer_than_a_buffer_goes_in_pieces() {
     });
     assert_eq!(shared.data.lock().unwrap()[3 * 512..][..data.len()], data);
     assert_eq!(shared.log.lock().unwrap().len(), 8);
+}
+
+/// Reads of what lies in a file fill the guest's memory without a buffer of ours.
+#[test]
+fn a_file_is_read_straight_into_the_guest() {
+    let data: Vec<u8> = (0..900_096u32).map(|n| (n % 251) as u8).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &data).unwrap();
+    let path = file.path().to_owned();
+    let (front, back) = UnixStream::pair().unwrap();
+    let served = on_a_core(move || async move {
+        let file = BlockFile::open(&path, OpenMode::write()).unwrap();
+        let disk = RawDisk::new(file, Engine::detect().unwrap(), 512, false).unwrap();
+        back.set_nonblocking(true).unwrap();
+        let back = tokio::net::UnixStream::from_std(back).unwrap();
+        // The one buffer is somebody else's.
+        let buffers = buffers(1);
+        let _taken = buffers.acquire().await;
+        let export = Export::new(Rc::new(disk), buffers.clone(), &options()).unwrap();
+        let _ = export.serve_one(back).await;
+    });
+    let mut guest = Guest::new(1);
+    let front = guest.connect(front);
+    let (mem, queue) = (&guest.mem, &mut guest.queues[0]);
+    for indirect in [true, false] {
+        let all = Ask { indirect, ..read(0, data.len() as u32) };
+        assert_eq!(queue.ask(mem, &all), OK);
+        assert!(queue.read_data(mem, 0, data.len()) == data);
+        assert_eq!(queue.ask(mem, &Ask { indirect, ..read(3, 1024) }), OK);
+        assert!(queue.read_data(mem, 0, 1024) == data[1536..2560]);
+    }
+    assert_eq!(queue.ask(mem, &read(0, 0)), OK);
+    drop(front);
+    served.join().unwrap();
 }
 
 #[test]
