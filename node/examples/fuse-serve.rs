@@ -156,7 +156,7 @@ fn block_on<T>(what: impl Future<Output = T>) -> T {
 fn hold(socket: &Path) -> io::Result<()> {
     let listener = std::os::unix::net::UnixListener::bind(socket)?;
     println!("holding");
-    holder::hold(&listener)
+    holder::hold(&listener, Duration::from_secs(3600))
 }
 
 /// Takes away what a server may have left whose connection nobody has kept.

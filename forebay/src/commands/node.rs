@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
@@ -121,13 +122,16 @@ impl DaemonGrid for Located {
     }
 }
 
-/// Keeps mounts, for ever.
+/// How long a holder stays that has nothing to keep.
+const HOLDER_IDLE: Duration = Duration::from_secs(60);
+
+/// Keeps mounts as long as there are any.
 fn hold(socket: &Path) -> Result<()> {
     let place = |e| Error::io(socket.display(), e);
     // Of a holder that is gone; the daemon asks for one only where none answers.
     let _ = std::fs::remove_file(socket);
     let listener = std::os::unix::net::UnixListener::bind(socket).map_err(place)?;
-    node::export::fuse::holder::hold(&listener).map_err(place)
+    node::export::fuse::holder::hold(&listener, HOLDER_IDLE).map_err(place)
 }
 
 /// What starts a holder of mounts.

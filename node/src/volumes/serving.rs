@@ -120,7 +120,18 @@ impl Serving {
 
     async fn fuse(disk: Rc<VolumeDisk>, how: &Attachment, holder: &Holder) -> Result<Self> {
         holder.start().await?;
-        let connection = connect(&how.path, holder)?;
+        let kept = match left_by_another(&how.path, holder) {
+            // One that had nothing to keep may have gone since.
+            Err(_) => {
+                holder.start().await?;
+                left_by_another(&how.path, holder)?
+            }
+            kept => kept?,
+        };
+        let connection = match kept {
+            Some(kept) => kept,
+            None => mount(&how.path, holder)?,
+        };
         let export = fuse::Export::start(connection, disk, fuse::Options::default())?;
         let handle = export.handle();
         let serve = async move {
@@ -182,14 +193,16 @@ async fn told(mut end: watch::Receiver<bool>) {
     let _ = end.wait_for(|end| *end).await;
 }
 
-/// The connection that an earlier daemon left, or that of a new mount.
-fn connect(path: &Path, holder: &Holder) -> Result<fuse::Connection> {
-    let failed = |e| Error::io("the holder of mounts", e);
-    let name = path.display().to_string();
-    if let Some(device) = fuse::holder::give(&holder.socket, &name).map_err(failed)? {
-        return Ok(fuse::Connection::Left(device));
-    }
+/// The connection of a mount that an earlier daemon left.
+fn left_by_another(path: &Path, holder: &Holder) -> Result<Option<fuse::Connection>> {
+    let device = fuse::holder::give(&holder.socket, &path.display().to_string());
+    let device = device.map_err(|e| Error::io("the holder of mounts", e))?;
+    Ok(device.map(fuse::Connection::Left))
+}
+
+fn mount(path: &Path, holder: &Holder) -> Result<fuse::Connection> {
     let connection = fuse::mount(path)?;
-    fuse::holder::keep(&holder.socket, &name, connection.as_fd()).map_err(failed)?;
+    let kept = fuse::holder::keep(&holder.socket, &path.display().to_string(), connection.as_fd());
+    kept.map_err(|e| Error::io("the holder of mounts", e))?;
     Ok(connection)
 }

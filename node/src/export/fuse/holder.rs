@@ -13,6 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -28,18 +29,31 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Descriptors that are kept at most.
 const MOST_KEPT: usize = 4096;
 
-/// Serves until the listener fails. Whoever can connect can have every connection: the socket's
-/// directory must be the daemon's alone.
+/// Serves until it has had nothing to keep for a while, and nobody has asked. Whoever can connect can have every
+/// connection: the socket's directory must be the daemon's alone.
 ///
 /// # Errors
 ///
 /// What accepting fails with; what a single client does ends nothing.
-pub fn hold(listener: &UnixListener) -> io::Result<()> {
+pub fn hold(listener: &UnixListener, idle: Duration) -> io::Result<()> {
     let mut kept = BTreeMap::new();
-    loop {
+    while !kept.is_empty() || is_asked(listener, idle)? {
         let (client, _) = listener.accept()?;
         if let Err(error) = serve(client, &mut kept) {
             tracing::debug!(%error, "a client of the holder");
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a client, so long.
+fn is_asked(listener: &UnixListener, idle: Duration) -> io::Result<bool> {
+    let idle = idle.try_into().map_err(io::Error::other)?;
+    loop {
+        match poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&idle)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -149,7 +163,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("holder");
         let listener = UnixListener::bind(&path).unwrap();
-        std::thread::spawn(move || hold(&listener));
+        std::thread::spawn(move || hold(&listener, Duration::from_secs(3600)));
         (dir, path)
     }
 
@@ -172,6 +186,20 @@ mod tests {
         assert!(give(&holder, "a").unwrap().is_none());
         let long = "n".repeat(256);
         assert_eq!(give(&holder, &long).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn it_ends_when_there_is_nothing_to_keep() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("holder");
+        let listener = UnixListener::bind(&path).unwrap();
+        let file = File::create(dir.path().join("file")).unwrap();
+        let held = std::thread::spawn(move || hold(&listener, Duration::from_millis(20)));
+        keep(&path, "a", file.as_fd()).unwrap();
+        std::thread::park_timeout(Duration::from_millis(60));
+        assert!(give(&path, "a").unwrap().is_some(), "it keeps what it has");
+        assert!(forget(&path, "a").unwrap());
+        held.join().unwrap().unwrap();
     }
 
     #[test]
