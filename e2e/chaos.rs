@@ -187,10 +187,10 @@ const FAULTS: [Fault; 6] =
     [Fault::Killed, Fault::Stopped, Fault::CutOff, Fault::Full, Fault::Corrupt, Fault::Emptied];
 
 /// xorshift: the same faults for the same seed.
-struct Chance(u64);
+pub struct Chance(pub u64);
 
 impl Chance {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -267,7 +267,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn number(name: &str, otherwise: u64) -> u64 {
+pub fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 

@@ -16,29 +16,29 @@ const WORK: &str =
 const SUM: &str = "  /root/proof";
 
 /// A node's daemon and its directory.
-struct Node {
+pub struct Node {
     data: PathBuf,
-    daemon: Option<Background>,
+    pub daemon: Option<Background>,
 }
 
 impl Node {
-    fn start(data: PathBuf) -> Self {
+    pub fn start(data: PathBuf) -> Self {
         let mut node = Self { data, daemon: None };
         node.restart();
         node
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         let mut daemon = Background::start(forebay(&self.data).args(["node", "--json"]));
         assert!(daemon.line().contains("socket"));
         self.daemon = Some(daemon);
     }
 
-    fn volume(&self, args: &[&str]) -> Value {
+    pub fn volume(&self, args: &[&str]) -> Value {
         run(forebay(&self.data).args(["--json", "volume"]).args(args)).json()
     }
 
-    fn is_plain(&self, name: &str) -> bool {
+    pub fn is_plain(&self, name: &str) -> bool {
         self.volume(&["show", name])["plain"] == true
     }
 }

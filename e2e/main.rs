@@ -17,6 +17,7 @@ mod journeys;
 mod kills;
 mod nbd;
 mod operator;
+mod power;
 mod real;
 mod refusals;
 mod services;

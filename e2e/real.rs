@@ -2,11 +2,12 @@
 //! debootstrap, iproute2 and QEMU; runs with `FOREBAY_E2E=1`. `FOREBAY_GUEST_DIR` keeps the disk between
 //! runs.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use crate::harness::{Background, forebay, path, run};
+use crate::harness::{Background, forebay, path, run, until};
 
 pub fn wanted() -> bool {
     let wanted = std::env::var_os("FOREBAY_E2E").is_some();
@@ -37,6 +38,45 @@ pub fn guest(temp: &Path) -> PathBuf {
         must(script("build-debian").arg(&raw));
     }
     raw
+}
+
+/// An ext4 of its own in a sparse file, unmounted at the end.
+pub struct Mount {
+    image: PathBuf,
+    pub at: PathBuf,
+}
+
+impl Mount {
+    pub fn of(image: PathBuf, at: PathBuf, mib: u64) -> Self {
+        File::create(&image).unwrap().set_len(mib << 20).unwrap();
+        must(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        std::fs::create_dir(&at).unwrap();
+        let mount = Self { image, at };
+        mount.mount();
+        mount
+    }
+
+    fn mount(&self) {
+        must(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.at]));
+    }
+
+    /// What has not been made to last is lost from now on, as when the power goes; nothing is written any more.
+    pub fn lose_power(&self) {
+        must(Command::new("xfs_io").args(["-x", "-r", "-c", "shutdown", path(&self.at)]));
+    }
+
+    /// Mounts it again, when nobody uses it any more.
+    pub fn come_back(&self) {
+        let unmounted = || run(Command::new("umount").arg(&self.at)).code == 0;
+        until(&format!("{} can be unmounted", self.at.display()), unmounted);
+        self.mount();
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
+    }
 }
 
 /// Two namespaces, taken down at the end.

@@ -1,6 +1,5 @@
 //! Volumes of a node: used before their image has arrived.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{Background, Disk, Grid, flip, forebay, path, run, until};
 use crate::nbd::Nbd;
-use crate::real::{must, wanted};
+use crate::real::{Mount, wanted};
 
 const CHUNK: usize = 256 << 10;
 
@@ -321,36 +320,16 @@ fn a_chunk_that_is_wrong_everywhere_is_an_error_there_and_nowhere_else() {
     assert_eq!(rig.present("v"), 6);
 }
 
-/// A small file system of its own, unmounted at the end.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn of(dir: &Path, mib: u64) -> Self {
-        let (image, at) = (dir.join("small.img"), dir.join("small"));
-        File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        must(Command::new("mkfs.ext4").arg("-q").arg(&image));
-        std::fs::create_dir(&at).unwrap();
-        must(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
-        Self(at)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
-
 #[test]
 fn real_guests_wait_while_the_disk_is_full_and_go_on() {
     if !wanted() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    let mount = Mount::of(temp.path(), 32);
-    let dir = format!("volumes.dir={}", path(&mount.0.join("volumes")));
+    let mount = Mount::of(temp.path().join("small.img"), temp.path().join("small"), 32);
+    let dir = format!("volumes.dir={}", path(&mount.at.join("volumes")));
     let rig = Rig::start_with("abcdef", &["--set", &dir]);
-    let ballast = mount.0.join("ballast");
+    let ballast = mount.at.join("ballast");
     let socket = rig.attached("v", &["--no-fill"]);
     rig.volume(&["create", "--blank", "16MiB", "--name", "b"]);
     let blank = rig.attach("b", &[]);
