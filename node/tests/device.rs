@@ -3,33 +3,13 @@
 
 mod common;
 
-use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
-use api::volume::{AttachVolume, CreateVolume, ExportKind, Terms};
-use blockio::EngineChoice;
+use api::volume::CreateVolume;
+use common::grid::{OneImage, over_nbd, start, until, url};
 use common::{CHUNK, Disk, Source};
-use forebay_node::daemon::Grid;
-use forebay_node::volumes::{Birth, CoreOptions, Holder, Share, VolumeOptions, Volumes, identify};
-use image::{Digest, Kind, Result};
-
-/// A grid of one image.
-#[derive(Clone)]
-struct Fake(Source);
-
-impl Grid for Fake {
-    type Connect = Source;
-
-    async fn find(&self, _: &str) -> Result<(Digest, u64)> {
-        Ok((self.0.disk.image(), self.0.disk.bytes.len() as u64))
-    }
-
-    async fn locate(&self, _: &str) -> Result<(Digest, Source)> {
-        Ok((self.0.disk.image(), self.0.clone()))
-    }
-}
+use forebay_node::volumes::{Birth, Share, identify};
+use image::Kind;
 
 fn run(words: &[&str]) -> String {
     let out = Command::new(words[0]).args(&words[1..]).output().unwrap();
@@ -48,18 +28,6 @@ impl Drop for Loop {
     }
 }
 
-async fn start(dir: &Path, source: &Source) -> Volumes<Fake> {
-    let options = VolumeOptions {
-        dir: dir.join("volumes"),
-        state: dir.join("state"),
-        cores: CoreOptions { cores: 1, memory: 64 << 20, engine: EngineChoice::Auto },
-        holder: Holder { socket: dir.join("holder"), command: Arc::new([]) },
-        rate: None,
-        share: Share::Always,
-    };
-    Volumes::start(Fake(source.clone()), options).await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
     if std::env::var_os("FOREBAY_E2E").is_none() {
@@ -75,7 +43,7 @@ async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
     std::fs::write(&file, vec![0xee; size as usize + 5 * 4096]).unwrap();
     let device = Loop(run(&["losetup", "--find", "--show", file.to_str().unwrap()]).trim().into());
     let source = Source::gated(&disk, 20);
-    let volumes = start(dir, &source).await;
+    let volumes = start(dir, OneImage::of(&source), Share::Always).await;
     let asked = |name: &str| CreateVolume {
         name: name.into(),
         image: Some("a:1".into()),
@@ -88,18 +56,9 @@ async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
     assert_eq!((made.disk.to_str(), made.shares), (Some(&*device.0), false));
     let again = volumes.create(asked("b"), Birth { id: [6; 16], ..birth }).await.unwrap_err();
     assert_eq!(again.kind(), Kind::Conflict, "{again}");
-    let how = AttachVolume {
-        trace: false,
-        record: false,
-        kind: ExportKind::Nbd,
-        path: None,
-        qmp: None,
-        read_only: false,
-        fill: true,
-        terms: Terms::default(),
-    };
+    let how = over_nbd();
     volumes.attach("a", how.clone()).await.unwrap();
-    let url = format!("nbd+unix:///a?socket={}", dir.join("state/volumes/a.nbd").display());
+    let url = url(dir, "a");
     let (guest, copy) = (url.clone(), dir.join("copy"));
     let writes = [(4096 * CHUNK as u64 + 512, 1024), (100, 412), (size - 512, 512)]
         .map(|(at, len)| (at / 512 * 512, u64::next_multiple_of(len, 512)));
@@ -122,12 +81,7 @@ async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
         wanted[at as usize..(at + len) as usize].fill(7);
     }
     assert!(std::fs::read(&copy).unwrap() == wanted);
-    let plain = async {
-        while !volumes.show("a").await.unwrap().plain {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), plain).await.expect("it becomes plain");
+    until(&volumes, "a", |info| info.plain).await;
     // Found by somebody who knows nothing of this node: on the device, and in a copy of it.
     let found = identify(device.0.as_ref()).unwrap();
     assert_eq!((found.name.as_str(), found.plain, found.size), ("a", true, size));
@@ -137,7 +91,7 @@ async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
     assert_eq!(identify(&file).unwrap().id, found.id);
     assert!(std::fs::read(&file).unwrap()[..size as usize] == wanted, "a plain disk");
     // After a restart it is served again; removed, the device is nobody's.
-    let volumes = start(dir, &source).await;
+    let volumes = start(dir, OneImage::of(&source), Share::Always).await;
     assert!(volumes.attach("a", how).await.unwrap().plain);
     volumes.detach("a").await.unwrap();
     volumes.remove("a").await.unwrap();

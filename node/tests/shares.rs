@@ -7,73 +7,21 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
-use api::volume::{AttachVolume, CreateVolume, ExportKind, Terms, VolumeInfo};
-use blockio::EngineChoice;
+use api::volume::{AttachVolume, Terms, VolumeInfo};
+use common::grid::{OneImage, create, over_nbd, start, until, url};
 use common::{CHUNK, Disk, Source};
-use forebay_node::daemon::Grid;
-use forebay_node::volumes::{Birth, CoreOptions, Holder, Share, VolumeOptions, Volumes};
-use image::{Digest, Result};
+use forebay_node::volumes::{Share, Volumes};
 
-/// A grid of one image.
-#[derive(Clone)]
-struct Fake(Source);
+type Node = Volumes<OneImage<Source>>;
 
-impl Grid for Fake {
-    type Connect = Source;
-
-    async fn find(&self, _: &str) -> Result<(Digest, u64)> {
-        Ok((self.0.disk.image(), self.0.disk.bytes.len() as u64))
-    }
-
-    async fn locate(&self, _: &str) -> Result<(Digest, Source)> {
-        Ok((self.0.disk.image(), self.0.clone()))
-    }
-}
-
-async fn start(dir: &Path, source: &Source, share: Share) -> Volumes<Fake> {
-    let options = VolumeOptions {
-        dir: dir.join("volumes"),
-        state: dir.join("state"),
-        cores: CoreOptions { cores: 2, memory: 64 << 20, engine: EngineChoice::Auto },
-        holder: Holder { socket: dir.join("holder"), command: Arc::new([]) },
-        rate: None,
-        share,
-    };
-    Volumes::start(Fake(source.clone()), options).await.unwrap()
-}
-
-async fn create(volumes: &Volumes<Fake>, name: &str) -> VolumeInfo {
-    let image = Some("a:1".into());
-    let asked = CreateVolume { name: name.into(), image, size: None, sector: None, device: None };
-    volumes.create(asked, Birth { now: 1, id: [name.as_bytes()[0]; 16] }).await.unwrap()
-}
-
-async fn attach(volumes: &Volumes<Fake>, name: &str, fill: bool) {
+async fn attach(volumes: &Node, name: &str, fill: bool) {
     attach_on(volumes, name, fill, Terms::default()).await;
 }
 
-async fn attach_on(volumes: &Volumes<Fake>, name: &str, fill: bool, terms: Terms) {
-    let kind = ExportKind::Nbd;
-    let (path, qmp, read_only, trace, record) = (None, None, false, false, false);
-    let how = AttachVolume { kind, path, qmp, read_only, fill, terms, trace, record };
+async fn attach_on(volumes: &Node, name: &str, fill: bool, terms: Terms) {
+    let how = AttachVolume { fill, terms, ..over_nbd() };
     volumes.attach(name, how).await.unwrap();
-}
-
-/// However long it takes, this is not what a test waits for.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Looks again and again until a volume is so.
-async fn until(volumes: &Volumes<Fake>, name: &str, so: impl Fn(&VolumeInfo) -> bool) {
-    let look = async {
-        while !so(&volumes.show(name).await.unwrap()) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    let late = |_| panic!("{name} does not get there");
-    tokio::time::timeout(PATIENCE, look).await.unwrap_or_else(late);
 }
 
 fn all_is_here(info: &VolumeInfo) -> bool {
@@ -91,7 +39,7 @@ async fn two_volumes_fetch_each_chunk_once_and_the_base_goes_with_the_last() {
     let dir = dir.path();
     let disk = Disk::new(&"abcdefgh..".repeat(20)).cut(512);
     let source = Source::gated(&disk, 40);
-    let volumes = start(dir, &source, Share::Always).await;
+    let volumes = start(dir, OneImage::of(&source), Share::Always).await;
     for name in ["a", "b"] {
         assert!(create(&volumes, name).await.shares);
     }
@@ -116,7 +64,7 @@ async fn two_volumes_fetch_each_chunk_once_and_the_base_goes_with_the_last() {
     // After a restart nothing is fetched again.
     volumes.stop().await;
     drop(volumes);
-    let volumes = start(dir, &source, Share::Never).await;
+    let volumes = start(dir, OneImage::of(&source), Share::Never).await;
     until(&volumes, "a", all_is_here).await;
     create(&volumes, "c").await;
     for name in ["a", "b"] {
@@ -134,7 +82,7 @@ async fn two_volumes_fetch_each_chunk_once_and_the_base_goes_with_the_last() {
 async fn volumes_share_by_themselves_only_where_files_can_share_blocks() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::new("abcd");
-    let volumes = start(dir.path(), &Source::honest(&disk), Share::Auto).await;
+    let volumes = start(dir.path(), OneImage::of(&Source::honest(&disk)), Share::Auto).await;
     let shelf = volume_pool::Shelf::open(blockio::Fs::os(), dir.path().join("volumes")).unwrap();
     assert_eq!(create(&volumes, "a").await.shares, shelf.can_reflink().unwrap());
 }
@@ -183,23 +131,19 @@ fn run<S: AsRef<str>>(words: &[S]) -> String {
 
 /// A guest's requests, in qemu-io's words.
 async fn guest(dir: &Path, name: &'static str, requests: &[String]) {
-    let socket = dir.join(format!("state/volumes/{name}.nbd"));
-    let url = format!("nbd+unix:///{name}?socket={}", socket.display());
     let mut words: Vec<String> = ["qemu-io", "-f", "raw"].map(str::to_owned).to_vec();
     for request in requests {
         words.extend(["-c".to_owned(), request.clone()]);
     }
-    words.push(url);
+    words.push(url(dir, name));
     let said = tokio::task::spawn_blocking(move || run(&words)).await.unwrap();
     assert!(!said.contains("failed"), "{said}");
 }
 
 /// What the guest then sees, by way of nbdcopy.
 async fn seen(dir: &Path, name: &str) -> Vec<u8> {
-    let socket = dir.join(format!("state/volumes/{name}.nbd"));
-    let url = format!("nbd+unix:///{name}?socket={}", socket.display());
     let to = tempfile::NamedTempFile::new().unwrap();
-    let words = ["nbdcopy".to_owned(), url, to.path().display().to_string()];
+    let words = ["nbdcopy".to_owned(), url(dir, name), to.path().display().to_string()];
     tokio::task::spawn_blocking(move || run(&words)).await.unwrap();
     std::fs::read(to.path()).unwrap()
 }
@@ -214,7 +158,7 @@ async fn on_a_file_system_of_its_own(mkfs: &[&str], reflinks: bool) {
     // 128 MiB, and a last block in part.
     let disk = Disk::new(&"abcdefgh".repeat(1024)).cut(1024);
     let source = Source::gated(&disk, 100);
-    let volumes = start(&dir, &source, Share::Always).await;
+    let volumes = start(&dir, OneImage::of(&source), Share::Always).await;
     let before = mounted.used();
     for name in ["a", "b"] {
         create(&volumes, name).await;

@@ -1,6 +1,9 @@
 //! An image in memory, and a source of its chunks that lies, fails and counts as it is told.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub mod grid;
+pub mod rough;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -196,15 +199,7 @@ impl Source {
                 }
                 Lie::Stale => sink.chunk(chunk, with(Digest::of_chunk(&stale), &stale)).await?,
                 Lie::Forged => sink.chunk(chunk, with(Digest::of_chunk(plain), &stale)).await?,
-                Lie::Altered => {
-                    let header = good.header();
-                    let mut payload = good.payload().to_vec();
-                    let middle = payload.len() / 2;
-                    payload[middle] ^= 4;
-                    let (codec, len) = (header.codec, header.plain_len);
-                    let frame = Frame::new(codec, Domain::PUBLIC, header.digest, len, &payload);
-                    sink.chunk(chunk, frame).await?;
-                }
+                Lie::Altered => sink.chunk(chunk, altered(&good)).await?,
                 Lie::Short => {
                     let short = &plain[..512];
                     let digest = Digest::of_chunk(plain);
@@ -226,6 +221,15 @@ impl Source {
         }
         Ok(())
     }
+}
+
+/// A frame with a flipped bit, and a CRC32C that was made after.
+fn altered(good: &Frame) -> Frame {
+    let header = good.header();
+    let mut payload = good.payload().to_vec();
+    let middle = payload.len() / 2;
+    payload[middle] ^= 4;
+    Frame::new(header.codec, Domain::PUBLIC, header.digest, header.plain_len, &payload)
 }
 
 impl ChunkSource for Source {
