@@ -1,13 +1,16 @@
 //! Volumes of a node: used before their image has arrived.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::harness::{Background, Disk, Grid, flip, forebay, path, run, until};
 use crate::nbd::Nbd;
-use crate::real::{Mount, wanted};
+use crate::real::{Mount, must, wanted};
 
 const CHUNK: usize = 256 << 10;
 
@@ -192,6 +195,40 @@ fn guests_of_a_grid_that_is_away_have_what_is_here_and_wait_for_the_rest() {
     assert_eq!(guest.read(4 * CHUNK as u64, 4096).unwrap(), [7; 4096]);
 }
 
+/// Asks the daemon for something over its socket, and goes away before there is an answer.
+fn ask_and_go(rig: &Rig, path: &str, body: &str) {
+    let socket = rig.grid.data.join("node/node.sock");
+    let mut asker = UnixStream::connect(socket).expect("a daemon");
+    let head = format!("POST {path} HTTP/1.1\r\nHost: node\r\nContent-Type: application/json");
+    write!(asker, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("it listens");
+}
+
+#[test]
+fn who_asks_for_a_volume_may_go_away_and_it_is_attached_or_it_is_not() {
+    let rig = Rig::start("abc.def");
+    rig.volume(&["create", "d:1", "--name", "v"]);
+    let mut seen = [0, 0];
+    for wait in 0..40 {
+        ask_and_go(&rig, "/v1/volumes/v/attach", r#"{"kind": "nbd"}"#);
+        std::thread::park_timeout(Duration::from_micros(100 * wait));
+        let there = rig.volume(&["show", "v"])["attached"] != Value::Null;
+        assert_eq!(rig.volume(&["ls"])[0]["name"], "v");
+        // To ask again is answered when the first one is done with, and then it is served.
+        let mut guest = connect(&rig.attach("v", &[]));
+        assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
+        drop(guest);
+        ask_and_go(&rig, "/v1/volumes/v/detach", "");
+        std::thread::park_timeout(Duration::from_micros(100 * wait));
+        // Whoever was first: it is taken away once.
+        let ended = rig.grid.run(&["volume", "detach", "v"]);
+        assert!([0, 73].contains(&ended.code), "{}", ended.err);
+        assert_eq!(rig.volume(&["show", "v"])["attached"], Value::Null);
+        seen[usize::from(there)] += 1;
+    }
+    println!("it was seen attached {} times, not yet {} times", seen[1], seen[0]);
+    rig.volume(&["rm", "v"]);
+}
+
 #[test]
 fn a_volume_can_be_blank_or_larger_than_its_image_and_grows() {
     let rig = Rig::start("ab");
@@ -318,6 +355,37 @@ fn a_chunk_that_is_wrong_everywhere_is_an_error_there_and_nowhere_else() {
     guest.write((chunk * CHUNK) as u64, &[7; CHUNK]).unwrap();
     assert!(guest.read((chunk * CHUNK) as u64, CHUNK).unwrap() == [7; CHUNK]);
     assert_eq!(rig.present("v"), 6);
+}
+
+/// A loop device, detached at the end.
+struct Loop(String);
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).output();
+    }
+}
+
+#[test]
+fn real_loop_devices_over_a_volume_wait_while_the_daemon_is_dead_and_do_not_hold_it_up() {
+    if !wanted() {
+        return;
+    }
+    let mut rig = Rig::start("abc.def");
+    let file = rig.attached("v", &["--export", "fuse"]);
+    // The daemon looks at all loop devices when it begins to serve a volume; what is below this one only it serves.
+    let device =
+        Loop(must(Command::new("losetup").args(["-f", "--show"]).arg(&file)).trim().into());
+    rig.kill_node();
+    let copy = rig.grid.dir.join("copy");
+    let mut dd = Command::new("dd");
+    dd.args(["bs=256k", &format!("if={}", device.0), &format!("of={}", path(&copy))]);
+    let reads = std::thread::spawn(move || must(&mut dd));
+    rig.start_node();
+    reads.join().expect("it waits, and goes on");
+    assert!(std::fs::read(&copy).unwrap() == rig.disk.bytes);
+    drop(device);
+    rig.volume(&["detach", "v"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{self as sys, FallocateFlags, FileType, OFlags, StatxFlags};
+use rustix::fs::{self as sys, AtFlags, FallocateFlags, FileType, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
@@ -127,7 +127,7 @@ fn sectors(fd: &OwnedFd, kind: FileKind, block: u32) -> Sectors {
             physical: sys::ioctl_blkpbszget(fd).unwrap_or(4096),
         },
         FileKind::Regular => {
-            let flags = sys::AtFlags::EMPTY_PATH;
+            let flags = AtFlags::EMPTY_PATH;
             let logical = sys::statx(fd, c"", flags, StatxFlags::DIOALIGN)
                 .map(|statx| statx.stx_dio_offset_align)
                 .ok()
@@ -290,13 +290,20 @@ impl Backing for OsFile {
     }
 
     fn same_file(&self, path: &Path) -> io::Result<bool> {
-        let (this, that) = (sys::fstat(&self.fd)?, sys::stat(path)?);
+        // Which file it is the kernel knows by itself. To ask whoever serves it might wait for ever: for a dead
+        // server, or for us.
+        let (flags, wanted) = (AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE | StatxFlags::INO);
+        let (this, that) = (sys::fstat(&self.fd)?, sys::statx(sys::CWD, path, flags, wanted)?);
+        let (dev, rdev) = (
+            sys::makedev(that.stx_dev_major, that.stx_dev_minor),
+            sys::makedev(that.stx_rdev_major, that.stx_rdev_minor),
+        );
         Ok(match self.kind {
-            FileKind::Regular => (this.st_dev, this.st_ino) == (that.st_dev, that.st_ino),
+            FileKind::Regular => (this.st_dev, this.st_ino) == (dev, that.stx_ino),
             // Two nodes in /dev may name one device.
             FileKind::Block => {
-                FileType::from_raw_mode(that.st_mode) == FileType::BlockDevice
-                    && this.st_rdev == that.st_rdev
+                FileType::from_raw_mode(that.stx_mode.into()) == FileType::BlockDevice
+                    && this.st_rdev == rdev
             }
         })
     }
