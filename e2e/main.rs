@@ -22,6 +22,7 @@ mod power;
 mod qmp;
 mod real;
 mod refusals;
+mod resizes;
 mod services;
 mod tour;
 mod traces;

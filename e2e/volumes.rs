@@ -15,8 +15,8 @@ use crate::real::{Mount, must, wanted};
 const CHUNK: usize = 256 << 10;
 
 /// A grid with an image `d:1`, and a node.
-struct Rig {
-    grid: Grid,
+pub struct Rig {
+    pub grid: Grid,
     node: Option<Background>,
     disk: Disk,
     args: Vec<String>,
@@ -25,12 +25,12 @@ struct Rig {
 }
 
 impl Rig {
-    fn start(disk: &str) -> Self {
+    pub fn start(disk: &str) -> Self {
         Self::start_with(disk, &[])
     }
 
     /// With more arguments for `node`.
-    fn start_with(disk: &str, args: &[&str]) -> Self {
+    pub fn start_with(disk: &str, args: &[&str]) -> Self {
         let (grid, disk) = (Grid::start(), Disk::new(disk));
         grid.import(&grid.disk("d.raw", &disk), "d:1");
         let args = args.iter().map(|a| (*a).to_owned()).collect();
@@ -39,7 +39,7 @@ impl Rig {
         rig
     }
 
-    fn start_node(&mut self) {
+    pub fn start_node(&mut self) {
         let mut node = forebay(&self.grid.data);
         node.args(["node", "--json"]).args(&self.args).env("FOREBAY_VOLUMES_SHARE", self.share);
         let mut node = Background::start(&mut node);
@@ -47,34 +47,34 @@ impl Rig {
         self.node = Some(node);
     }
 
-    fn kill_node(&mut self) {
+    pub fn kill_node(&mut self) {
         self.node.take().expect("a node runs").kill();
     }
 
-    fn volume(&self, args: &[&str]) -> Value {
+    pub fn volume(&self, args: &[&str]) -> Value {
         self.grid.run(&[&["volume"], args].concat()).json()
     }
 
-    fn refused(&self, args: &[&str], code: i32, says: &[&str]) {
+    pub fn refused(&self, args: &[&str], code: i32, says: &[&str]) {
         self.grid.run(&[&["volume"], args].concat()).fails(code, says);
     }
 
     /// Makes a volume of the image, and shows it.
-    fn attached(&self, name: &str, how: &[&str]) -> PathBuf {
+    pub fn attached(&self, name: &str, how: &[&str]) -> PathBuf {
         self.volume(&["create", "d:1", "--name", name]);
         self.attach(name, how)
     }
 
-    fn attach(&self, name: &str, how: &[&str]) -> PathBuf {
+    pub fn attach(&self, name: &str, how: &[&str]) -> PathBuf {
         let info = self.volume(&[&["attach", name], how].concat());
         PathBuf::from(info["attached"]["path"].as_str().expect("a path"))
     }
 
-    fn present(&self, name: &str) -> u64 {
+    pub fn present(&self, name: &str) -> u64 {
         self.volume(&["show", name])["hydration"]["present"].as_u64().expect("a number")
     }
 
-    fn is_plain(&self, name: &str) -> bool {
+    pub fn is_plain(&self, name: &str) -> bool {
         self.volume(&["show", name])["plain"] == true
     }
 }

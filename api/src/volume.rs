@@ -36,13 +36,20 @@ pub struct CreateVolume {
     /// the device is overwritten.
     #[serde(default)]
     pub device: Option<PathBuf>,
+    /// The last partition and the file system in it (ext, XFS, btrfs, NTFS) are extended to the end of the volume.
+    #[serde(default)]
+    pub extend: bool,
 }
 
-/// Asks for a volume to be made larger.
+/// Asks for a volume to be made larger, or smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResizeVolume {
-    /// Bytes.
+    /// Bytes. Less than it has: if what is on the volume says that nothing lies behind.
     pub size: u64,
+    /// The last partition and the file system in it (ext, XFS, btrfs, NTFS) are extended to the end of the volume, which
+    /// must not be attached. The same size again goes on with what was ended midway.
+    #[serde(default)]
+    pub extend: bool,
 }
 
 /// How a volume is shown to its guest.

@@ -537,7 +537,7 @@ pub enum VolumeCommand {
     Ls,
     /// Show a volume, and how much of it is here
     Show(VolumeNameArgs),
-    /// Make a volume larger, also while it is attached
+    /// Make a volume larger, also while it is attached; or smaller, if nothing lies behind
     Resize(ResizeVolumeArgs),
     /// Remove volumes, and what is in them
     Rm(RmVolumesArgs),
@@ -576,6 +576,10 @@ pub struct CreateVolumeArgs {
     /// The block device that it is to lie on; what is on it is overwritten [default: a file]
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub device: Option<PathBuf>,
+    /// Extend the image's last partition and the file system in it (ext, XFS, btrfs, NTFS) to the end of the volume.
+    /// XFS and btrfs are mounted by this machine for that: only of images that you trust
+    #[arg(long, conflicts_with = "blank")]
+    pub extend: bool,
 }
 
 /// A volume.
@@ -595,6 +599,11 @@ pub struct ResizeVolumeArgs {
     /// The size that it gets
     #[arg(value_parser = crate::config::parse_size)]
     pub size: u64,
+    /// Extend the last partition and the file system in it (ext, XFS, btrfs, NTFS), of a volume that is not attached;
+    /// the same size again goes on with what was ended midway. XFS and btrfs are mounted by this machine for that: only
+    /// of images that you trust
+    #[arg(long)]
+    pub extend: bool,
 }
 
 /// `forebay volume rm`.

@@ -50,6 +50,7 @@ async fn a_volume_on_a_used_device_shows_nothing_of_what_was_there() {
         size: Some(size),
         sector: None,
         device: Some(device.0.clone().into()),
+        extend: false,
     };
     let birth = Birth { now: 1, id: [5; 16] };
     let made = volumes.create(asked("a"), birth).await.unwrap();

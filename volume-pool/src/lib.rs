@@ -6,15 +6,18 @@
 //!   and gone on with.
 //! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
 //!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
+//! - [`inside`]: what lies on a disk, as far as it must be known to extend it or to cut it.
 
 mod bases;
 mod device;
 mod identity;
+pub mod inside;
 mod layout;
 mod maps;
 mod place;
 mod scan;
 mod shelf;
+mod shrink;
 mod target;
 mod verified;
 mod volume;

@@ -37,8 +37,8 @@ pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()
         VolumeCommand::Rm(args) => return remove(&daemon, &args, output),
         VolumeCommand::Create(args) => block_on(create(&daemon, &args))?,
         VolumeCommand::Show(VolumeNameArgs { name }) => block_on(daemon.volume(&name))?,
-        VolumeCommand::Resize(ResizeVolumeArgs { name, size }) => {
-            block_on(daemon.resize_volume(&name, &ResizeVolume { size }))?
+        VolumeCommand::Resize(ResizeVolumeArgs { name, size, extend }) => {
+            block_on(daemon.resize_volume(&name, &ResizeVolume { size, extend }))?
         }
         VolumeCommand::Attach(args) => block_on(attach(&daemon, &args))?,
         VolumeCommand::Detach(VolumeNameArgs { name }) => block_on(daemon.detach_volume(&name))?,
@@ -54,7 +54,7 @@ async fn create(daemon: &DaemonClient, args: &CreateVolumeArgs) -> Result<Volume
     let sector = args.sector_size.as_deref().and_then(|s| s.parse().ok());
     let (image, size) = (args.image.clone(), args.size.or(args.blank));
     let device = args.device.as_deref().map(absolute).transpose()?;
-    let asked = CreateVolume { name, image, size, sector, device };
+    let asked = CreateVolume { name, image, size, sector, device, extend: args.extend };
     daemon.create_volume(&asked).await
 }
 
@@ -163,7 +163,7 @@ fn human(v: &VolumeInfo) -> String {
         ("size", bytes(v.size)),
         ("sector", format!("{} bytes", v.sector)),
         ("state", v.state.clone()),
-        ("image", v.image.map_or("none: it was made blank".to_owned(), |i| i.to_string())),
+        ("image", v.image.map_or("none".to_owned(), |i| i.to_string())),
         ("created", time(v.created)),
         ("here", here(v)),
         ("disk", v.disk.display().to_string()),

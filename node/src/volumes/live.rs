@@ -39,7 +39,7 @@ const QMP_PAUSE: Duration = Duration::from_secs(10);
 /// See the [module](self).
 pub(super) struct Live {
     name: String,
-    volume: Rc<Volume>,
+    pub(super) volume: Rc<Volume>,
     how: Attachment,
     status: Status,
     watch: Arc<Watch>,
@@ -60,7 +60,8 @@ pub(super) struct Surroundings<G> {
     pub(super) reflinks: bool,
     pub(super) grid: Arc<G>,
     pub(super) kept: Arc<Kept>,
-    pub(super) holder: Holder,
+    /// What keeps its mount while this process is away, if it is to be kept.
+    pub(super) holder: Option<Holder>,
     /// The limit of all volumes.
     pub(super) rate: Option<Arc<Rate>>,
     /// In seconds since 1970.
@@ -113,7 +114,7 @@ impl Live {
             true => None,
             false => {
                 let recorder = recorder.as_ref();
-                Some(Serving::start(core, &volume, &how, &around.holder, recorder).await?)
+                Some(Serving::start(core, &volume, &how, around.holder.as_ref(), recorder).await?)
             }
         };
         if let Some(recorder) = &recorder {

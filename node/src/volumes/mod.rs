@@ -13,6 +13,7 @@
 mod bases;
 mod cores;
 mod disk;
+mod extend;
 pub(crate) mod http;
 mod hydrate;
 mod kept;
@@ -20,10 +21,12 @@ mod live;
 mod pace;
 mod plan;
 mod recorder;
+mod resize;
 mod scrub;
 mod service;
 mod serving;
 mod source;
+mod tools;
 mod window;
 
 pub use cores::CoreOptions;

@@ -7,22 +7,21 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
-use api::volume::{
-    AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, Scrubbed, VolumeInfo,
-};
+use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, Scrubbed, VolumeInfo};
 use blockio::Fs;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use volume_pool::{Files, Identity, NewVolume, Shelf, Volume};
+use volume_pool::{Files, Identity, NewVolume, Shelf};
 
 use super::cores::{Core, CoreOptions, Cores};
 use super::kept::Kept;
 use super::live::{Live, Surroundings};
 use super::recorder::Start;
 use super::serving::Holder;
+use super::{extend::Failed, tools};
 use crate::daemon::Grid;
 use crate::patience::Patience;
 use crate::pull::Connect;
@@ -81,7 +80,7 @@ const TAKE_TRIES: u32 = 50;
 const TAKE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The volumes of a node. Clones share them.
-pub struct Volumes<G>(Arc<Inner<G>>);
+pub struct Volumes<G>(pub(super) Arc<Inner<G>>);
 
 impl<G> Clone for Volumes<G> {
     fn clone(&self) -> Self {
@@ -89,12 +88,14 @@ impl<G> Clone for Volumes<G> {
     }
 }
 
-struct Inner<G> {
+pub(super) struct Inner<G> {
     grid: Arc<G>,
-    shelf: Shelf,
+    pub(super) shelf: Shelf,
     sockets: PathBuf,
+    /// Where volumes are shown to the tools of their file systems.
+    pub(super) for_tools: PathBuf,
     cores: Cores,
-    kept: Arc<Kept>,
+    pub(super) kept: Arc<Kept>,
     holder: Holder,
     rate: Option<Arc<Rate>>,
     share: Share,
@@ -128,11 +129,16 @@ impl<G: Grid> Volumes<G> {
             false
         });
         let sockets = options.state.join("volumes");
+        let for_tools = options.state.join("tools");
         Fs::os().create_dir_all(&sockets).map_err(|e| Error::io("the node's directory", e))?;
+        if let Err(error) = tools::tidy(&for_tools).await {
+            tracing::error!(%error, "what tools have left cannot be given back");
+        }
         let volumes = Self(Arc::new(Inner {
             grid: Arc::new(grid),
             shelf,
             sockets,
+            for_tools,
             cores: Cores::start(options.cores)?,
             kept: Arc::new(Kept::load(options.state.join("attachments.json"))?),
             holder: options.holder,
@@ -144,7 +150,7 @@ impl<G: Grid> Volumes<G> {
         }));
         for (name, how) in volumes.0.kept.all() {
             // Its guest, if it has one, has started before.
-            if let Err(error) = volumes.go_live(&name, how, Start::Unseen).await {
+            if let Err(error) = volumes.go_live(&name, how, Start::Unseen, volumes.holder()).await {
                 tracing::error!(%error, name, "a volume cannot be served again");
             }
         }
@@ -161,9 +167,18 @@ impl<G: Grid> Volumes<G> {
         }
     }
 
-    /// Makes a volume.
+    /// Makes a volume; with `extend` what is on it is extended to its end.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be extended there is no volume; if that failed midway, there is, and a
+    /// [`resize`](Volumes::resize) goes on.
     pub async fn create(&self, asked: CreateVolume, birth: Birth) -> Result<VolumeInfo> {
         let _only = self.only(&asked.name).await;
+        if asked.extend && asked.image.is_none() {
+            let what = format!("{}: on a blank volume there is nothing to extend", asked.name);
+            return Err(Error::new(Kind::Invalid, what));
+        }
         let image = match &asked.image {
             Some(image) => Some(self.manifest(image.clone()).await?),
             None => None,
@@ -184,7 +199,23 @@ impl<G: Grid> Volumes<G> {
         };
         let shelf = self.0.shelf.clone();
         self.blocking(move || shelf.create(&new)).await?;
+        if asked.extend {
+            self.extend_new(&asked.name, geometry.size()).await?;
+        }
         self.show(&asked.name).await
+    }
+
+    async fn extend_new(&self, name: &str, size: u64) -> Result<()> {
+        match self.extend(name, size).await {
+            Ok(()) => Ok(()),
+            Err(Failed::Midway(error)) => Err(self.midway(name, size, error)),
+            Err(Failed::Before(error)) => {
+                let (shelf, gone) = (self.0.shelf.clone(), name.to_owned());
+                let removed = self.blocking(move || shelf.remove(&gone)).await;
+                removed.unwrap_or_else(|error| tracing::error!(%error, name, "a volume is left"));
+                Err(error.at(name))
+            }
+        }
     }
 
     async fn manifest(&self, name: String) -> Result<Arc<Manifest>> {
@@ -286,7 +317,7 @@ impl<G: Grid> Volumes<G> {
             }
             None => {}
         }
-        self.go_live(name, how.clone(), start).await?;
+        self.go_live(name, how.clone(), start, self.holder()).await?;
         if let Err(error) = self.0.kept.insert(name, how) {
             let ended = self.end_live(name, false).await;
             ended.unwrap_or_else(|error| tracing::error!(%error, name, "a volume that is stuck"));
@@ -313,7 +344,18 @@ impl<G: Grid> Volumes<G> {
         Ok(Attachment { kind, path, qmp, read_only, fill, terms, trace, moved: false })
     }
 
-    async fn go_live(&self, name: &str, how: Attachment, start: Start) -> Result<()> {
+    fn holder(&self) -> Option<Holder> {
+        Some(self.0.holder.clone())
+    }
+
+    /// Serves a volume. Without a holder a mount ends with this process.
+    pub(super) async fn go_live(
+        &self,
+        name: &str,
+        how: Attachment,
+        start: Start,
+        holder: Option<Holder>,
+    ) -> Result<()> {
         let key = name.to_owned();
         let (shelf, wanted) = (self.0.shelf.clone(), key.clone());
         let files = take_patiently(move || shelf.take(&wanted)).await?;
@@ -323,7 +365,7 @@ impl<G: Grid> Volumes<G> {
             reflinks: self.0.reflinks,
             grid: Arc::clone(&self.0.grid),
             kept: Arc::clone(&self.0.kept),
-            holder: self.0.holder.clone(),
+            holder,
             rate: self.0.rate.clone(),
             now: now(),
         };
@@ -377,28 +419,7 @@ impl<G: Grid> Volumes<G> {
         .await
     }
 
-    /// Makes a volume larger, also while it is attached.
-    pub async fn resize(&self, name: &str, asked: ResizeVolume) -> Result<VolumeInfo> {
-        let _only = self.only(name).await;
-        let (shelf, key) = (self.0.shelf.clone(), name.to_owned());
-        self.on_its_core(name, move |core| {
-            async move {
-                let live = core.live.borrow().get(&key).cloned();
-                match live {
-                    Some(live) => live.grow(asked.size).await,
-                    // Briefly in use, by us.
-                    None => {
-                        Volume::open(shelf.take(&key)?, core.engine.clone())?.grow(asked.size).await
-                    }
-                }
-            }
-            .boxed_local()
-        })
-        .await?;
-        self.show(name).await
-    }
-
-    async fn end_live(&self, name: &str, leave: bool) -> Result<()> {
+    pub(super) async fn end_live(&self, name: &str, leave: bool) -> Result<()> {
         let key = name.to_owned();
         let ended = self.on_its_core(name, move |core| {
             async move {
@@ -429,7 +450,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     /// Does something where a volume lives; on any core if it is not attached.
-    async fn on_its_core<T: Send + 'static>(
+    pub(super) async fn on_its_core<T: Send + 'static>(
         &self,
         name: &str,
         work: impl FnOnce(Rc<Core>) -> LocalBoxFuture<'static, Result<T>> + Send + 'static,
@@ -440,7 +461,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     /// Keeps others from changing a volume.
-    async fn only(&self, name: &str) -> OwnedMutexGuard<()> {
+    pub(super) async fn only(&self, name: &str) -> OwnedMutexGuard<()> {
         let lock = {
             let mut changing = self.0.changing.lock().expect(UNPOISONED);
             changing.retain(|_, lock| Arc::strong_count(lock) > 1);
@@ -449,7 +470,7 @@ impl<G: Grid> Volumes<G> {
         lock.lock_owned().await
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {

@@ -70,7 +70,7 @@ pub(super) struct Serving {
 enum Served {
     Nbd { end: watch::Sender<bool> },
     Vhost { end: watch::Sender<bool>, export: Rc<vhost::Export<VolumeDisk>>, path: PathBuf },
-    Fuse { handle: fuse::Handle, holder: Holder, path: PathBuf },
+    Fuse { handle: fuse::Handle, holder: Option<Holder>, path: PathBuf },
 }
 
 impl Serving {
@@ -79,7 +79,7 @@ impl Serving {
         core: &Core,
         volume: &Rc<Volume>,
         how: &Attachment,
-        holder: &Holder,
+        holder: Option<&Holder>,
         recorder: Option<&Rc<Recorder>>,
     ) -> Result<Self> {
         let disk = VolumeDisk::new(Rc::clone(volume), how.read_only, recorder.cloned());
@@ -118,19 +118,10 @@ impl Serving {
         Ok(Self { task, kind: Served::Vhost { end, export, path: how.path.clone() } })
     }
 
-    async fn fuse(disk: Rc<VolumeDisk>, how: &Attachment, holder: &Holder) -> Result<Self> {
-        holder.start().await?;
-        let kept = match left_by_another(&how.path, holder) {
-            // One that had nothing to keep may have gone since.
-            Err(_) => {
-                holder.start().await?;
-                left_by_another(&how.path, holder)?
-            }
-            kept => kept?,
-        };
-        let connection = match kept {
-            Some(kept) => kept,
-            None => mount(&how.path, holder)?,
+    async fn fuse(disk: Rc<VolumeDisk>, how: &Attachment, holder: Option<&Holder>) -> Result<Self> {
+        let connection = match holder {
+            Some(holder) => kept(&how.path, holder).await?,
+            None => fuse::mount(&how.path)?,
         };
         let export = fuse::Export::start(connection, disk, fuse::Options::default())?;
         let handle = export.handle();
@@ -140,7 +131,7 @@ impl Serving {
             }
         };
         let task = tokio::task::spawn_local(serve);
-        let kind = Served::Fuse { handle, holder: holder.clone(), path: how.path.clone() };
+        let kind = Served::Fuse { handle, holder: holder.cloned(), path: how.path.clone() };
         Ok(Self { task, kind })
     }
 
@@ -172,6 +163,7 @@ impl Serving {
             Served::Fuse { handle, .. } if leave => handle.leave(),
             Served::Fuse { path, holder, .. } => {
                 result = fuse::unmount(path).and_then(|()| {
+                    let Some(holder) = holder else { return Ok(()) };
                     let name = path.display().to_string();
                     let forgotten = fuse::holder::forget(&holder.socket, &name);
                     forgotten.map(drop).map_err(|e| Error::io("the holder of mounts", e))
@@ -200,7 +192,20 @@ fn left_by_another(path: &Path, holder: &Holder) -> Result<Option<fuse::Connecti
     Ok(device.map(fuse::Connection::Left))
 }
 
-fn mount(path: &Path, holder: &Holder) -> Result<fuse::Connection> {
+/// The connection of a mount that is kept, an old one or a new.
+async fn kept(path: &Path, holder: &Holder) -> Result<fuse::Connection> {
+    holder.start().await?;
+    let left = match left_by_another(path, holder) {
+        // One that had nothing to keep may have gone since.
+        Err(_) => {
+            holder.start().await?;
+            left_by_another(path, holder)?
+        }
+        left => left?,
+    };
+    if let Some(left) = left {
+        return Ok(left);
+    }
     let connection = fuse::mount(path)?;
     let kept = fuse::holder::keep(&holder.socket, &path.display().to_string(), connection.as_fd());
     kept.map_err(|e| Error::io("the holder of mounts", e))?;

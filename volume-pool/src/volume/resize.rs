@@ -23,7 +23,11 @@ impl Volume {
         if self.data.kind() != FileKind::Regular {
             return Err(Error::new(Kind::Unsupported, "a device has the size that it has"));
         }
-        // A crash before the identity says so leaves a file that is longer than its volume.
+        // A crash before the identity says so leaves a file that is longer than its volume. One while it was made
+        // smaller too, and then the rest is not zeros.
+        if self.data.size().map_err(io)? > now.size() {
+            self.data.set_len(now.size()).map_err(io)?;
+        }
         self.data.set_len(size).map_err(io)?;
         self.engine.sync_data(&self.data).await.map_err(io)?;
         self.identity.borrow_mut().change(|identity| identity.size = size)?;

@@ -1,0 +1,185 @@
+//! The standard tools that extend file systems: started in a mount namespace of their own, on a loop device of their
+//! own. What they leave when they are killed is given back.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use image::{Error, Kind, Result};
+use tokio::process::Command;
+use volume_pool::inside::FsKind;
+
+use crate::export::fuse;
+
+const SCRIPT: &str = include_str!("extend.sh");
+/// Where administrators' tools are, whatever the daemon was started with.
+const SYSTEM: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Characters of what a tool says that are told.
+const SAID: usize = 2000;
+
+/// A part of a file in which a file system lies.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) file: PathBuf,
+    /// In bytes.
+    pub(super) start: u64,
+    /// In bytes.
+    pub(super) length: u64,
+    /// In bytes.
+    pub(super) sector: u32,
+}
+
+/// The programs that it takes, and the Debian packages that they are in.
+fn needed(kind: FsKind) -> Vec<(&'static str, &'static str)> {
+    let mut all = vec![("unshare", "util-linux"), ("losetup", "mount")];
+    let mounting = [("mount", "mount"), ("umount", "mount")];
+    match kind {
+        FsKind::Ext => all.extend([("e2fsck", "e2fsprogs"), ("resize2fs", "e2fsprogs")]),
+        FsKind::Xfs => all.extend(mounting.into_iter().chain([("xfs_growfs", "xfsprogs")])),
+        FsKind::Btrfs { .. } => all.extend(mounting.into_iter().chain([("btrfs", "btrfs-progs")])),
+        FsKind::Ntfs => all.push(("ntfsresize", "ntfs-3g")),
+    }
+    all
+}
+
+fn path() -> Vec<PathBuf> {
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&own).chain(SYSTEM.map(PathBuf::from)).collect()
+}
+
+/// Sees that the tools for a file system are there.
+///
+/// # Errors
+///
+/// [`Kind::Unsupported`], naming the tool and its package.
+pub(super) fn check(kind: FsKind) -> Result<()> {
+    check_in(kind, &path())
+}
+
+fn check_in(kind: FsKind, dirs: &[PathBuf]) -> Result<()> {
+    let is_program = |path: PathBuf| {
+        path.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 > 0)
+    };
+    for (tool, package) in needed(kind) {
+        if !dirs.iter().any(|dir| is_program(dir.join(tool))) {
+            let what = format!(
+                "{} is extended by `{tool}`, which is not here: install the package {package}",
+                kind.name()
+            );
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+    }
+    Ok(())
+}
+
+/// Extends the file system in a part of a file to the part's end. `mount` is a directory in which it may be
+/// mounted meanwhile.
+///
+/// # Errors
+///
+/// [`Kind::Io`] with what the tool said.
+pub(super) async fn extend(kind: FsKind, part: &Part, mount: &Path) -> Result<()> {
+    let failed = |e| Error::io("starting the tools of file systems", e);
+    let numbers = [part.start, part.length, part.sector.into()].map(|n| n.to_string());
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", SCRIPT, "extend"]);
+    command.arg(&part.file).args(numbers).arg(mount);
+    match kind {
+        FsKind::Ext => command.arg("ext"),
+        FsKind::Xfs => command.arg("xfs"),
+        FsKind::Btrfs { device } => command.args(["btrfs", &device.to_string()]),
+        FsKind::Ntfs => command.arg("ntfs"),
+    };
+    let path: OsString = std::env::join_paths(path())
+        .map_err(|e| Error::caused(Kind::Invalid, format!("the environment's PATH: {e}"), e))?;
+    command.env("PATH", path).env("LC_ALL", "C").stdin(Stdio::null());
+    let ended = command.output().await.map_err(failed)?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let said = [ended.stdout, ended.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let said = lines.join("; ");
+    let from = said.char_indices().rev().nth(SAID).map_or(0, |(at, _)| at);
+    Err(Error::new(Kind::Io, format!("{}: {}", kind.name(), &said[from..])))
+}
+
+/// What the disk is called in a volume's place for tools.
+pub(super) const DISK: &str = "disk";
+/// And the directory in which its file system may be mounted.
+pub(super) const MOUNT: &str = "mount";
+
+/// Gives back what earlier daemons have left in the places below `dir`.
+pub(super) async fn tidy(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        give_back(&entry.map_err(|e| Error::io(dir.display(), e))?.path()).await?;
+    }
+    Ok(())
+}
+
+/// Gives back a volume's place for tools and what of them is left there: loop devices, the mount, files.
+pub(super) async fn give_back(place: &Path) -> Result<()> {
+    let Ok(place) = place.canonicalize() else { return Ok(()) };
+    for device in loops_below(&place) {
+        let detached = Command::new("losetup").arg("--detach").arg(&device).output().await;
+        let status = detached.map_err(|e| Error::io("losetup", e))?.status;
+        tracing::warn!(device = %device.display(), %status, "a loop device was left");
+    }
+    let disk = place.join(DISK);
+    match fuse::unmount(&disk) {
+        Err(error) if error.kind() != Kind::Gone => return Err(error),
+        _ => {}
+    }
+    // Never what is in a directory: if something is mounted there after all, it is not ours to remove.
+    let gone = |removed: std::io::Result<()>, path: &Path| match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(path.display(), e)),
+        _ => Ok(()),
+    };
+    gone(std::fs::remove_file(&disk), &disk)?;
+    gone(std::fs::remove_dir(place.join(MOUNT)), &place)?;
+    gone(std::fs::remove_dir(&place), &place)
+}
+
+fn loops_below(dir: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let below = all.filter(|entry| {
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+        file.is_ok_and(|file| Path::new(file.trim_end_matches('\n')).starts_with(dir))
+    });
+    below.map(|entry| Path::new("/dev").join(entry.file_name())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_that_is_not_there_is_named_with_its_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let has = |tool: &str, mode| {
+            let path = dir.path().join(tool);
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        ["unshare", "losetup", "e2fsck", "mount", "umount"].map(|tool| has(tool, 0o755));
+        has("resize2fs", 0o644);
+        let dirs = [dir.path().join("none"), dir.path().to_owned()];
+        let wanted = [
+            (FsKind::Ext, "resize2fs", "e2fsprogs"),
+            (FsKind::Xfs, "xfs_growfs", "xfsprogs"),
+            (FsKind::Btrfs { device: 1 }, "btrfs", "btrfs-progs"),
+            (FsKind::Ntfs, "ntfsresize", "ntfs-3g"),
+        ];
+        for (kind, tool, package) in wanted {
+            let error = check_in(kind, &dirs).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unsupported);
+            let says = error.message();
+            assert!(says.contains(&format!("`{tool}`")) && says.contains(package), "{says}");
+        }
+        has("resize2fs", 0o755);
+        check_in(FsKind::Ext, &dirs).unwrap();
+    }
+}
