@@ -1,7 +1,7 @@
 //! Whole processes: the shipped binary on real files, sockets and disks.
 //!
-//! Everything here passes without root. The tests named `real_…` need root, debootstrap, QEMU and strace, and
-//! run only with `FOREBAY_E2E=1`.
+//! Everything here passes without root. The tests named `real_…` need root, debootstrap, QEMU, strace and
+//! the tools of file systems, and run only with `FOREBAY_E2E=1`.
 
 mod caches;
 mod care;

@@ -1,6 +1,8 @@
 //! Volumes that become larger or smaller with what is on them.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use volume_pool::inside::{Content, EDGE, Edges, Table, content};
 
@@ -41,7 +43,7 @@ fn fills(disk: &Path, fs: &str) {
     assert!(has <= length && has + MIB > length, "{}: {has} of {length}", disk.display());
     check(disk, start, length, fs);
     if number != 0 {
-        must(std::process::Command::new("sfdisk").args(["--verify", "--quiet"]).arg(disk));
+        must(Command::new("sfdisk").args(["--verify", "--quiet"]).arg(disk));
     }
 }
 
@@ -68,7 +70,7 @@ impl Rig {
 fn nothing_is_left(rig: &Rig) {
     let tools = rig.grid.data.join("node/tools");
     assert_eq!(std::fs::read_dir(&tools).into_iter().flatten().count(), 0);
-    let loops = must(std::process::Command::new("losetup").arg("--all"));
+    let loops = must(Command::new("losetup").arg("--all"));
     assert!(!loops.contains(path(&rig.grid.data)), "{loops}");
 }
 
@@ -99,4 +101,129 @@ fn real_file_systems_fill_volumes_that_are_larger_than_their_images() {
             println!("{name} fills its disk");
         }
     }
+}
+
+#[test]
+fn real_volumes_become_smaller_when_what_is_on_them_has() {
+    if !wanted() {
+        return;
+    }
+    let rig = Rig::start("a");
+    for table in ["gpt", "mbr", "bare"] {
+        let (image, name) = (format!("ext4-{table}:1"), format!("ext4-{table}"));
+        rig.grid.import(&made(&rig.grid.dir, 128, "ext4", table), &image);
+        rig.volume(&["create", &image, "--name", &name]);
+        let small = ["resize", &name, "80MiB"];
+        rig.refused(&small, 73, &["not arrived yet"]);
+        let disk = rig.ripened(&name);
+        let says = if table == "bare" { "the ext on the disk" } else { "partition 2 ends" };
+        rig.refused(&small, 73, &[&name, says, "resize2fs"]);
+        // As a guest would do it, on the volume's own disk.
+        let file = rig.attach(&name, &["--export", "fuse"]);
+        rig.refused(&small, 73, &["detach it"]);
+        rig.refused(&["resize", &name, "160MiB", "--extend"], 73, &["growpart", "detach it"]);
+        let (number, start, length, _) = inside(&disk);
+        let [start_at, of, number] = [start, length, number.into()].map(|n: u64| n.to_string());
+        let mut shrink = script("filesystem");
+        must(shrink.args(["shrink", path(&file), &start_at, &of, &number, "64"]));
+        rig.volume(&["detach", &name]);
+        let info = rig.volume(&small);
+        assert_eq!((&info["size"], &info["image"]), (&(80 * MIB).into(), &serde_json::Value::Null));
+        assert_eq!(std::fs::metadata(&disk).unwrap().len(), 80 * MIB);
+        check(&disk, start, 64 * MIB, "ext4");
+        if table != "bare" {
+            must(Command::new("sfdisk").args(["--verify", "--quiet"]).arg(&disk));
+        }
+        if table == "gpt" {
+            let says = must(Command::new("sgdisk").arg("--verify").arg(&disk));
+            assert!(says.contains("No problems found"), "{says}");
+        }
+        // What is left is too large for less, and grows again.
+        rig.refused(&["resize", &name, "60MiB"], 73, &[]);
+        rig.volume(&["resize", &name, "128MiB", "--extend"]);
+        fills(&disk, "ext4");
+        nothing_is_left(&rig);
+        println!("{name} was made smaller");
+    }
+}
+
+#[test]
+fn real_extensions_that_are_killed_are_gone_on_with() {
+    if !wanted() {
+        return;
+    }
+    let mut rig = Rig::start("a");
+    for fs in ["ext4", "xfs", "btrfs"] {
+        rig.grid.import(&made(&rig.grid.dir, 320, fs, "gpt"), &format!("{fs}:1"));
+        for after in [30, 80, 130, 180, 230, 280, 330] {
+            let name = format!("{fs}-{after}");
+            rig.volume(&["create", &format!("{fs}:1"), "--name", &name]);
+            let resize = ["volume", "resize", &name, "2GiB", "--extend"];
+            let mut midway = rig.grid.command(&resize);
+            midway.stdout(Stdio::null()).stderr(Stdio::null());
+            let mut midway = midway.spawn().unwrap();
+            std::thread::park_timeout(Duration::from_millis(after));
+            rig.kill_node();
+            let ended = midway.wait().unwrap();
+            rig.start_node();
+            nothing_is_left(&rig);
+            let before = rig.volume(&["show", &name])["size"].clone();
+            rig.volume(&resize[1..]);
+            fills(&rig.ripened(&name), fs);
+            nothing_is_left(&rig);
+            println!("{name}: killed with {before} bytes, {ended}");
+            rig.volume(&["rm", &name]);
+        }
+    }
+}
+
+#[test]
+fn real_what_cannot_be_extended_is_refused_and_left_as_it_is() {
+    if !wanted() {
+        return;
+    }
+    let rig = Rig::start("a");
+    let disk = made(&rig.grid.dir, 64, "ext4", "bare");
+    rig.refused(&["create", "--blank", "1MiB", "--extend"], 64, &[]);
+    let refused = |image: &str, says: &str| {
+        rig.refused(&["create", image, "--name", "v", "--size", "80MiB", "--extend"], 69, &[says]);
+        rig.refused(&["show", "v"], 66, &["no such volume"]);
+        rig.volume(&["create", image, "--name", "v"]);
+        rig.refused(&["resize", "v", "80MiB", "--extend"], 69, &[says]);
+        assert_eq!(
+            rig.volume(&["show", "v"])["size"].as_u64(),
+            rig.volume(&["ls"])[0]["size"].as_u64()
+        );
+        assert_ne!(rig.volume(&["show", "v"])["size"], 80 * MIB);
+        rig.volume(&["rm", "v"]);
+        nothing_is_left(&rig);
+    };
+    refused("d:1", "no ext, XFS, btrfs or NTFS");
+    let bytes = std::fs::read(&disk).unwrap();
+    let mut swap = vec![0; 1 << 20];
+    swap[4086..4096].copy_from_slice(b"SWAPSPACE2");
+    rig.grid.import(&rig.grid.file("swap.raw", &swap), "swap:1");
+    refused("swap:1", "holds swap");
+
+    // A file system that e2fsck does not mend by itself: the volume has its size, and the same again goes on.
+    let mut broken = bytes;
+    // The inode of the root directory, in the table that the first group's descriptor names.
+    let table = u32::from_le_bytes(broken[4096 + 8..4096 + 12].try_into().unwrap()) as usize * 4096;
+    let root = table + 256..table + 512;
+    let was = broken[root.clone()].to_vec();
+    broken[root.clone()].fill(0xff);
+    rig.grid.import(&rig.grid.file("broken.raw", &broken), "broken:1");
+    rig.volume(&["create", "broken:1", "--name", "v"]);
+    let resize = ["resize", "v", "80MiB", "--extend"];
+    rig.refused(&resize, 74, &["e2fsck -p cannot mend it", "goes on"]);
+    assert_eq!(rig.volume(&["show", "v"])["size"], 80 * MIB);
+    rig.refused(&resize, 74, &["e2fsck -p cannot mend it", "goes on"]);
+    let mut guest = crate::volumes::connect(&rig.attach("v", &[]));
+    let at = root.start as u64;
+    guest.write(at, &was).unwrap();
+    guest.flush().unwrap();
+    drop(guest);
+    rig.volume(&["detach", "v"]);
+    rig.volume(&resize);
+    fills(&rig.ripened("v"), "ext4");
 }

@@ -79,7 +79,7 @@ impl Rig {
     }
 }
 
-fn connect(socket: &Path) -> Nbd {
+pub fn connect(socket: &Path) -> Nbd {
     let mut connected = None;
     until("a connection to the volume", || {
         connected = Nbd::connect(socket).ok();

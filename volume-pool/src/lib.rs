@@ -10,6 +10,7 @@
 
 mod bases;
 mod device;
+mod extending;
 mod identity;
 pub mod inside;
 mod layout;

@@ -5,6 +5,7 @@
 //! DIR/NAME/manifest    the image that it is made of: geometry and section digests; not of a blank one
 //! DIR/NAME/maps        what of it is here
 //! DIR/NAME/disk.raw    its bytes
+//! DIR/NAME/extending   the file system on it is being [extended](Shelf::note_extending)
 //! DIR/NAME/device      instead of the identity and the bytes, of a volume on a [device](crate::device)
 //! DIR/.images/DIGEST/  the same of a [base](crate::bases)
 //! ```
@@ -26,6 +27,7 @@ const MANIFEST: &str = "manifest";
 const MAPS: &str = "maps";
 const DISK: &str = "disk.raw";
 pub(crate) const DEVICE: &str = "device";
+pub(crate) const EXTENDING: &str = "extending";
 
 /// A directory of volumes.
 #[derive(Clone, Debug)]
@@ -304,7 +306,7 @@ impl Shelf {
         dir: &Path,
         mut identity: Option<IdentityBlocks>,
     ) -> Result<()> {
-        for file in [DISK, MAPS, MANIFEST, DEVICE, IDENTITY] {
+        for file in [DISK, MAPS, MANIFEST, EXTENDING, DEVICE, IDENTITY] {
             if file == DEVICE
                 && let Some(on_device) =
                     identity.take_if(|identity| identity.file().kind() == FileKind::Block)

@@ -53,7 +53,9 @@ impl Shelf {
 
 fn check(identity: &Identity, data: &BlockFile, size: u64) -> Result<()> {
     let refuse = |kind, what: &str| Err(Error::new(kind, what));
-    Geometry::new(size, identity.sector, identity.chunk_log2)?;
+    let geometry = Geometry::new(size, identity.sector, identity.chunk_log2);
+    geometry
+        .map_err(|e| Error::caused(Kind::Invalid, format!("a size of {size} bytes: {e}"), e))?;
     if size >= identity.size {
         return refuse(Kind::Invalid, "a size that is not smaller");
     }
@@ -107,4 +109,142 @@ fn all_zeros(data: &BlockFile, range: Range<u64>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use blockio::fake::{CrashPlan, MemFs};
+    use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
+    use image::{Digest, Domain, Manifest};
+
+    use super::*;
+    use crate::{NewVolume, Volume};
+
+    const SIZE: u64 = 1 << 20;
+    const SMALL: u64 = 512 << 10;
+    const DISK: &str = "/v/a/disk.raw";
+
+    fn shelf(disk: &MemFs) -> Shelf {
+        Shelf::open(disk.fs(), "/v".into()).unwrap()
+    }
+
+    fn blank() -> NewVolume {
+        NewVolume {
+            name: "a".into(),
+            id: [3; 16],
+            geometry: Geometry::new(SIZE, 512, 14).unwrap(),
+            image: None,
+            shares: false,
+            device: None,
+            created: 0,
+        }
+    }
+
+    fn of_image() -> NewVolume {
+        let geometry = Geometry::new(SIZE, 512, 14).unwrap();
+        let image = Manifest::new(Domain(0), geometry, vec![Digest([1; 32])]);
+        NewVolume { image: Some(Arc::new(image)), ..blank() }
+    }
+
+    fn disk_with(new: &NewVolume) -> MemFs {
+        let disk = MemFs::new();
+        shelf(&disk).create(new).unwrap();
+        disk
+    }
+
+    fn file(disk: &MemFs) -> BlockFile {
+        disk.fs().open(DISK, OpenMode::write()).unwrap()
+    }
+
+    /// Its bytes as the volume has them; none of what is left behind.
+    fn bytes(disk: &MemFs) -> Vec<u8> {
+        read(&file(disk), 0..shelf(disk).identity("a").unwrap().size).unwrap()
+    }
+
+    /// A GPT with a partition of 0xee, at 64 KiB.
+    fn partitioned(disk: &MemFs) -> Range<u64> {
+        let mut bytes = crate::inside::tests::gpt(SIZE as usize, 512, &[(1, 64 << 10..256 << 10)]);
+        bytes[64 << 10..256 << 10].fill(0xee);
+        // What nobody needs, and nobody may see when the volume grows again.
+        bytes[600 << 10..900 << 10].fill(0xdd);
+        file(disk).write_all_at(&bytes, 0).unwrap();
+        64 << 10..256 << 10
+    }
+
+    async fn grow(disk: &MemFs, size: u64) {
+        let engine = Engine::start(EngineOptions::kind(EngineKind::Portable)).unwrap();
+        let volume = Volume::open(shelf(disk).take("a").unwrap(), engine).unwrap();
+        volume.grow(size).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_while_a_volume_is_made_smaller_leaves_one_or_the_other() {
+        let disk = disk_with(&blank());
+        let place = partitioned(&disk);
+        disk.settle();
+        shelf(&disk).shrink("a", SMALL).unwrap();
+        disk.mark("smaller");
+        let mut seen = [false; 2];
+        for image in disk.crash_images(CrashPlan::default()) {
+            let left = image.disk();
+            let size = shelf(left).identity("a").unwrap().size;
+            assert!(size == SMALL || (size == SIZE && !image.reached("smaller")), "{image}");
+            seen[usize::from(size == SMALL)] = true;
+            let found = bytes(left);
+            let edge = found.len().min(EDGE);
+            let (head, tail) = (&found[..edge], &found[found.len() - edge..]);
+            let table = Table::read(&Edges { size, sector: 512, head, tail }).unwrap();
+            assert_eq!(table.last().unwrap().bytes, place, "{image}");
+            assert!(!table.is_damaged(), "{image}");
+            let kept = &found[place.start as usize..place.end as usize];
+            assert!(kept.iter().all(|byte| *byte == 0xee), "{image}");
+            if size == SIZE {
+                shelf(left).shrink("a", SMALL).unwrap();
+            }
+            // What was there is not seen again, whatever is left of the file.
+            grow(left, SIZE).await;
+            assert!(bytes(left)[SMALL as usize..].iter().all(|byte| *byte == 0), "{image}");
+        }
+        assert_eq!(seen, [true; 2]);
+    }
+
+    #[test]
+    fn what_is_not_proved_is_refused_and_changes_nothing() {
+        let refused = |disk: &MemFs, size, kind, says: &str| {
+            let error = shelf(disk).shrink("a", size).unwrap_err();
+            assert!(error.kind() == kind && error.message().contains(says), "{error}");
+        };
+        let disk = disk_with(&blank());
+        refused(&disk, SIZE, Kind::Invalid, "not smaller");
+        refused(&disk, 8200, Kind::Invalid, "8200 bytes");
+        file(&disk).write_all_at(&[1], SIZE - 77).unwrap();
+        refused(&disk, SMALL, Kind::Conflict, &format!("byte {} is not zero", SIZE - 77));
+        let held = shelf(&disk).take("a").unwrap();
+        refused(&disk, SMALL, Kind::Conflict, "in use");
+        drop(held);
+        file(&disk).write_all_at(&[0], SIZE - 77).unwrap();
+        partitioned(&disk);
+        refused(&disk, 128 << 10, Kind::Conflict, "partition 1 ends at byte 262144");
+        assert_eq!(shelf(&disk).identity("a").unwrap().size, SIZE);
+        let disk = disk_with(&of_image());
+        refused(&disk, SMALL, Kind::Conflict, "not arrived yet");
+    }
+
+    #[test]
+    fn what_is_smaller_than_its_image_is_of_none() {
+        for (size, image) in [(SIZE, true), (SIZE + 4096, false)] {
+            let new =
+                NewVolume { geometry: Geometry::new(SIZE + 8192, 512, 14).unwrap(), ..of_image() };
+            let disk = disk_with(&new);
+            let mut files = shelf(&disk).take("a").unwrap();
+            files.identity.change(|identity| identity.plain = true).unwrap();
+            drop(files);
+            shelf(&disk).shrink("a", size - if image { 0 } else { 8192 }).unwrap();
+            let left = shelf(&disk).identity("a").unwrap();
+            assert_eq!(left.base.is_some(), image);
+            drop(shelf(&disk).take("a").unwrap());
+        }
+    }
 }

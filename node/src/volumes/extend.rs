@@ -9,17 +9,19 @@
 //! guest.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use blockio::Arena;
+use image::error::At;
 use image::{Error, Kind, Result};
-use volume_pool::Volume;
-use volume_pool::inside::{Content, EDGE, Edges, Edit, FileSystem, Table, content};
+use volume_pool::inside::{Content, EDGE, Edges, Edit, FileSystem, FsKind, Table, content};
+use volume_pool::{Shelf, Volume};
 
 use super::cores::Core;
 use super::live::Live;
-use super::tools::{self, Part};
+use super::service::blocking;
+use super::tools::{self, Part, Task};
 
 /// Why a volume was not extended.
 #[derive(Debug)]
@@ -30,15 +32,19 @@ pub(super) enum Failed {
     Midway(Error),
 }
 
-/// Extends a volume, served as `disk`, that nobody else uses. `mount` is a directory in which its file system may be
-/// mounted.
-pub(super) async fn extend(
-    core: &Core,
-    live: &Live,
-    size: u64,
-    disk: &Path,
-    mount: &Path,
-) -> Result<(), Failed> {
+/// A volume that nobody but the tools uses.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) shelf: Shelf,
+    pub(super) name: String,
+    /// The file as which it is served.
+    pub(super) disk: PathBuf,
+    /// A directory in which its file system may be mounted.
+    pub(super) mount: PathBuf,
+}
+
+/// Extends a volume and what is on it.
+pub(super) async fn extend(core: &Core, live: &Live, size: u64, site: &Site) -> Result<(), Failed> {
     let (table, fs) = look(core, &live.volume, size).await.map_err(Failed::Before)?;
     tools::check(fs.kind).map_err(Failed::Before)?;
     if table.is_damaged() {
@@ -51,11 +57,32 @@ pub(super) async fn extend(
     let extended = async {
         let (place, edits) = table.extended_to(size)?;
         write(core, &live.volume, edits).await?;
-        let (file, sector) = (disk.to_owned(), live.volume.sector());
+        let (file, sector) = (site.disk.clone(), live.volume.sector());
         let part = Part { file, start: place.start, length: place.end - place.start, sector };
-        tools::extend(fs.kind, &part, mount).await
+        extend_in(&part, fs.kind, &live.volume, site).await.at(|| fs.kind.name().to_owned())
     };
     extended.await.map_err(Failed::Midway)
+}
+
+async fn extend_in(part: &Part, kind: FsKind, volume: &Volume, site: &Site) -> Result<()> {
+    if kind == FsKind::Ext {
+        // resize2fs is not atomic: what it leaves when it is killed is mended by more than what is done to
+        // anybody's file system.
+        let begun = site.shelf.is_extending(&site.name)?;
+        let check = if begun { Task::MendExt } else { Task::CheckExt };
+        tools::run(check, part, &site.mount).await?;
+        site.note(Shelf::note_extending).await?;
+    }
+    tools::run(Task::Extend(kind), part, &site.mount).await?;
+    volume.flush().await?;
+    site.note(Shelf::forget_extending).await
+}
+
+impl Site {
+    async fn note(&self, what: fn(&Shelf, &str) -> Result<()>) -> Result<()> {
+        let (shelf, name) = (self.shelf.clone(), self.name.clone());
+        blocking(move || what(&shelf, &name)).await
+    }
 }
 
 /// What is on a volume, if it can be extended to `size` bytes.

@@ -22,14 +22,20 @@ mounted() {
 }
 
 case $kind in
-ext)
+ext-check | ext-mend)
     code=0
     e2fsck -f -p "$loop" || code=$?
+    if [ "$code" -gt 1 ] && [ "$kind" = ext-mend ]; then
+        code=0
+        e2fsck -f -y "$loop" || code=$?
+    fi
     # 1: it has mended something.
     if [ "$code" -gt 1 ]; then
         echo "e2fsck -p cannot mend it: attach the volume and run e2fsck on it"
         exit 1
     fi
+    ;;
+ext)
     resize2fs "$loop"
     ;;
 xfs)

@@ -7,7 +7,7 @@ use futures::FutureExt;
 use image::{Error, Kind, Result};
 use volume_pool::Volume;
 
-use super::extend::{Failed, extend};
+use super::extend::{Failed, Site, extend};
 use super::recorder::Start;
 use super::service::Volumes;
 use super::tools;
@@ -112,13 +112,13 @@ impl<G: Grid> Volumes<G> {
         };
         // No holder keeps it: when this process dies, the tools are told.
         self.go_live(name, how, Start::Unseen, None).await.map_err(Failed::Before)?;
-        let key = name.to_owned();
+        let site = Site { shelf: self.0.shelf.clone(), name: name.to_owned(), disk, mount };
         let extended = self.on_its_core(name, move |core| {
             async move {
-                let live = core.live.borrow().get(&key).cloned();
-                let gone = || Error::new(Kind::Cancelled, format!("{key}: not served any more"));
+                let live = core.live.borrow().get(&site.name).cloned();
+                let gone = || Error::new(Kind::Cancelled, "it is not served any more");
                 let Some(live) = live else { return Ok(Err(Failed::Before(gone()))) };
-                Ok(extend(&core, &live, size, &disk, &mount).await)
+                Ok(extend(&core, &live, size, &site).await)
             }
             .boxed_local()
         });

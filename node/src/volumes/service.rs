@@ -317,6 +317,8 @@ impl<G: Grid> Volumes<G> {
             }
             None => {}
         }
+        // What its guest does to its file system is not the tools' doing.
+        self.0.shelf.forget_extending(name)?;
         self.go_live(name, how.clone(), start, self.holder()).await?;
         if let Err(error) = self.0.kept.insert(name, how) {
             let ended = self.end_live(name, false).await;
@@ -478,7 +480,7 @@ impl<G: Grid> Volumes<G> {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let done = Fs::os().unblock(work).await;

@@ -74,23 +74,36 @@ fn check_in(kind: FsKind, dirs: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Extends the file system in a part of a file to the part's end. `mount` is a directory in which it may be
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Check an ext, and mend what can be mended without asking anybody.
+    CheckExt,
+    /// The same, and mend also the rest: nothing but `resize2fs` can have damaged it.
+    MendExt,
+    /// Extend the file system to the end of the part in which it lies. An ext must have been checked.
+    Extend(FsKind),
+}
+
+/// Has the tools do something with the file system in a part of a file. `mount` is a directory in which it may be
 /// mounted meanwhile.
 ///
 /// # Errors
 ///
 /// [`Kind::Io`] with what the tool said.
-pub(super) async fn extend(kind: FsKind, part: &Part, mount: &Path) -> Result<()> {
+pub(super) async fn run(task: Task, part: &Part, mount: &Path) -> Result<()> {
     let failed = |e| Error::io("starting the tools of file systems", e);
     let numbers = [part.start, part.length, part.sector.into()].map(|n| n.to_string());
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--", "sh", "-c", SCRIPT, "extend"]);
     command.arg(&part.file).args(numbers).arg(mount);
-    match kind {
-        FsKind::Ext => command.arg("ext"),
-        FsKind::Xfs => command.arg("xfs"),
-        FsKind::Btrfs { device } => command.args(["btrfs", &device.to_string()]),
-        FsKind::Ntfs => command.arg("ntfs"),
+    match task {
+        Task::CheckExt => command.arg("ext-check"),
+        Task::MendExt => command.arg("ext-mend"),
+        Task::Extend(FsKind::Ext) => command.arg("ext"),
+        Task::Extend(FsKind::Xfs) => command.arg("xfs"),
+        Task::Extend(FsKind::Btrfs { device }) => command.args(["btrfs", &device.to_string()]),
+        Task::Extend(FsKind::Ntfs) => command.arg("ntfs"),
     };
     let path: OsString = std::env::join_paths(path())
         .map_err(|e| Error::caused(Kind::Invalid, format!("the environment's PATH: {e}"), e))?;
@@ -104,7 +117,7 @@ pub(super) async fn extend(kind: FsKind, part: &Part, mount: &Path) -> Result<()
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let said = lines.join("; ");
     let from = said.char_indices().rev().nth(SAID).map_or(0, |(at, _)| at);
-    Err(Error::new(Kind::Io, format!("{}: {}", kind.name(), &said[from..])))
+    Err(Error::new(Kind::Io, said[from..].to_owned()))
 }
 
 /// What the disk is called in a volume's place for tools.
@@ -164,7 +177,9 @@ mod tests {
             std::fs::write(&path, "").unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
-        ["unshare", "losetup", "e2fsck", "mount", "umount"].map(|tool| has(tool, 0o755));
+        for tool in ["unshare", "losetup", "e2fsck", "mount", "umount"] {
+            has(tool, 0o755);
+        }
         has("resize2fs", 0o644);
         let dirs = [dir.path().join("none"), dir.path().to_owned()];
         let wanted = [

@@ -8,6 +8,8 @@ mod gpt;
 mod mbr;
 mod shrink;
 mod table;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use content::{Content, FileSystem, FsKind, content};
 pub use shrink::{Proof, proof};

@@ -15,7 +15,9 @@ impl Volume {
     /// [`Kind::Unsupported`] on a device, which has the size that it has.
     pub async fn grow(&self, size: u64) -> Result<()> {
         let now = self.layout.get();
-        let geometry = Geometry::new(size, now.volume.sector(), now.volume.chunk_log2())?;
+        let geometry = Geometry::new(size, now.volume.sector(), now.volume.chunk_log2());
+        let no_size = |e| Error::caused(Kind::Invalid, format!("a size of {size} bytes: {e}"), e);
+        let geometry = geometry.map_err(no_size)?;
         if size < now.size() {
             let what = format!("{} bytes are there: a volume is not made smaller", now.size());
             return Err(Error::new(Kind::Invalid, what));
