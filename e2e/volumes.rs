@@ -267,7 +267,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     rig.refused(&["create", "d:1", "--name", "v"], 73, &["there is a volume of this name"]);
     rig.refused(&["rm", "v"], 73, &["detach it first"]);
     rig.refused(&["attach", "v", "--read-only"], 73, &["in another way"]);
-    rig.refused(&["resize", "v", "4096"], 65, &["not made smaller"]);
+    rig.refused(&["resize", "v", "4096"], 73, &["detach it before"]);
     rig.volume(&["attach", "v", "--no-fill"]);
     rig.volume(&["detach", "v"]);
     rig.refused(&["detach", "v"], 73, &["not attached"]);
