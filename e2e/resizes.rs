@@ -167,7 +167,10 @@ fn real_extensions_that_are_killed_are_gone_on_with() {
             midway.stdout(Stdio::null()).stderr(Stdio::null());
             let mut midway = midway.spawn().unwrap();
             std::thread::park_timeout(Duration::from_millis(after));
-            rig.kill_node();
+            match after % 100 {
+                30 => rig.kill_node(),
+                _ => rig.end_node(),
+            }
             let ended = midway.wait().unwrap();
             rig.start_node();
             nothing_is_left(&rig);
@@ -249,4 +252,31 @@ fn real_loop_devices_on_a_volume_keep_nobody_from_attaching_others() {
     }
     must(Command::new("losetup").args(["--detach", device.trim()]));
     rig.volume(&["detach", "a"]);
+}
+
+#[test]
+fn real_file_systems_fill_volumes_on_devices() {
+    if !wanted() {
+        return;
+    }
+    let rig = Rig::start("a");
+    let under = rig.grid.file("under", b"");
+    std::fs::File::options().write(true).open(&under).unwrap().set_len(512 * MIB).unwrap();
+    let device = must(Command::new("losetup").args(["--find", "--show"]).arg(&under));
+    let device = device.trim();
+    for fs in ["ext4", "xfs"] {
+        rig.grid.import(&made(&rig.grid.dir, 320, fs, "gpt"), &format!("{fs}:1"));
+        let image = format!("{fs}:1");
+        let made =
+            ["create", &image, "--name", "v", "--size", "448MiB", "--extend", "--device", device];
+        assert_eq!(rig.volume(&made)["disk"], device);
+        let file = rig.attach("v", &["--export", "fuse"]);
+        fills(&file, fs);
+        rig.volume(&["detach", "v"]);
+        rig.refused(&["resize", "v", "64MiB"], 69, &["a device has the size that it has"]);
+        rig.refused(&["resize", "v", "480MiB", "--extend"], 69, &["a device has the size"]);
+        rig.volume(&["rm", "v"]);
+    }
+    must(Command::new("losetup").args(["--detach", device]));
+    nothing_is_left(&rig);
 }

@@ -51,6 +51,12 @@ impl Rig {
         self.node.take().expect("a node runs").kill();
     }
 
+    /// As systemd ends it.
+    pub fn end_node(&mut self) {
+        let (_, code) = self.node.take().expect("a node runs").terminate();
+        assert_eq!(code, 0);
+    }
+
     pub fn volume(&self, args: &[&str]) -> Value {
         self.grid.run(&[&["volume"], args].concat()).json()
     }
