@@ -65,7 +65,14 @@ pub async fn start<C: Connect + Clone + Sync>(
 /// Makes a volume of the image, however often nobody answers.
 pub async fn create<G: Grid>(volumes: &Volumes<G>, name: &str) -> VolumeInfo {
     let image = Some("a:1".into());
-    let asked = CreateVolume { name: name.into(), image, size: None, sector: None, device: None };
+    let asked = CreateVolume {
+        name: name.into(),
+        image,
+        size: None,
+        sector: None,
+        device: None,
+        extend: false,
+    };
     let birth = Birth { now: 1, id: [name.as_bytes()[0]; 16] };
     loop {
         match volumes.create(asked.clone(), birth).await {
