@@ -181,11 +181,12 @@ fn guests_of_a_grid_that_is_away_have_what_is_here_and_wait_for_the_rest() {
     let socket = rig.attached("v", &["--no-fill"]);
     let mut guest = connect(&socket);
     assert!(guest.read(0, CHUNK).unwrap() == rig.disk.bytes[..CHUNK]);
-    rig.grid.kill();
-    let away = std::thread::spawn(move || {
+    let read_away = |chunk: usize| {
         let mut other = connect(&socket);
-        other.read(3 * CHUNK as u64, 4096)
-    });
+        std::thread::spawn(move || other.read((chunk * CHUNK) as u64, 4096))
+    };
+    rig.grid.kill();
+    let away = read_away(3);
     until("somebody waits", || rig.volume(&["show", "v"])["hydration"]["wanted"] == 1);
     assert!(guest.read(4096, 4096).unwrap() == rig.disk.bytes[4096..8192]);
     // Also a write does not need the grid.
@@ -199,6 +200,13 @@ fn guests_of_a_grid_that_is_away_have_what_is_here_and_wait_for_the_rest() {
     let came = away.join().expect("it reads").unwrap();
     assert!(came == rig.disk.bytes[3 * CHUNK..3 * CHUNK + 4096]);
     assert_eq!(guest.read(4 * CHUNK as u64, 4096).unwrap(), [7; 4096]);
+    // One that was ended in good order is not to be found at all.
+    rig.grid.stop();
+    let away = read_away(2);
+    until("the trouble is told", || rig.volume(&["show", "v"])["trouble"]["kind"] == "retry");
+    rig.grid.restart();
+    let came = away.join().expect("it reads").unwrap();
+    assert!(came == rig.disk.bytes[2 * CHUNK..2 * CHUNK + 4096]);
 }
 
 /// Asks the daemon for something over its socket, and goes away before there is an answer.
@@ -319,6 +327,21 @@ fn what_has_rotted_on_this_disk_is_made_good() {
     assert_eq!(guest.read(CHUNK as u64, 512).unwrap(), [1; 512]);
     rig.volume(&["detach", "v"]);
     rig.refused(&["scrub", "v"], 73, &["attach it first"]);
+}
+
+#[test]
+fn a_plain_file_that_others_could_write_to_is_not_made_the_image_again() {
+    let rig = Rig::start("ab.c");
+    rig.attached("v", &[]);
+    until("it is plain", || rig.is_plain("v"));
+    assert_eq!(rig.volume(&["scrub", "v"])["right"], 4, "nobody could so far");
+    rig.volume(&["detach", "v"]);
+    let disk = PathBuf::from(rig.volume(&["show", "v"])["disk"].as_str().unwrap());
+    flip(&disk, 9000);
+    let written = std::fs::read(&disk).unwrap();
+    rig.attach("v", &[]);
+    rig.refused(&["scrub", "v"], 69, &["v: its plain file", "written past this daemon"]);
+    assert!(std::fs::read(&disk).unwrap() == written);
 }
 
 #[test]

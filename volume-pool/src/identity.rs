@@ -21,6 +21,7 @@ const VERSION: u16 = 1;
 const LEN: usize = 512;
 const PLAIN: u8 = 1;
 const SHARES: u8 = 2;
+const UNTRACKED: u8 = 4;
 /// Longest name of a volume, in bytes.
 pub const MAX_NAME: usize = 128;
 
@@ -103,6 +104,9 @@ pub struct Identity {
     /// It leaves the chunks of its image with the base that all such volumes of a node share, until it is
     /// plain.
     pub shares: bool,
+    /// Others may have written to the plain data without our knowing: that a block is not in `changed` says
+    /// nothing any more.
+    pub untracked: bool,
     /// What the guest sees, in bytes.
     pub size: u64,
     /// Logical sector in bytes: 512 or 4096.
@@ -121,7 +125,7 @@ impl Identity {
         let base = self.base.unwrap_or(Base { image: Digest::ZERO, size: 0, domain: Domain(0) });
         b[..4].copy_from_slice(MAGIC);
         b[4..6].copy_from_slice(&VERSION.to_le_bytes());
-        let flags = [(self.plain, PLAIN), (self.shares, SHARES)];
+        let flags = [(self.plain, PLAIN), (self.shares, SHARES), (self.untracked, UNTRACKED)];
         let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
         (b[6], b[7]) = (self.state as u8, flags);
         b[8..16].copy_from_slice(&seq.to_le_bytes());
@@ -154,7 +158,7 @@ impl Identity {
         }
         let bad = |what: &str| Error::new(Kind::Corrupt, format!("identity block: {what}"));
         let state = VolumeState::of(b[6]).ok_or_else(|| bad("unknown state"))?;
-        if b[7] & !(PLAIN | SHARES) != 0 {
+        if b[7] & !(PLAIN | SHARES | UNTRACKED) != 0 {
             return Err(Error::new(Kind::Unsupported, "identity block: unknown flags"));
         }
         let name = b.get(101..101 + usize::from(b[100])).filter(|n| n.len() <= MAX_NAME);
@@ -167,6 +171,7 @@ impl Identity {
             state,
             plain: b[7] & PLAIN != 0,
             shares: b[7] & SHARES != 0,
+            untracked: b[7] & UNTRACKED != 0,
             size: le64(32),
             sector: le32(40),
             chunk_log2: b[44],
@@ -295,6 +300,7 @@ mod tests {
             state: VolumeState::Building,
             plain: false,
             shares: false,
+            untracked: false,
             size: 4 << 30,
             sector: 512,
             chunk_log2: 18,
@@ -318,11 +324,11 @@ mod tests {
 
     #[test]
     fn flags() {
-        let all = Identity { plain: true, shares: true, ..identity() };
-        assert_eq!(all.encode(5)[7], 3, "version bump required");
+        let all = Identity { plain: true, shares: true, untracked: true, ..identity() };
+        assert_eq!(all.encode(5)[7], 7, "version bump required");
         assert_eq!(Identity::decode(&all.encode(5)).unwrap().unwrap().1, all);
         let mut later = identity().encode(5);
-        later[7] = 4;
+        later[7] = 8;
         let crc = crc32c::crc32c(&later[..508]);
         later[508..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Identity::decode(&later).unwrap_err().kind(), Kind::Unsupported);

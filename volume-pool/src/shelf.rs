@@ -143,6 +143,7 @@ impl Shelf {
             state: VolumeState::Building,
             plain: new.image.is_none(),
             shares: new.shares && new.image.is_some() && new.device.is_none(),
+            untracked: false,
             size: new.geometry.size(),
             sector: new.geometry.sector(),
             chunk_log2: new.geometry.chunk_log2(),

@@ -135,7 +135,13 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
             }
             Err(error) => error,
         };
-        tracing::warn!(%error, chunks = want.chunks.len(), "chunks of a volume did not come");
+        // Said once, and not for each of many.
+        let again = self.status.trouble.borrow().as_ref().is_some_and(|t| t.kind() == error.kind());
+        let (name, chunks) = (self.volume.identity().name, want.chunks.len());
+        match again {
+            false => tracing::warn!(%error, volume = name, chunks, "chunks did not come"),
+            true => tracing::debug!(%error, volume = name, chunks, "chunks did not come either"),
+        }
         for chunk in plan.failed(want, &error, now) {
             self.volume.fail(chunk, error.clone());
         }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::volume::{Attachment, Hydration as Progress, Scrubbed, Terms};
+use api::volume::{Attachment, ExportKind, Hydration as Progress, Scrubbed, Terms};
 use blockio::Arena;
 use image::error::At;
 use image::{BootTrace, Digest, Error, Geometry, Kind, Result};
@@ -292,8 +292,9 @@ impl Live {
 
     /// Compares what the volume has of its image with the image, and repairs it.
     pub(super) async fn scrub<G: Grid>(&self, core: &Core, grid: Arc<G>) -> Result<Scrubbed> {
-        if self.how.moved {
-            let why = "its guest writes to the plain file past us: what it wrote is not known";
+        if self.how.moved || self.volume.identity().untracked {
+            let why = "its plain file is, or was, written past this daemon: what of it should be as in the image is \
+                       not known";
             return Err(Error::new(Kind::Unsupported, format!("{}: {why}", self.name)));
         }
         let base = self.base.borrow().clone();
@@ -329,6 +330,9 @@ impl Live {
 
     /// Gets us out of the way of a guest whose volume is plain.
     async fn graduate(&self, kept: &Kept) -> Result<()> {
+        if self.how.kind == ExportKind::Fuse {
+            self.volume.lose_track()?;
+        }
         if let Some(serving) = &*self.serving.borrow() {
             serving.graduated(self.volume.data().path())?;
         }
@@ -350,6 +354,7 @@ impl Live {
             }
             let moved = async {
                 let mut monitor = qmp::Monitor::connect(qmp, QMP_PATIENCE).await?;
+                self.volume.lose_track()?;
                 // QEMU takes locks of its own on the file; ours would keep it away.
                 self.volume.data().admit_others().map_err(|e| Error::io("volume", e))?;
                 let moved = qmp::pivot(&mut monitor, &pivot, QMP_PATIENCE).await;
@@ -426,6 +431,7 @@ impl Live {
     /// waits for the next process.
     pub(super) async fn stop(&self, leave: bool) -> Result<()> {
         let serving = self.serving.take();
+        let shown = serving.is_some();
         if let Some(serving) = serving {
             // What serves may wait for chunks, so the filling ends after it. A guest that is told that its
             // disk is gone need not wait for any.
@@ -442,7 +448,9 @@ impl Live {
             filling.abort();
             let _ = filling.await;
         }
-        self.volume.close().await
+        self.volume.close().await?;
+        // A plain file is anybody's who can open it.
+        if shown && !leave { self.volume.lose_track() } else { Ok(()) }
     }
 }
 

@@ -99,6 +99,8 @@ pub(super) struct Plan {
     window: Window,
     /// Until when the trace is left alone, for what it asked for could not be had.
     trace_rests: Duration,
+    /// The same of what nobody waits for.
+    filling_rests: Duration,
     /// Until when limits have it wait.
     limited_until: Duration,
     under_way: BTreeMap<u64, Reason>,
@@ -126,6 +128,7 @@ impl Plan {
             trace: VecDeque::new(),
             window: Window::new(),
             trace_rests: Duration::ZERO,
+            filling_rests: Duration::ZERO,
             limited_until: Duration::ZERO,
             under_way: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -299,7 +302,10 @@ impl Plan {
 
     /// How many more chunks may be under way that nobody waits for.
     fn room(&self, now: Duration) -> Option<usize> {
-        if !self.policy.fill || now < self.held_until || !self.trace.is_empty() {
+        if !self.policy.fill
+            || now < self.held_until.max(self.filling_rests)
+            || !self.trace.is_empty()
+        {
             return None;
         }
         if self.count(Reason::Guest) > 0 && !self.policy.deadline {
@@ -375,9 +381,14 @@ impl Plan {
     pub(super) fn failed(&mut self, want: &Want, error: &Error, now: Duration) -> Vec<u64> {
         let passing = matches!(error.kind(), Kind::Retry | Kind::Busy(_) | Kind::Full | Kind::Io);
         for chunk in want.chunks.iter().rev() {
-            if self.under_way.remove(chunk) == Some(Reason::Trace) && passing {
-                self.trace.push_front(*chunk);
-                self.trace_rests = now + REST;
+            match self.under_way.remove(chunk) {
+                Some(Reason::Trace) if passing => {
+                    self.trace.push_front(*chunk);
+                    self.trace_rests = now + REST;
+                }
+                // Others would fare no better.
+                Some(Reason::Filling) if passing => self.filling_rests = now + REST,
+                _ => {}
             }
             self.resting.insert(*chunk, now + REST);
         }
@@ -395,7 +406,7 @@ impl Plan {
     /// After how long there may be something to ask for, if nothing else happens.
     pub(super) fn wake(&self, now: Duration) -> Duration {
         let rest = self.resting.values().min().map(|until| until.saturating_sub(now));
-        let filling = self.held_until.saturating_sub(now).max(QUIET_STEP);
+        let filling = self.held_until.max(self.filling_rests).saturating_sub(now).max(QUIET_STEP);
         let filling = self.policy.fill.then_some(filling);
         let overdue = self.early().map(|(_, since)| (since + OVERDUE).saturating_sub(now)).min();
         let trace = self.limited_until.saturating_sub(now);
@@ -578,6 +589,23 @@ mod tests {
         let bad = Error::new(Kind::Corrupt, "bad");
         again.iter().for_each(|want| drop(plan.failed(want, &bad, MS(1000))));
         assert_eq!(plan.next(MS(9000), &disk), None);
+    }
+
+    #[test]
+    fn filling_rests_while_nobody_answers() {
+        let (mut plan, disk) = plan(true);
+        let first = all(&mut plan, MS(0), &disk);
+        let away = Error::new(Kind::Retry, "away");
+        first.iter().for_each(|want| drop(plan.failed(want, &away, MS(0))));
+        assert_eq!((plan.next(MS(999), &disk), plan.wake(MS(0))), (None, REST));
+        plan.wanted(&[30], MS(500));
+        assert_eq!(
+            plan.next(MS(500), &disk).unwrap().chunks,
+            [30],
+            "a guest's chunk is asked for all the same"
+        );
+        plan.arrived(&Want { chunks: vec![30], priority: Priority::Guest }, MS(501));
+        assert!(plan.next(MS(1100), &disk).is_some());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use image::{
-    ChunkSink, ChunkSource, Digest, Kind, Manifest, Place, ReadContext, Result, SectionTable,
+    ChunkSink, ChunkSource, Digest, Error, Kind, Manifest, Place, ReadContext, Result, SectionTable,
 };
 use tokio::sync::Mutex;
 
@@ -40,11 +40,21 @@ impl<G: Grid> LazySource<G> {
         if let Some(found) = &*self.found.borrow() {
             return Ok(Rc::clone(found));
         }
-        let (_, connect) = self.grid.locate(&self.image.to_string()).await?;
+        let located = self.grid.locate(&self.image.to_string()).await;
+        let (_, connect) = located.map_err(|error| self.lost(error))?;
         let source = connect.connect(self.core).await?;
         let found = Rc::new(Found { connect, source });
         self.found.replace(Some(Rc::clone(&found)));
         Ok(found)
+    }
+
+    /// A grid that is not to be found may come back, and an image that it does not know too: whoever waits for a
+    /// chunk goes on waiting.
+    fn lost(&self, error: Error) -> Error {
+        match error.kind() {
+            Kind::Gone => Error::caused(Kind::Retry, error.to_string(), error),
+            _ => error,
+        }
     }
 
     /// Asks, and forgets the way if nobody answers there or takes our ticket.

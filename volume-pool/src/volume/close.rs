@@ -38,4 +38,18 @@ impl Volume {
         self.base.replace(None);
         Ok(())
     }
+
+    /// Notes that others may write to a plain volume's data past us from now on. Durable: it has to be said before
+    /// they can.
+    ///
+    /// # Errors
+    ///
+    /// Of the disk.
+    pub fn lose_track(&self) -> Result<()> {
+        let now = self.identity();
+        if !now.plain || now.untracked {
+            return Ok(());
+        }
+        self.identity.borrow_mut().change(|identity| identity.untracked = true)
+    }
 }
