@@ -92,6 +92,8 @@ fn moves_a_guest(node: &mut Node, dir: &Path, disk: &Disk, stop: Option<usize>) 
     }
     let show = || node.volume(&["show", &name]);
     until("the guest is moved to the plain file", || show()["attached"]["moved"] == true);
+    let scrubbed = node.run(&["scrub", &name]);
+    scrubbed.fails(69, &["written past this daemon"]);
     let info = show();
     assert_eq!((&info["plain"], &info["trouble"]), (&true.into(), &json!(null)), "{info}");
 

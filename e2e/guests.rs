@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::caches::{cache, join};
-use crate::harness::{Background, Grid, forebay, path, run, until};
+use crate::harness::{Background, Ended, Grid, forebay, path, run, until};
 use crate::real::{guest, must, wanted};
 
 /// What a guest does instead of its services: it writes something, and when that lasts, says what it was.
@@ -35,7 +35,11 @@ impl Node {
     }
 
     pub fn volume(&self, args: &[&str]) -> Value {
-        run(forebay(&self.data).args(["--json", "volume"]).args(args)).json()
+        self.run(args).json()
+    }
+
+    pub fn run(&self, args: &[&str]) -> Ended {
+        run(forebay(&self.data).args(["--json", "volume"]).args(args))
     }
 
     pub fn is_plain(&self, name: &str) -> bool {

@@ -199,6 +199,26 @@ impl Shelf {
             .collect())
     }
 
+    /// Claims all volumes here for one daemon, as long as the file is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] while another has them.
+    pub fn claim(&self) -> Result<BlockFile> {
+        let file = self.fs.open(self.dir.join(".lock"), OpenMode::create()).map_err(io)?;
+        match file.try_lock_exclusive().map_err(io)? {
+            true => Ok(file),
+            false => {
+                let dir = self.dir.display();
+                let what = format!(
+                    "{dir}: another node daemon has its volumes there: end it first, or give this \
+                                    one a directory of its own (`volumes.dir`)"
+                );
+                Err(Error::new(Kind::Conflict, what))
+            }
+        }
+    }
+
     /// What a volume says of itself.
     ///
     /// # Errors

@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
 use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, Scrubbed, VolumeInfo};
-use blockio::Fs;
+use blockio::{BlockFile, Fs};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use volume_pool::{Files, Identity, NewVolume, Shelf};
+use volume_pool::{Identity, NewVolume, Shelf};
 
 use super::cores::{Core, CoreOptions, Cores};
 use super::kept::Kept;
@@ -91,6 +91,8 @@ impl<G> Clone for Volumes<G> {
 pub(super) struct Inner<G> {
     grid: Arc<G>,
     pub(super) shelf: Shelf,
+    /// What keeps other daemons from the shelf.
+    _claim: BlockFile,
     sockets: PathBuf,
     /// Where volumes are shown to the tools of their file systems.
     pub(super) for_tools: PathBuf,
@@ -121,6 +123,8 @@ impl<G: Grid> Volumes<G> {
     /// left. Must be called inside a tokio runtime.
     pub async fn start(grid: G, options: VolumeOptions) -> Result<Self> {
         let shelf = Shelf::open(Fs::os(), options.dir)?;
+        let ours = shelf.clone();
+        let claim = take_patiently(move || ours.claim()).await?;
         for (name, error) in shelf.tidy()? {
             tracing::error!(%error, name, "a volume that cannot be read");
         }
@@ -137,6 +141,7 @@ impl<G: Grid> Volumes<G> {
         let volumes = Self(Arc::new(Inner {
             grid: Arc::new(grid),
             shelf,
+            _claim: claim,
             sockets,
             for_tools,
             cores: Cores::start(options.cores)?,
@@ -487,10 +492,10 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.map_err(|e| Error::caused(Kind::Io, format!("working on a volume: {e}"), e))?
 }
 
-/// Opens a volume for us alone. A daemon that was killed keeps its locks until its last write is over.
-pub(super) async fn take_patiently(
-    take: impl Fn() -> Result<Files> + Clone + Send + 'static,
-) -> Result<Files> {
+/// Takes something for us alone. A daemon that was killed keeps its locks until its last write is over.
+pub(super) async fn take_patiently<T: Send + 'static>(
+    take: impl Fn() -> Result<T> + Clone + Send + 'static,
+) -> Result<T> {
     for _ in 0..TAKE_TRIES {
         match blocking(take.clone()).await {
             Err(error) if error.kind() == Kind::Conflict => tokio::time::sleep(TAKE_PAUSE).await,
