@@ -43,6 +43,13 @@ impl Kept {
         self.change(|all| drop(all.insert(name.to_owned(), how)))
     }
 
+    /// Notes what has just been attached. If its guest has been moved meanwhile, that stays.
+    pub(super) fn insert_new(&self, name: &str, how: Attachment) -> Result<()> {
+        self.change(|all| {
+            all.entry(name.to_owned()).or_insert(how);
+        })
+    }
+
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         self.change(|all| drop(all.remove(name)))
     }

@@ -325,7 +325,7 @@ impl<G: Grid> Volumes<G> {
         // What its guest does to its file system is not the tools' doing.
         self.0.shelf.forget_extending(name)?;
         self.go_live(name, how.clone(), start, self.holder()).await?;
-        if let Err(error) = self.0.kept.insert(name, how) {
+        if let Err(error) = self.0.kept.insert_new(name, how) {
             let ended = self.end_live(name, false).await;
             ended.unwrap_or_else(|error| tracing::error!(%error, name, "a volume that is stuck"));
             return Err(error);
