@@ -6,7 +6,7 @@
 //! | `GET /v1/volumes` | → list of [`VolumeInfo`] |
 //! | `GET /v1/volumes/{name}` | → [`VolumeInfo`] |
 //! | `DELETE /v1/volumes/{name}` | → [`VolumeInfo`] as it was |
-//! | `POST /v1/volumes/{name}/attach` | [`AttachVolume`] → [`VolumeInfo`]; the same again changes nothing |
+//! | `POST /v1/volumes/{name}/attach` | [`AttachVolume`] → [`VolumeInfo`]; the same again changes nothing, another way is refused |
 //! | `POST /v1/volumes/{name}/detach` | → [`VolumeInfo`] |
 //! | `POST /v1/volumes/{name}/scrub` | → [`Scrubbed`], when all has been looked at |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] → [`VolumeInfo`] |

@@ -14,7 +14,8 @@ use blockio::{BlockFile, FileKind, Fs, OpenMode};
 use image::{Error, Kind, Result};
 
 use crate::identity::{Identity, IdentityBlocks};
-use crate::shelf::{DEVICE, IDENTITY, io};
+use crate::shelf::{DEVICE, DISK, IDENTITY, io};
+use crate::size::shown;
 
 const HEAD: &str = "forebay volume on a device 1";
 /// Longest note that is read, in bytes.
@@ -88,7 +89,7 @@ impl OnDevice {
 pub(crate) fn place(device: &BlockFile) -> Result<u64> {
     let size = device.size().map_err(io)?;
     let at = (size - size % DEVICE_TAIL).checked_sub(DEVICE_TAIL);
-    let what = || format!("{}: {size} bytes are no room for a volume", device.path().display());
+    let what = || format!("{}: no room for a volume in {}", device.path().display(), shown(size));
     at.ok_or_else(|| Error::new(Kind::Invalid, what()))
 }
 
@@ -105,7 +106,8 @@ pub(crate) fn claim(fs: &Fs, path: &Path, size: u64) -> Result<BlockFile> {
     }
     let room = place(&device)?;
     if size > room {
-        return refuse(Kind::Invalid, format!("{room} bytes for a volume of {size}"));
+        let (room, size) = (shown(room), shown(size));
+        return refuse(Kind::Invalid, format!("has room for {room}, and the volume needs {size}"));
     }
     if !device.try_lock_exclusive().map_err(io)? {
         return refuse(Kind::Conflict, "this device is in use".into());
@@ -138,9 +140,31 @@ pub fn identify(fs: &Fs, path: &Path) -> Result<Identity> {
         let device = fs.open(&on.path, OpenMode::read()).map_err(io)?;
         return Ok(on.identity(device)?.get().clone());
     }
-    let file = fs.open(path, OpenMode::read()).map_err(io)?;
-    let at = place(&file)?;
-    Ok(IdentityBlocks::open(file, at)?.get().clone())
+    // The error names the path.
+    let said = |e: std::io::Error| {
+        let kind = Error::io("", e.kind().into()).kind();
+        Error::caused(kind, e.to_string(), e)
+    };
+    let file = fs.open(path, OpenMode::read()).map_err(said)?;
+    let blocks = place(&file).and_then(|at| IdentityBlocks::open(file, at));
+    let found = blocks.map_err(|e| match e.kind() {
+        Kind::Corrupt | Kind::Invalid => {
+            let what = format!("{e}: identify a volume's directory, or the device that it lies on");
+            Error::caused(Kind::Corrupt, what, e)
+        }
+        _ => e,
+    });
+    Ok(found?.get().clone())
+}
+
+/// Where the bytes are of what was found by [`identify`] at `path`.
+pub fn disk_at(fs: &Fs, path: &Path) -> PathBuf {
+    let is_there = |path: &Path| fs.exists(path).is_ok_and(|it_is| it_is);
+    match OnDevice::read(fs, &path.join(DEVICE)) {
+        Ok(Some(on)) => on.path,
+        _ if is_there(&path.join(IDENTITY)) => path.join(DISK),
+        _ => path.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //!   and gone on with.
 //! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
 //!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
+//! - [`size`]: the sizes that a volume may have.
 //! - [`inside`]: what lies on a disk, as far as it must be known to extend it or to cut it.
 
 mod bases;
@@ -19,11 +20,12 @@ mod place;
 mod scan;
 mod shelf;
 mod shrink;
+pub mod size;
 mod target;
 mod verified;
 mod volume;
 
-pub use device::{DEVICE_TAIL, identify};
+pub use device::{DEVICE_TAIL, disk_at, identify};
 pub use identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
 pub use layout::BLOCK;
 pub use place::check_path;

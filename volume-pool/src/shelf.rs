@@ -20,12 +20,13 @@ use image::{Error, Geometry, Kind, Manifest, Result};
 
 use crate::device::{self, OnDevice};
 use crate::identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
+use crate::size::shown;
 use crate::volume::Files;
 
 pub(crate) const IDENTITY: &str = "identity";
 const MANIFEST: &str = "manifest";
 const MAPS: &str = "maps";
-const DISK: &str = "disk.raw";
+pub(crate) const DISK: &str = "disk.raw";
 pub(crate) const DEVICE: &str = "device";
 pub(crate) const EXTENDING: &str = "extending";
 
@@ -117,9 +118,15 @@ impl Shelf {
         let dir = self.path(&new.name)?;
         if let Some(image) = new.image.as_ref().map(|i| i.geometry()) {
             let (size, least) = (new.geometry.size(), image.size());
-            if size < least || new.geometry.chunk_log2() != image.chunk_log2() {
-                let what = format!("{}: {size} bytes for an image of {least}", new.name);
-                return Err(Error::new(Kind::Invalid, what));
+            let refuse = |what: String| Err(Error::new(Kind::Invalid, what).at(&new.name));
+            if size < least {
+                return refuse(format!(
+                    "a volume is at least as large as its image, {}: leave --size out or give a larger one",
+                    shown(least)
+                ));
+            }
+            if new.geometry.chunk_log2() != image.chunk_log2() {
+                return refuse("its chunks are not of the image's size".into());
             }
         }
         if self.fs.exists(&dir).map_err(io)? {

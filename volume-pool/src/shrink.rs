@@ -12,12 +12,13 @@ use std::ops::Range;
 
 use blockio::{BlockFile, FileKind};
 use image::error::At;
-use image::{Error, Geometry, Kind, Result};
+use image::{Error, Kind, Result};
 
 use crate::Shelf;
 use crate::identity::Identity;
 use crate::inside::{EDGE, Edges, Proof, Table, proof};
 use crate::shelf::io;
+use crate::size::geometry;
 
 /// Bytes that are looked at in one go for some that are not zero.
 const LOOK: usize = 1 << 20;
@@ -53,9 +54,7 @@ impl Shelf {
 
 fn check(identity: &Identity, data: &BlockFile, size: u64) -> Result<()> {
     let refuse = |kind, what: &str| Err(Error::new(kind, what));
-    let geometry = Geometry::new(size, identity.sector, identity.chunk_log2);
-    geometry
-        .map_err(|e| Error::caused(Kind::Invalid, format!("a size of {size} bytes: {e}"), e))?;
+    geometry(size, identity.sector, identity.chunk_log2)?;
     if size >= identity.size {
         return refuse(Kind::Invalid, "a size that is not smaller");
     }
@@ -117,7 +116,7 @@ mod tests {
 
     use blockio::fake::{CrashPlan, MemFs};
     use blockio::{Engine, EngineKind, EngineOptions, OpenMode};
-    use image::{Digest, Domain, Manifest};
+    use image::{Digest, Domain, Geometry, Manifest};
 
     use super::*;
     use crate::{NewVolume, Volume};

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use api::volume::{Attachment, ExportKind, ResizeVolume, Terms, VolumeInfo};
 use futures::FutureExt;
+use image::error::At;
 use image::{Error, Kind, Result};
-use volume_pool::Volume;
+use volume_pool::{Identity, Volume};
 
 use super::extend::{Failed, Site, extend};
 use super::recorder::Start;
@@ -28,7 +29,8 @@ impl<G: Grid> Volumes<G> {
     pub async fn resize(&self, name: &str, asked: ResizeVolume) -> Result<VolumeInfo> {
         let _only = self.only(name).await;
         let ResizeVolume { size, extend } = asked;
-        let now = self.0.shelf.identity(name)?.size;
+        let Identity { size: now, sector, chunk_log2, .. } = self.0.shelf.identity(name)?;
+        volume_pool::size::geometry(size, sector, chunk_log2).at(|| name.to_owned())?;
         let is_attached = self.0.kept.get(name).is_some();
         let refuse = |kind, what: &str| Err(Error::new(kind, format!("{name}: {what}")));
         match (extend, is_attached) {

@@ -11,6 +11,7 @@ use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, Scrubbed, 
 use blockio::{BlockFile, Fs};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
+use image::error::At;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -302,7 +303,7 @@ impl<G: Grid> Volumes<G> {
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] if it is attached in another way.
+    /// [`Kind::Conflict`] if it is attached in another way; [`Kind::Gone`] if a directory that it needs is not there.
     pub async fn attach(&self, name: &str, asked: AttachVolume) -> Result<VolumeInfo> {
         let _only = self.only(name).await;
         let record = asked.record;
@@ -316,11 +317,8 @@ impl<G: Grid> Volumes<G> {
             Some(now) if !record && (Attachment { moved: false, ..now.clone() }) == how => {
                 return self.show(name).await;
             }
-            Some(_) => {
-                let what = format!("{name}: attached in another way: detach it first");
-                return Err(Error::new(Kind::Conflict, what));
-            }
-            None => {}
+            Some(now) => return Err(attached_otherwise(name, &now)),
+            None => has_directories(&how).at(|| name.to_owned())?,
         }
         // What its guest does to its file system is not the tools' doing.
         self.0.shelf.forget_extending(name)?;
@@ -511,7 +509,8 @@ pub(super) async fn take_patiently<T: Send + 'static>(
 ///
 /// [`Kind::Corrupt`] if it is no volume.
 pub fn identify(path: &Path) -> Result<VolumeInfo> {
-    Ok(described(volume_pool::identify(&Fs::os(), path)?, path.to_owned()))
+    let fs = Fs::os();
+    Ok(described(volume_pool::identify(&fs, path)?, volume_pool::disk_at(&fs, path)))
 }
 
 fn described(identity: Identity, disk: PathBuf) -> VolumeInfo {
@@ -540,10 +539,32 @@ fn geometry(asked: &CreateVolume, image: Option<&Manifest>) -> Result<Geometry> 
     let size = size.ok_or_else(|| Error::new(Kind::Invalid, "a blank volume needs a size"))?;
     let sector = asked.sector.or(of_image.map(|g| g.sector())).unwrap_or(512);
     let chunk_log2 = of_image.map_or(DEFAULT_CHUNK_LOG2, |g| g.chunk_log2());
-    Geometry::new(size, sector, chunk_log2).map_err(|e| {
-        let what = format!("{}: a size of {size} bytes in sectors of {sector}", asked.name);
-        Error::caused(Kind::Invalid, format!("{what}: {e}"), e)
-    })
+    volume_pool::size::geometry(size, sector, chunk_log2).at(|| asked.name.clone())
+}
+
+/// Says how a volume is attached, to who wants it otherwise.
+fn attached_otherwise(name: &str, now: &Attachment) -> Error {
+    let read_only = if now.read_only { ", read-only" } else { "" };
+    let what = format!(
+        "{name}: attached already, in another way: {} at {}{read_only}. It must be detached before it is attached \
+         anew, and that takes the disk from a running guest",
+        now.kind.name(),
+        now.path.display()
+    );
+    Error::new(Kind::Conflict, what)
+}
+
+/// Sockets are made by us and by QEMU, the directories that they lie in by neither.
+fn has_directories(how: &Attachment) -> Result<()> {
+    for path in how.qmp.iter().chain([&how.path]) {
+        let missing = path.parent().filter(|dir| !dir.is_dir());
+        if let Some(dir) = missing {
+            let (path, dir) = (path.display(), dir.display());
+            let what = format!("{path}: there is no directory {dir}: make it first");
+            return Err(Error::new(Kind::Gone, what));
+        }
+    }
+    Ok(())
 }
 
 /// In seconds since 1970.

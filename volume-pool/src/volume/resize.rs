@@ -1,10 +1,11 @@
 //! A larger disk, also while it is in use.
 
 use blockio::FileKind;
-use image::{Error, Geometry, Kind, Result};
+use image::{Error, Kind, Result};
 
 use super::{Volume, io};
 use crate::layout::Layout;
+use crate::size::{geometry, shown};
 
 impl Volume {
     /// Makes the volume larger; what is added is zeros. Durable, or the volume is as it was.
@@ -15,11 +16,9 @@ impl Volume {
     /// [`Kind::Unsupported`] on a device, which has the size that it has.
     pub async fn grow(&self, size: u64) -> Result<()> {
         let now = self.layout.get();
-        let geometry = Geometry::new(size, now.volume.sector(), now.volume.chunk_log2());
-        let no_size = |e| Error::caused(Kind::Invalid, format!("a size of {size} bytes: {e}"), e);
-        let geometry = geometry.map_err(no_size)?;
+        let geometry = geometry(size, now.volume.sector(), now.volume.chunk_log2())?;
         if size < now.size() {
-            let what = format!("{} bytes are there: a volume is not made smaller", now.size());
+            let what = format!("it has {}: a volume is not made smaller", shown(now.size()));
             return Err(Error::new(Kind::Invalid, what));
         }
         if self.data.kind() != FileKind::Regular {
