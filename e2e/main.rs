@@ -27,3 +27,4 @@ mod services;
 mod tour;
 mod traces;
 mod volumes;
+mod words;

@@ -13,7 +13,7 @@ fn run_into(command: &mut Command, out: Stdio) -> (i32, String) {
 }
 
 /// A pipe that nobody reads.
-fn closed_pipe() -> Stdio {
+pub fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     writer.into()

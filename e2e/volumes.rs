@@ -272,7 +272,11 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let rig = Rig::start("ab");
     rig.refused(&["create", "none:1"], 66, &["none:1"]);
     rig.refused(&["create", "d:1", "--name", "../x"], 65, &["../x", "letters"]);
-    rig.refused(&["create", "d:1", "--name", "v", "--size", "100KiB"], 65, &["102400"]);
+    rig.refused(
+        &["create", "d:1", "--name", "v", "--size", "100KiB"],
+        65,
+        &["at least", "512.0 KiB"],
+    );
     rig.refused(&["create", "d:1", "--name", "v", "--size", "1000001"], 65, &["1000001"]);
     rig.refused(&["show", "v"], 66, &["v", "no such volume"]);
     rig.refused(&["rm", "v"], 66, &["no such volume"]);
@@ -280,7 +284,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     rig.attached("v", &["--no-fill"]);
     rig.refused(&["create", "d:1", "--name", "v"], 73, &["there is a volume of this name"]);
     rig.refused(&["rm", "v"], 73, &["detach it first"]);
-    rig.refused(&["attach", "v", "--read-only"], 73, &["in another way"]);
+    rig.refused(&["attach", "v", "--read-only"], 73, &["in another way", "nbd at", "v.nbd"]);
     rig.refused(&["resize", "v", "4096"], 73, &["detach it before"]);
     rig.volume(&["attach", "v", "--no-fill"]);
     rig.volume(&["detach", "v"]);
@@ -295,8 +299,12 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let names =
         |all: Value| all.as_array().unwrap().iter().map(|v| v["name"].clone()).collect::<Vec<_>>();
     assert_eq!(names(rig.volume(&["ls"])), ["d-1-1", "d-1-2", "v"]);
-    rig.refused(&["rm", "d-1-1", "none", "d-1-2"], 66, &["none"]);
-    assert_eq!(names(rig.volume(&["ls"])), ["v"]);
+    // A name that is mistyped may mean any of the others.
+    rig.refused(&["rm", "d-1-1", "none", "d-1-2", "nil"], 66, &["none", "nil"]);
+    assert_eq!(names(rig.volume(&["ls"])), ["d-1-1", "d-1-2", "v"]);
+    rig.attach("d-1-1", &[]);
+    rig.refused(&["rm", "d-1-1", "d-1-2"], 73, &["d-1-1", "detach it first"]);
+    assert_eq!(names(rig.volume(&["ls"])), ["d-1-1", "v"]);
 }
 
 #[test]

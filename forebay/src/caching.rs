@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::commands::interrupted;
 use crate::config::Config;
 use crate::grid::{self, MEMBER};
+use crate::output::line;
 use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::{Drain, DrainOrders, Keeper};
@@ -77,7 +78,10 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     };
     let lease = placement.serving(&name, &at).await?;
     let interrupted = interrupted();
-    announce(&CacheServing { name: name.clone(), chunks: at.endpoints.clone(), api: at.api }, json);
+    announce(
+        &CacheServing { name: name.clone(), chunks: at.endpoints.clone(), api: at.api },
+        json,
+    )?;
     let until = async {
         tokio::select! {
             () = keep_serving(&placement, &name, at, lease.lease_secs, orders) => {}
@@ -157,12 +161,11 @@ async fn keep_serving(
     }
 }
 
-fn announce(serving: &CacheServing, json: bool) {
-    if json {
-        println!("{}", serde_json::to_string(serving).expect("our own types serialise"));
-    } else {
+fn announce(serving: &CacheServing, json: bool) -> Result<()> {
+    line(json, serving, |serving| {
         let chunks: Vec<_> = serving.chunks.iter().map(ToString::to_string).collect();
-        println!("forebay cache {} serves chunks at {}", serving.name, chunks.join(", "));
-    }
+        format!("forebay cache {} serves chunks at {}", serving.name, chunks.join(", "))
+    })?;
     tell_systemd();
+    Ok(())
 }

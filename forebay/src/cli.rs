@@ -19,23 +19,25 @@ pub struct Cli {
     pub command: Command,
 }
 
+const GLOBAL: &str = "Global options";
+
 /// Options of every command.
 #[derive(Args, Debug, Clone)]
 pub struct Common {
-    /// Data directory: finds the grid, keeps its papers [default: the user's data directory]
-    #[arg(long, global = true, env = "FOREBAY_DATA", value_hint = ValueHint::DirPath)]
+    /// Data directory: finds the grid, keeps its papers [env: FOREBAY_DATA] [default: the user's data directory]
+    #[arg(long, global = true, help_heading = GLOBAL, value_hint = ValueHint::DirPath)]
     pub data: Option<PathBuf>,
-    /// Configuration file [default: DATA/forebay.toml if it is there]
-    #[arg(long, global = true, env = "FOREBAY_CONFIG", value_hint = ValueHint::FilePath)]
+    /// Configuration file [env: FOREBAY_CONFIG] [default: DATA/forebay.toml if it is there]
+    #[arg(long, global = true, help_heading = GLOBAL, value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Sets a key of the configuration; `forebay config` lists them
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = setting)]
+    #[arg(long = "set", global = true, help_heading = GLOBAL, value_name = "KEY=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
     /// Print JSON, for programs
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// When to draw progress bars
-    #[arg(long, global = true, value_enum, default_value = "auto")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_enum, default_value = "auto")]
     pub progress: ProgressWhen,
 }
 
@@ -392,7 +394,7 @@ pub struct GcArgs {
     #[arg(long)]
     pub dry_run: bool,
     /// How long garbage is kept after it was condemned (gc.grace)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time)]
     pub grace: Option<std::time::Duration>,
 }
 
@@ -417,13 +419,13 @@ pub struct VerifyStoreArgs {
     #[arg(long)]
     pub deep: bool,
     /// Stop after this time: what was looked at by then is a random sample
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time)]
     pub within: Option<std::time::Duration>,
     /// Stop after so many bytes
     #[arg(long, value_name = "SIZE", value_parser = crate::config::parse_size)]
     pub bytes: Option<u64>,
-    /// Bytes a second at most
-    #[arg(long, value_parser = crate::config::parse_size)]
+    /// Bytes a second at most, e.g. 40MiB
+    #[arg(long, value_parser = crate::config::parse_rate)]
     pub rate: Option<u64>,
     /// Seed of the order, to go on with an earlier run [default: the time]
     #[arg(long, requires = "after")]
@@ -473,7 +475,7 @@ pub struct TokenArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// How long the token can be used
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = crate::config::parse_time)]
     pub lifetime: std::time::Duration,
 }
 
@@ -541,7 +543,8 @@ pub enum VolumeCommand {
     Resize(ResizeVolumeArgs),
     /// Remove volumes, and what is in them
     Rm(RmVolumesArgs),
-    /// Show a volume to a guest, whatever of it is here
+    /// Show a volume to a guest, whatever of it is here; one that is attached already is shown as it is, if nothing else
+    /// is asked for
     Attach(AttachVolumeArgs),
     /// Take a volume from its guest
     Detach(VolumeNameArgs),
@@ -561,13 +564,13 @@ pub struct CreateVolumeArgs {
     /// A ref or a digest
     #[arg(value_name = "REF", required_unless_present = "blank")]
     pub image: Option<String>,
-    /// Make a blank one, of this size
+    /// Make a blank one, of this size, e.g. 20GiB
     #[arg(long, value_name = "SIZE", conflicts_with = "image", value_parser = crate::config::parse_size)]
     pub blank: Option<u64>,
     /// Its name [default: the image's, and a number]
     #[arg(long)]
     pub name: Option<String>,
-    /// Its size, if it is to be larger than the image
+    /// Its size, if it is to be larger than the image, e.g. 20GiB
     #[arg(long, conflicts_with = "blank", value_parser = crate::config::parse_size)]
     pub size: Option<u64>,
     /// Logical sector size in bytes [default: the image's, 512 for a blank one]
@@ -596,7 +599,7 @@ pub struct ResizeVolumeArgs {
     /// The volume
     #[arg(value_name = "VOLUME")]
     pub name: String,
-    /// The size that it gets
+    /// The size that it gets, e.g. 40GiB
     #[arg(value_parser = crate::config::parse_size)]
     pub size: u64,
     /// Extend the last partition and the file system in it (ext, XFS, btrfs, NTFS), of a volume that is not attached;
@@ -609,20 +612,20 @@ pub struct ResizeVolumeArgs {
 /// `forebay volume rm`.
 #[derive(Args, Debug)]
 pub struct RmVolumesArgs {
-    /// The volumes; one that cannot be removed does not keep the others
+    /// The volumes; one that is in use does not keep the others, a name that there is not keeps them all
     #[arg(value_name = "VOLUME", required = true)]
     pub names: Vec<String>,
 }
 
 /// `forebay volume attach`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default, PartialEq)]
 pub struct AttachVolumeArgs {
     /// The volume
     #[arg(value_name = "VOLUME")]
     pub name: String,
-    /// How the guest gets at it
-    #[arg(long, value_enum, default_value = "nbd")]
-    pub export: ExportArg,
+    /// How the guest gets at it [default: nbd]
+    #[arg(long, value_enum)]
+    pub export: Option<ExportArg>,
     /// Where the socket, or the file, is to be [default: in the daemon's directory]
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub path: Option<PathBuf>,
@@ -635,17 +638,17 @@ pub struct AttachVolumeArgs {
     /// Fetch only what the guest asks for, and what guests of its image ask for when they start
     #[arg(long)]
     pub no_fill: bool,
-    /// Have all of it here after this time, and spread the fetching over it
-    #[arg(long, value_name = "TIME", conflicts_with = "no_fill", value_parser = humantime::parse_duration)]
+    /// Have all of it here after this time, e.g. 30m, and spread the fetching over it
+    #[arg(long, value_name = "TIME", conflicts_with = "no_fill", value_parser = crate::config::parse_later)]
     pub by: Option<std::time::Duration>,
-    /// Bytes a second at most for what no guest waits for [default: volumes.rate, of all volumes together]
-    #[arg(long, value_parser = crate::config::parse_size)]
+    /// Bytes a second at most for what no guest waits for, e.g. 40MiB [default: volumes.rate, of all volumes together]
+    #[arg(long, value_parser = crate::config::parse_rate)]
     pub rate: Option<u64>,
     /// Make it a plain disk also where that means to copy what it shares with other volumes
     #[arg(long)]
     pub copy: bool,
-    /// How long a guest waits for what cannot be had until it gets an I/O error [default: for ever]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    /// How long a guest waits for what cannot be had until it gets an I/O error, e.g. 30s [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time)]
     pub patience: Option<std::time::Duration>,
     /// Fetch nothing ahead of the guest because others touched it when they started, and record nothing
     #[arg(long, conflicts_with = "record")]
@@ -653,6 +656,13 @@ pub struct AttachVolumeArgs {
     /// Record what the guest touches when it starts, though the volume has been in use before
     #[arg(long)]
     pub record: bool,
+}
+
+impl AttachVolumeArgs {
+    /// Whether nothing is asked for but that it is attached.
+    pub fn is_plain(&self) -> bool {
+        *self == Self { name: self.name.clone(), ..Self::default() }
+    }
 }
 
 /// How a guest gets at a volume.

@@ -45,6 +45,9 @@ const fn key(name: &'static str, form: Form, default: &'static str, doc: &'stati
     Key { name, form, default, doc }
 }
 
+/// What is logged unless told otherwise. The FUSE library warns of each operation that is not needed.
+pub const DEFAULT_FILTER: &str = "warn,fuser=error";
+
 /// Every key, in the order in which `forebay config` prints them.
 pub const KEYS: &[Key] = &[
     key(
@@ -163,7 +166,7 @@ pub const KEYS: &[Key] = &[
     key(
         "log.filter",
         Form::Word(&[]),
-        "warn",
+        DEFAULT_FILTER,
         "what is logged, e.g. `info` or `warn,forebay_stream=debug`",
     ),
 ];
@@ -220,7 +223,7 @@ fn check(key: &Key, text: &str) -> std::result::Result<(), String> {
     }
     match key.form {
         Form::Size => size(text).map(drop),
-        Form::Time => humantime::parse_duration(text).map(drop).map_err(|e| e.to_string()),
+        Form::Time => parse_time(text).map(drop),
         Form::Number => text.parse::<u32>().map(drop).map_err(|e| e.to_string()),
         Form::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|e| e.to_string()),
         Form::Ip => text.parse::<std::net::IpAddr>().map(drop).map_err(|e| e.to_string()),
@@ -240,12 +243,40 @@ fn no_such_key(name: &str) -> String {
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {
-    text.parse::<bytesize::ByteSize>().map(|b| b.as_u64())
+    let bytes = text.parse::<bytesize::ByteSize>().map(|b| b.as_u64());
+    match bytes {
+        // More than fits is parsed as the most that does.
+        Ok(u64::MAX) => {
+            let most = volume_pool::size::shown(image::geometry::MAX_DISK);
+            Err(format!("too large: the largest disk has {most}"))
+        }
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err("write a size as 20GiB, 512MiB or a number of bytes".into()),
+    }
 }
 
 /// Parses a size given on the command line.
 pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
     size(text)
+}
+
+/// Parses bytes a second given on the command line.
+pub fn parse_rate(text: &str) -> std::result::Result<u64, String> {
+    let bytes = text.parse::<bytesize::ByteSize>().map(|b| b.as_u64());
+    bytes.map_err(|_| "write bytes a second as 40MiB, 500KiB or a number".into())
+}
+
+/// Parses a time given on the command line.
+pub fn parse_time(text: &str) -> std::result::Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a time as 30s, 30m or 2h".into())
+}
+
+/// The same of one in which something is to be done.
+pub fn parse_later(text: &str) -> std::result::Result<Duration, String> {
+    match parse_time(text)? {
+        time if time.as_secs() == 0 => Err("a second is the least".into()),
+        time => Ok(time),
+    }
 }
 
 impl Config {

@@ -13,6 +13,7 @@ mod telemetry;
 mod tour;
 mod up;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("forebay: {}", told(&e));
+            output::say(told(&e));
             ExitCode::from(e.chain().find_map(kind).map_or(70, api::exit_code))
         }
     }
@@ -87,10 +88,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn load_config(cli: &Cli) -> Result<Config> {
-    let data = match &cli.common.data {
-        Some(data) => data.clone(),
-        None => grid::default_data()?,
+    // Not by clap, which shows what it finds in the environment as if each command needed it.
+    let named = |flag: &Option<PathBuf>, variable| {
+        let set = || std::env::var_os(variable).filter(|path| !path.is_empty());
+        flag.clone().or_else(|| set().map(PathBuf::from))
     };
+    let data = named(&cli.common.data, "FOREBAY_DATA").map_or_else(grid::default_data, Ok)?;
+    let file = named(&cli.common.config, "FOREBAY_CONFIG");
     let mut flags = cli.common.set.clone();
     match &cli.command {
         Command::Up(args) => {
@@ -101,5 +105,5 @@ fn load_config(cli: &Cli) -> Result<Config> {
         }
         _ => {}
     }
-    Config::load(data, cli.common.config.as_deref(), |name| std::env::var(name).ok(), &flags)
+    Config::load(data, file.as_deref(), |name| std::env::var(name).ok(), &flags)
 }

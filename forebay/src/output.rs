@@ -30,27 +30,7 @@ impl Output {
 
     /// Prints a result: as one JSON value, or as `human` writes it.
     pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
-        self.print(value, serde_json::to_string_pretty, human)
-    }
-
-    /// Prints a line, of a program that goes on: as JSON, or as `human` writes it.
-    pub fn line<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
-        self.print(value, serde_json::to_string, human)
-    }
-
-    fn print<T: Serialize>(
-        &self,
-        value: &T,
-        json: impl FnOnce(&T) -> serde_json::Result<String>,
-        human: impl FnOnce(&T) -> String,
-    ) -> Result<()> {
-        let text = match self.json {
-            true => json(value).map_err(|e| {
-                Error::caused(Kind::Invalid, format!("{e}: it cannot be shown with --json"), e)
-            })?,
-            false => human(value),
-        };
-        print(format!("{}\n", text.trim_end()).as_bytes())
+        print_as(self.json.then_some(serde_json::to_string_pretty), value, human)
     }
 
     /// Fails if a result could not name `path`: JSON knows no text but UTF-8.
@@ -81,6 +61,25 @@ impl Output {
     }
 }
 
+/// Prints a line, of a program that goes on: as JSON, or as `human` writes it.
+pub fn line<T: Serialize>(json: bool, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+    print_as(json.then_some(serde_json::to_string), value, human)
+}
+
+fn print_as<T: Serialize>(
+    json: Option<impl FnOnce(&T) -> serde_json::Result<String>>,
+    value: &T,
+    human: impl FnOnce(&T) -> String,
+) -> Result<()> {
+    let text = match json {
+        Some(json) => json(value).map_err(|e| {
+            Error::caused(Kind::Invalid, format!("{e}: it cannot be shown with --json"), e)
+        })?,
+        None => human(value),
+    };
+    print(format!("{}\n", text.trim_end()).as_bytes())
+}
+
 /// Writes to standard output, at once. A reader that has gone (`| head`) is no error of ours; a result
 /// that could not be written is one.
 pub fn print(bytes: &[u8]) -> Result<()> {
@@ -89,6 +88,11 @@ pub fn print(bytes: &[u8]) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("standard output", e)),
         _ => Ok(()),
     }
+}
+
+/// Tells people something, on standard error. That nobody reads it is no error.
+pub fn say(what: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "forebay: {what}");
 }
 
 fn draw(what: &str, target: ProgressDrawTarget) -> ProgressBar {

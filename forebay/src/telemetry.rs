@@ -14,7 +14,7 @@ use crate::config::Config;
 pub fn start(config: &Config) {
     let filter = EnvFilter::try_new(config.text("log.filter")).unwrap_or_else(|e| {
         eprintln!("forebay: log.filter: {e}; logging warnings");
-        EnvFilter::new("warn")
+        EnvFilter::new(crate::config::DEFAULT_FILTER)
     });
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

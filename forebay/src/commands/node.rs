@@ -17,7 +17,7 @@ use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RemoveArgs, RoleAr
 use crate::config::Config;
 use crate::connect::{Connector, Known};
 use crate::grid::{self, Grid, Joined, MEMBER};
-use crate::output::{Output, bytes, table, time};
+use crate::output::{Output, bytes, line, table, time};
 use crate::report::NodeServing;
 use crate::serve::lock;
 
@@ -143,6 +143,9 @@ fn holder(config: &Config) -> Result<Holder> {
 }
 
 fn serve(config: &Config, output: Output) -> Result<()> {
+    let data = config.data.display();
+    std::fs::create_dir_all(&config.data)
+        .map_err(|e| Error::io(format!("the data directory {data} cannot be made"), e))?;
     let socket = config.path("node.socket", "node/node.sock");
     let pull = super::pull::options(config, true)?;
     let options = DaemonOptions {
@@ -178,7 +181,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let metrics = crate::serve::volumes::metrics()?;
         let volumes = Volumes::start(located, volume_options).await?;
         let serving = NodeServing { socket: socket.clone() };
-        output.line(&serving, |s| format!("forebay node serves at {}", s.socket.display()))?;
+        let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());
+        line(output.is_json(), &serving, said)?;
         crate::serve::tell_systemd();
         let served = http::serve(daemon, volumes.clone(), metrics, listener, interrupted).await;
         volumes.stop().await;

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use api::volume::{
-    AttachVolume, Attachment, CreateVolume, ExportKind, ResizeVolume, Scrubbed, Terms, VolumeInfo,
+    AttachVolume, Attachment, CreateVolume, ExportKind, Hydration, ResizeVolume, Scrubbed, Terms,
+    VolumeInfo,
 };
-use image::{Error, Result};
+use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 
 use super::block_on;
@@ -15,12 +16,12 @@ use crate::cli::{
     VolumeNameArgs,
 };
 use crate::config::Config;
-use crate::output::{Output, bytes, table, time};
+use crate::output::{Output, bytes, say, table, time};
 
 /// Runs the command.
 pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()> {
     if let VolumeCommand::Identify { path } = &command {
-        let found = node::volumes::identify(path)?;
+        let found = node::volumes::identify(&absolute(path)?)?;
         return output.result(&found, human);
     }
     let daemon = daemon_client(config);
@@ -70,10 +71,16 @@ async fn free_name(daemon: &DaemonClient, image: &str) -> Result<String> {
 }
 
 async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<VolumeInfo> {
+    if args.is_plain() {
+        let now = daemon.volume(&args.name).await?;
+        if now.attached.is_some() {
+            return Ok(now);
+        }
+    }
     let kind = match args.export {
-        ExportArg::Nbd => ExportKind::Nbd,
-        ExportArg::VhostUser => ExportKind::VhostUser,
-        ExportArg::Fuse => ExportKind::Fuse,
+        None | Some(ExportArg::Nbd) => ExportKind::Nbd,
+        Some(ExportArg::VhostUser) => ExportKind::VhostUser,
+        Some(ExportArg::Fuse) => ExportKind::Fuse,
     };
     let asked = AttachVolume {
         kind,
@@ -90,7 +97,12 @@ async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<Volume
         trace: !args.no_trace,
         record: args.record,
     };
-    daemon.attach_volume(&args.name, &asked).await
+    let info = daemon.attach_volume(&args.name, &asked).await?;
+    if let (Some(by), Some(h)) = (asked.terms.by, info.hydration.filter(|h| h.late)) {
+        let (by, left) = (time(by), bytes(h.left));
+        say(format!("warning: {}: it will not all be here by {by}: {left} are to come", args.name));
+    }
+    Ok(info)
 }
 
 fn unix_now() -> u64 {
@@ -103,17 +115,16 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io(path.display(), e))
 }
 
-/// Removes each; the first failure is the command's.
+/// Removes each. A name that nobody bears is mistyped, and may mean any of the others: then none is removed.
 fn remove(daemon: &DaemonClient, args: &RmVolumesArgs, output: Output) -> Result<()> {
-    let (mut removed, mut failed): (Vec<VolumeInfo>, Option<Error>) = (Vec::new(), None);
+    let look = |name: &String| block_on(daemon.volume(name)).err();
+    let unknown = args.names.iter().filter_map(look).filter(|e| e.kind() == Kind::Gone);
+    none_of(unknown.collect())?;
+    let (mut removed, mut failed) = (Vec::new(), Vec::new());
     for name in &args.names {
         match block_on(daemon.remove_volume(name)) {
             Ok(info) => removed.push(info),
-            Err(error) => {
-                if let Some(earlier) = failed.replace(error) {
-                    eprintln!("forebay: {earlier}");
-                }
-            }
+            Err(error) => failed.push(error),
         }
     }
     if !removed.is_empty() {
@@ -122,7 +133,14 @@ fn remove(daemon: &DaemonClient, args: &RmVolumesArgs, output: Output) -> Result
         };
         output.result(&removed, names)?;
     }
-    failed.map_or(Ok(()), Err)
+    none_of(failed)
+}
+
+/// Of several errors the last is the command's; the others are said before.
+fn none_of(mut errors: Vec<Error>) -> Result<()> {
+    let last = errors.pop();
+    errors.iter().for_each(say);
+    last.map_or(Ok(()), Err)
 }
 
 fn rows(all: &[VolumeInfo]) -> String {
@@ -145,16 +163,53 @@ fn here(v: &VolumeInfo) -> String {
     match &v.hydration {
         _ if v.plain => "all".to_owned(),
         Some(h) if h.chunks > 0 => format!("{} %", h.present * 100 / h.chunks),
-        _ => "part".to_owned(),
+        // What is here is looked at when it is attached.
+        _ => "not all".to_owned(),
     }
 }
 
 fn human_scrubbed(s: &Scrubbed) -> String {
     format!(
-        "{} chunks are as in the image, {} were written by the guest, {} had rotted, of which {} were \
-         made good",
-        s.right, s.written, s.wrong, s.repaired
+        "as in the image: {}; written by the guest: {}; rotten: {}, made good of these: {}",
+        chunks(s.right),
+        s.written,
+        s.wrong,
+        s.repaired
     )
+}
+
+fn chunks(n: u64) -> String {
+    match n {
+        0 => "no chunks".to_owned(),
+        1 => "1 chunk".to_owned(),
+        n => format!("{n} chunks"),
+    }
+}
+
+/// What came over the network since it was attached. Tables of sections come before chunks do.
+fn fetched(h: &Hydration) -> String {
+    match (h.fetched, h.received) {
+        (0, 0) => "nothing yet".to_owned(),
+        (0, tables) => format!("no chunks yet, {} of tables", bytes(tables)),
+        (n, received) => format!("{}, {}", chunks(n), bytes(received)),
+    }
+}
+
+/// What guests had and have to wait for.
+fn waits(h: &Hydration) -> String {
+    format!("waited for {} so far, wait for {} now", chunks(h.demanded), chunks(h.wanted))
+}
+
+/// How it is with the QEMU that is to use the plain file.
+fn with_qemu(v: &VolumeInfo, a: &Attachment, qmp: &Path) -> String {
+    let at = qmp.display();
+    match (a.moved, v.plain) {
+        (true, _) => "moved to the plain file".to_owned(),
+        (false, true) => {
+            format!("not moved to the plain file yet, is asked again and again: QMP at {at}")
+        }
+        (false, false) => format!("moves to the plain file when all is here: QMP at {at}"),
+    }
 }
 
 fn human(v: &VolumeInfo) -> String {
@@ -182,10 +237,12 @@ fn human(v: &VolumeInfo) -> String {
             format!("{how}{} {}", shown(a), if a.moved { &v.disk } else { &a.path }.display()),
         ));
     }
+    if let Some((a, qmp)) = v.attached.as_ref().and_then(|a| Some((a, a.qmp.as_ref()?))) {
+        lines.push(("qemu", with_qemu(v, a, qmp)));
+    }
     if let Some(h) = v.hydration.filter(|_| !v.plain) {
-        let waited = format!("{} chunks were waited for, {} are", h.demanded, h.wanted);
-        lines.push(("fetched", format!("{} chunks, {}", h.fetched, bytes(h.received))));
-        lines.push(("guests", waited));
+        lines.push(("fetched", fetched(&h)));
+        lines.push(("guests", waits(&h)));
         if let Some(seconds) = h.seconds {
             let takes = humantime::format_duration(std::time::Duration::from_secs(seconds));
             lines.push(("left", format!("{}, about {takes}", bytes(h.left))));

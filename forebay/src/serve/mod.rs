@@ -19,6 +19,7 @@ use image::{Error, Kind, Result};
 use store::{IndexPlace, Remote, Store, StoreOptions};
 
 use crate::config::Config;
+use crate::output::line;
 use crate::report::Stopped;
 
 /// Runs a server on an ordinary runtime.
@@ -147,6 +148,8 @@ pub async fn close_cache(cache: &Arc<cache::Shared>, json: bool) {
             bad_frames: status.disk_bad_frames + status.healed_copies,
             store_egress: status.source_bytes,
         };
-        println!("{}", serde_json::to_string(&stopped).expect("our own types serialise"));
+        if let Err(error) = line(true, &stopped, |_| String::new()) {
+            tracing::warn!(%error, "nobody is told how the cache went");
+        }
     }
 }

@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use crate::commands::interrupted;
 use crate::config::Config;
 use crate::grid::{self, ADMIN};
+use crate::output::line;
 use crate::report::Serving;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::Keeper;
@@ -154,18 +155,16 @@ async fn listen(address: &str) -> Result<TcpListener> {
 /// Tells the user, other commands on this machine, and systemd, that it serves.
 fn announce(data: &Path, serving: &Serving, json: bool) -> Result<()> {
     grid::note_serving(data, serving)?;
-    if json {
-        println!("{}", serde_json::to_string(serving).expect("our own types serialise"));
-    } else {
+    line(json, serving, |serving| {
         let chunks: Vec<_> = serving.chunks.iter().map(SocketAddr::to_string).collect();
-        println!(
+        format!(
             "forebay serves grid {} at https://{}, chunks at {} (data in {})",
             serving.grid,
             serving.placement,
             chunks.join(", "),
             data.display()
-        );
-    }
+        )
+    })?;
     tell_systemd();
     Ok(())
 }
