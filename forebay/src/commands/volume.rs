@@ -257,3 +257,45 @@ fn human(v: &VolumeInfo) -> String {
     }
     lines.iter().map(|(what, value)| format!("{what:9} {value}\n")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_and_who_waits_is_told_in_numbers_that_fit() {
+        let came = |fetched, received| Hydration { fetched, received, ..Hydration::default() };
+        for (h, says) in [
+            (came(0, 0), "nothing yet"),
+            (came(0, 2765), "no chunks yet, 2.7 KiB of tables"),
+            (came(1, 1 << 18), "1 chunk, 256.0 KiB"),
+            (came(2, 1 << 19), "2 chunks, 512.0 KiB"),
+        ] {
+            assert_eq!(fetched(&h), says);
+        }
+        let h = Hydration { demanded: 1, wanted: 0, ..Hydration::default() };
+        assert_eq!(waits(&h), "waited for 1 chunk so far, wait for no chunks now");
+        let scrubbed = Scrubbed { right: 1, written: 0, wrong: 2, repaired: 2 };
+        let says =
+            "as in the image: 1 chunk; written by the guest: 0; rotten: 2, made good of these: 2";
+        assert_eq!(human_scrubbed(&scrubbed), says);
+    }
+
+    #[test]
+    fn a_volume_says_how_it_is_with_its_qemu() {
+        let told = |plain: bool, moved: bool| {
+            let volume: VolumeInfo = serde_json::from_value(serde_json::json!({
+                "name": "v", "id": "", "state": "allocated", "size": 512, "sector": 512, "created": 0,
+                "plain": plain, "disk": "/v/disk.raw",
+                "attached": {"kind": "nbd", "path": "/v.nbd", "qmp": "/q", "read_only": false,
+                             "fill": true, "moved": moved},
+            }))
+            .unwrap();
+            let all = human(&volume);
+            all.lines().find_map(|line| line.strip_prefix("qemu      ")).unwrap().to_owned()
+        };
+        assert_eq!(told(false, false), "moves to the plain file when all is here: QMP at /q");
+        assert!(told(true, false).contains("not moved to the plain file yet"));
+        assert_eq!(told(true, true), "moved to the plain file");
+    }
+}
