@@ -546,8 +546,8 @@ fn geometry(asked: &CreateVolume, image: Option<&Manifest>) -> Result<Geometry> 
 fn attached_otherwise(name: &str, now: &Attachment) -> Error {
     let read_only = if now.read_only { ", read-only" } else { "" };
     let what = format!(
-        "{name}: attached already, in another way: {} at {}{read_only}. It must be detached before it is attached \
-         anew, and that takes the disk from a running guest",
+        "{name}: attached already, in another way: {} at {}{read_only}: detach it first, which takes the disk from a \
+         running guest",
         now.kind.name(),
         now.path.display()
     );
