@@ -188,6 +188,15 @@ pub fn bytes(n: u64) -> String {
     bytesize::ByteSize(n).display().iec().to_string()
 }
 
+/// A number of chunks for people: `1 chunk`.
+pub fn chunks(n: u64) -> String {
+    match n {
+        0 => "no chunks".to_owned(),
+        1 => "1 chunk".to_owned(),
+        n => format!("{n} chunks"),
+    }
+}
+
 /// A point in time, in seconds since 1970, for people and programs.
 pub fn time(at: u64) -> String {
     let time = std::time::UNIX_EPOCH + Duration::from_secs(at);

@@ -16,7 +16,7 @@ use super::with_grid;
 use crate::cli::{CacheCommand, CacheStatusArgs, DrainArgs, On, OnCachesArgs, ScrubArgs};
 use crate::config::Config;
 use crate::grid::Grid;
-use crate::output::{Output, bytes, table};
+use crate::output::{Output, bytes, chunks, table};
 
 /// How often a warming is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -292,7 +292,8 @@ fn evict(config: &Config, args: &OnCachesArgs, output: Output) -> Result<()> {
     ask_and_print(config, output, &args.on, Some(&args.name), evict, |all| {
         let line = |f: &From<Evicted>| {
             let e = f.answer;
-            format!("{}: {} chunks dropped, {} kept for pinned images\n", f.cache, e.chunks, e.kept)
+            let dropped = chunks(e.chunks);
+            format!("{}: {dropped} dropped, {} kept for pinned images\n", f.cache, e.kept)
         };
         all.iter().map(line).collect()
     })

@@ -12,7 +12,7 @@ use image::{Error, Kind, Result};
 use super::with_grid;
 use crate::cli::{GcArgs, ImagesArgs, NameArgs, RmArgs, TagArgs, VerifyArgs};
 use crate::config::Config;
-use crate::output::{Output, bytes, table, time};
+use crate::output::{Output, bytes, chunks, table, time};
 
 /// `forebay images`.
 pub fn list(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
@@ -92,11 +92,9 @@ fn human_info(info: &ImageInfo) -> String {
 }
 
 fn boot_trace(trace: &TraceInfo) -> String {
-    let TraceInfo { chunks, recordings, millis } = trace;
-    format!(
-        "{chunks} chunks in {:.1} s; starts recorded: {recordings}",
-        f64::from(*millis) / 1000.0
-    )
+    let TraceInfo { chunks: touched, recordings, millis } = trace;
+    let (touched, took) = (chunks(*touched), f64::from(*millis) / 1000.0);
+    format!("{touched} in {took:.1} s; starts recorded: {recordings}")
 }
 
 /// `forebay verify`.
@@ -121,9 +119,9 @@ pub fn verify(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> 
 
 fn human_verify(name: &str, report: &VerifyReport) -> String {
     let mut text = format!(
-        "{name}: {} sections, {} chunks, {} read",
+        "{name}: {} sections, {}, {} read",
         report.sections,
-        report.chunks,
+        chunks(report.chunks),
         bytes(report.bytes)
     );
     report.repaired.iter().for_each(|place| text += &format!("\nrepaired: {place}"));

@@ -15,7 +15,7 @@ use crate::cli::{CompressionArg, FormatArg, ImportArgs, KindArg, RecordArgs};
 use crate::config::Config;
 use crate::connect;
 use crate::grid::Grid;
-use crate::output::{Output, bytes, seconds};
+use crate::output::{Output, bytes, chunks, seconds};
 use crate::report::ImportReport;
 
 /// Runs the command.
@@ -26,13 +26,13 @@ pub fn run(config: &Config, args: &ImportArgs, output: Output) -> Result<()> {
 
 fn human(report: &ImportReport) -> String {
     format!(
-        "{} → {}\n{} disk, {} of data, {} sent in {} chunks, {}",
+        "{} → {}\n{} disk, {} of data, {} sent in {}, {}",
         report.name,
         report.image,
         bytes(report.size),
         bytes(report.data),
         bytes(report.sent),
-        report.chunks_sent,
+        chunks(report.chunks_sent),
         seconds(std::time::Duration::from_secs_f64(report.seconds)),
     )
 }

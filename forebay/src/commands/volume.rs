@@ -16,7 +16,7 @@ use crate::cli::{
     VolumeNameArgs,
 };
 use crate::config::Config;
-use crate::output::{Output, bytes, say, table, time};
+use crate::output::{Output, bytes, chunks, say, table, time};
 
 /// Runs the command.
 pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()> {
@@ -176,14 +176,6 @@ fn human_scrubbed(s: &Scrubbed) -> String {
         s.wrong,
         s.repaired
     )
-}
-
-fn chunks(n: u64) -> String {
-    match n {
-        0 => "no chunks".to_owned(),
-        1 => "1 chunk".to_owned(),
-        n => format!("{n} chunks"),
-    }
 }
 
 /// What came over the network since it was attached. Tables of sections come before chunks do.

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::cli::TryArgs;
 use crate::commands::block_on;
-use crate::output::{Output, bytes, table};
+use crate::output::{Output, bytes, chunks, table};
 use crate::report::{ImportReport, PullReport};
 use grid::Grid;
 
@@ -119,7 +119,7 @@ async fn import(grid: &Grid, what: &'static str, disk: &Path, name: &str) -> any
         disk: report.data,
         travelled: report.sent,
         seconds: report.seconds,
-        outcome: format!("{} chunks sent", report.chunks_sent),
+        outcome: format!("{} sent", chunks(report.chunks_sent)),
     })
 }
 
@@ -138,7 +138,7 @@ async fn pull(
         disk: report.progress.data,
         travelled: report.progress.received,
         seconds: report.seconds,
-        outcome: format!("{} chunks; same bytes", report.progress.chunks),
+        outcome: format!("{}; same bytes", chunks(report.progress.chunks)),
     })
 }
 
