@@ -95,7 +95,8 @@ pub(super) async fn run(task: Task, part: &Part, mount: &Path) -> Result<()> {
     let failed = |e| Error::io("starting the tools of file systems", e);
     let numbers = [part.start, part.length, part.sector.into()].map(|n| n.to_string());
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--", "sh", "-c", SCRIPT, "extend"]);
+    // What is unmounted outside is unmounted here too, and not kept by our copy of it.
+    command.args(["--mount", "--propagation", "slave", "--", "sh", "-c", SCRIPT, "extend"]);
     command.arg(&part.file).args(numbers).arg(mount);
     match task {
         Task::CheckExt => command.arg("ext-check"),
