@@ -60,12 +60,14 @@ impl SmallFs {
             made.code == 0 && settled() <= free + blocks * 4096
         };
         assert!((0..64).any(fits), "no ballast but for {free} bytes");
-        // What came free meanwhile goes too.
+        // What is left, as less than a step or as it came free meanwhile, goes into a file that needs no block to map it.
+        let more = self.at.join("ballast.more");
         for _ in 0..8 {
+            let _ = std::fs::remove_file(&more);
             let left = settled().saturating_sub(free);
-            let size = (std::fs::metadata(&ballast).unwrap().len() + left).to_string();
+            let size = left.to_string();
             if left == 0
-                || run(Command::new("fallocate").args(["-l", &size, path(&ballast)])).code != 0
+                || run(Command::new("fallocate").args(["-l", &size, path(&more)])).code == 0
             {
                 break;
             }
@@ -74,6 +76,7 @@ impl SmallFs {
 
     fn make_room(&self) {
         std::fs::remove_file(self.at.join("ballast")).unwrap();
+        let _ = std::fs::remove_file(self.at.join("ballast.more"));
     }
 }
 
