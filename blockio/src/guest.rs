@@ -24,28 +24,30 @@ pub struct GuestBuf {
 // SAFETY: the addresses lie in mappings that `mem`, which is `Send`, keeps for as long as they are here, whichever
 // thread that is on. Nothing here reads or writes through them.
 unsafe impl Send for GuestBuf {}
-// SAFETY: as above; a shared reference gives out the addresses only.
-unsafe impl Sync for GuestBuf {}
 
 impl GuestBuf {
     /// The most pieces that the kernel takes at a time (`UIO_MAXIOV`).
     pub const MAX_PIECES: usize = 1024;
 
-    /// These pieces of `mem`, each of a start and a length in bytes; nothing if there are too many, or one of them
-    /// does not lie within one mapping.
+    /// The most bytes that are read in one go: it is the guest that says how many it wants, and one that wants all its
+    /// memory filled many times over must not have a core, or as much of our memory, for itself.
+    pub const MAX_LEN: u64 = 4 << 20;
+
+    /// These pieces of `mem`, each of a start and a length in bytes; nothing if they are too many or too long, or one
+    /// of them does not lie within one mapping.
     pub fn new(
         mem: &Arc<GuestMemoryMmap>,
         pieces: impl Iterator<Item = (GuestAddress, usize)>,
     ) -> Option<GuestBuf> {
         let pieces: Box<[_]> = pieces.collect();
-        if pieces.len() > Self::MAX_PIECES {
+        let len = pieces.iter().map(|(_, len)| *len as u64).sum();
+        if pieces.len() > Self::MAX_PIECES || len > Self::MAX_LEN {
             return None;
         }
         let vector = |&(at, len): &(GuestAddress, usize)| {
             Some(vector(&GuestMemoryBackend::get_slice(mem.as_ref(), at, len).ok()?))
         };
         let vectors = pieces.iter().map(vector).collect::<Option<_>>()?;
-        let len = pieces.iter().map(|(_, len)| *len as u64).sum();
         Some(GuestBuf { vectors, pieces, len, mem: Arc::clone(mem) })
     }
 

@@ -174,6 +174,10 @@ fn only_memory_that_is_mapped_in_one_piece_is_taken() {
     assert!(pieces(&mem, &[(u64::MAX, 2)]).is_none());
     assert!(pieces(&mem, &[(0, 1); GuestBuf::MAX_PIECES + 1]).is_none());
     assert_eq!(pieces(&mem, &[(0, 1); GuestBuf::MAX_PIECES]).unwrap().len(), 1024);
+    // The same memory, again and again.
+    let most = GuestBuf::MAX_LEN as usize / 0x1_0000;
+    assert_eq!(pieces(&mem, &vec![(0, 0x1_0000); most]).unwrap().len(), GuestBuf::MAX_LEN);
+    assert!(pieces(&mem, &vec![(0, 0x1_0000); most + 1]).is_none());
 }
 
 #[derive(Clone, Debug)]

@@ -3,14 +3,15 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use blockio::Arena;
+use futures::{StreamExt, TryStreamExt, stream};
+use image::Error;
+
 use super::chain::Spans;
 use super::config::Shape;
 use super::memory::Mapped;
 use super::request::{Request, SERIAL, Status, Work};
 use crate::export::Disk;
-use blockio::Arena;
-use futures::{StreamExt, TryStreamExt, stream};
-use image::Error;
 
 /// Pieces of one request under way at a time, if it is longer than a buffer.
 const PIECES: usize = 4;
