@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{Background, Disk, Grid, forebay, path, run};
+use crate::harness::{Background, Disk, Grid, forebay, path, run, until};
 
 /// Starts a service as systemd does, and waits until it says that it is ready.
 fn ready(command: &mut Command, dir: &std::path::Path) -> Background {
@@ -108,4 +108,33 @@ fn addresses_that_lead_nobody_here_are_refused_unless_another_is_told() {
     grid.pull("d:1", &copy).json();
     assert!(std::fs::read(&copy).unwrap() == disk.bytes);
     assert_eq!(served.terminate().1, 0);
+}
+
+/// Ends with the test.
+struct Holder(std::process::Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn of_two_that_would_keep_mounts_the_first_does() {
+    use node::export::fuse::holder::{give, keep};
+    use std::os::fd::AsFd;
+
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("holder.sock");
+    let hold = || {
+        let mut command = forebay(dir.path());
+        command.args(["node", "hold", path(&socket)]);
+        command
+    };
+    let _first = Holder(hold().spawn().unwrap());
+    let file = std::fs::File::create(dir.path().join("file")).unwrap();
+    until("it keeps", || keep(&socket, "mount", file.as_fd()).is_ok());
+    assert_eq!(run(&mut hold()).code, 0);
+    assert!(give(&socket, "mount").unwrap().is_some(), "its socket is still its own");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
+use blockio::{BlockFile, OpenMode};
 use image::{BootTrace, Digest, Error, Kind, Result};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
 use node::rate::{Rate, RealTime};
@@ -125,9 +126,23 @@ impl DaemonGrid for Located {
 /// How long a holder stays that has nothing to keep.
 const HOLDER_IDLE: Duration = Duration::from_secs(60);
 
-/// Keeps mounts as long as there are any.
+/// How often one that is about to end is waited for, and how long each time.
+const HOLDER_TRIES: u32 = 20;
+const HOLDER_PAUSE: Duration = Duration::from_millis(50);
+
+/// Keeps mounts as long as there are any. There is one holder at a time: of two that are started together the second
+/// would take the first one's socket, and with it the way to what that keeps.
 fn hold(socket: &Path) -> Result<()> {
     let place = |e| Error::io(socket.display(), e);
+    let lock = BlockFile::open(socket.with_extension("lock"), OpenMode::create()).map_err(place)?;
+    let mut tries = 0;
+    while !lock.try_lock_exclusive().map_err(place)? {
+        tries += 1;
+        if tries == HOLDER_TRIES {
+            return Ok(());
+        }
+        std::thread::park_timeout(HOLDER_PAUSE);
+    }
     // Of a holder that is gone; the daemon asks for one only where none answers.
     let _ = std::fs::remove_file(socket);
     let listener = std::os::unix::net::UnixListener::bind(socket).map_err(place)?;
