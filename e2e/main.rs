@@ -23,6 +23,7 @@ mod qmp;
 mod real;
 mod refusals;
 mod resizes;
+mod saves;
 mod services;
 mod tour;
 mod traces;

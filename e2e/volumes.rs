@@ -18,7 +18,7 @@ const CHUNK: usize = 256 << 10;
 pub struct Rig {
     pub grid: Grid,
     node: Option<Background>,
-    disk: Disk,
+    pub disk: Disk,
     args: Vec<String>,
     /// Of the node's volumes.
     share: &'static str,

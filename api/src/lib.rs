@@ -1,6 +1,7 @@
 //! What travels between Forebay's programs beside chunks: requests and answers of the HTTP APIs,
 //! tickets, and the one place where an error becomes a wire code, an HTTP status or an exit code.
 
+pub mod capture;
 pub mod care;
 pub mod catalog;
 pub mod error;

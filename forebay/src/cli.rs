@@ -79,6 +79,8 @@ pub enum Command {
     Cache(CacheArgs),
     /// Make an image of a disk and name it
     Import(Box<ImportArgs>),
+    /// Make an image of a volume, or of any disk, as it is now, of which only what has changed is read and sent
+    Save(Box<SaveArgs>),
     /// Bring an image to a file, a block device, or standard output
     Pull(PullArgs),
     /// List the images that have a name
@@ -231,6 +233,37 @@ pub struct ImportArgs {
     /// An image that this one was made from; what they share is not sent
     #[arg(long, value_name = "REF")]
     pub parent: Option<String>,
+    /// Fail if the name is taken already
+    #[arg(long)]
+    pub new: bool,
+    #[command(flatten)]
+    pub record: RecordArgs,
+}
+
+/// `forebay save`.
+#[derive(Args, Debug)]
+pub struct SaveArgs {
+    /// A volume of this node, by its name; or the path, with a `/` in it, of a disk: a file, or a block device
+    #[arg(value_name = "SOURCE", value_hint = ValueHint::FilePath)]
+    pub source: String,
+    /// The name that the image gets, `[tenant/]name:tag`
+    #[arg(value_name = "REF")]
+    pub name: image::Ref,
+    /// The image that this one was made from [default: of a volume, the one that its changes count from]
+    #[arg(long, value_name = "REF")]
+    pub parent: Option<String>,
+    /// Read all of the disk, whatever is known of what has changed
+    #[arg(long)]
+    pub all: bool,
+    /// Take only what nobody else wants of disk and network
+    #[arg(long)]
+    pub background: bool,
+    /// Bytes a second to read at most
+    #[arg(long, value_parser = crate::config::parse_size)]
+    pub rate: Option<u64>,
+    /// Do not wait until it is done
+    #[arg(long)]
+    pub no_wait: bool,
     /// Fail if the name is taken already
     #[arg(long)]
     pub new: bool,

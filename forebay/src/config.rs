@@ -124,6 +124,7 @@ pub const KEYS: &[Key] = &[
         "bytes a second that pulls may take from the network; 0 means no limit",
     ),
     key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
+    key("node.captures", Form::Number, "2", "volumes that the node daemon captures at a time"),
     key("node.socket", Form::Path, "", "the node daemon's socket; DATA/node/node.sock unless set"),
     key("volumes.dir", Form::Path, "", "directory of the node's volumes; DATA/volumes unless set"),
     key(

@@ -1,6 +1,7 @@
 //! The node's side: pulling images to disks of this machine, alone or as a daemon that does one
 //! transfer per image however many ask.
 
+pub mod captures;
 pub mod daemon;
 pub mod export;
 pub mod hypervisor;

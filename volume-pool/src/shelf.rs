@@ -5,6 +5,7 @@
 //! DIR/NAME/manifest    the image that it is made of: geometry and section digests; not of a blank one
 //! DIR/NAME/maps        what of it is here
 //! DIR/NAME/disk.raw    its bytes
+//! DIR/NAME/since       the image that its changes count from, once it was [captured](crate::since)
 //! DIR/NAME/extending   the file system on it is being [extended](Shelf::note_extending)
 //! DIR/NAME/device      instead of the identity and the bytes, of a volume on a [device](crate::device)
 //! DIR/.images/DIGEST/  the same of a [base](crate::bases)
@@ -28,7 +29,15 @@ const MANIFEST: &str = "manifest";
 const MAPS: &str = "maps";
 pub(crate) const DISK: &str = "disk.raw";
 pub(crate) const DEVICE: &str = "device";
+pub(crate) const SINCE: &str = "since";
+/// On its way there.
+const SINCE_NEW: &str = "since.new";
+/// Where what guests overwrite during a capture is kept; nobody finds it by this name for long.
+pub(crate) const ASIDE: &str = "aside";
 pub(crate) const EXTENDING: &str = "extending";
+/// What a volume's directory may have, in the order in which it is removed.
+const FILES: [&str; 9] =
+    [DISK, MAPS, MANIFEST, EXTENDING, SINCE, SINCE_NEW, ASIDE, DEVICE, IDENTITY];
 
 /// A directory of volumes.
 #[derive(Clone, Debug)]
@@ -283,7 +292,8 @@ impl Shelf {
         };
         let maps = open(MAPS).map_err(io)?;
         let image = identity.get().base.map(|base| self.manifest(name, &base)).transpose()?;
-        Ok(Files { identity, data, maps, image })
+        let since = self.since(identity.get())?;
+        Ok(Files { identity, data, maps, image, since })
     }
 
     /// The manifest of a volume's image, checked against the image's identity.
@@ -334,7 +344,7 @@ impl Shelf {
         dir: &Path,
         mut identity: Option<IdentityBlocks>,
     ) -> Result<()> {
-        for file in [DISK, MAPS, MANIFEST, EXTENDING, DEVICE, IDENTITY] {
+        for file in FILES {
             if file == DEVICE
                 && let Some(on_device) =
                     identity.take_if(|identity| identity.file().kind() == FileKind::Block)

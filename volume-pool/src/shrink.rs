@@ -38,6 +38,10 @@ impl Shelf {
         let identity = files.identity.get().clone();
         check(&identity, &files.data, size).at(|| name.to_owned())?;
         let edits = cut(&identity, &files.data, size).at(|| name.to_owned())?;
+        if !edits.is_empty() {
+            // Nobody writes down that these blocks have changed.
+            files.identity.change(|identity| identity.untracked = true)?;
+        }
         for edit in edits {
             files.data.write_all_at(&edit.bytes, edit.at).map_err(io)?;
             files.data.sync_data().map_err(io)?;

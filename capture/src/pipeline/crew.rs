@@ -14,6 +14,7 @@
 //! in order, and one that has been read to its end is complete at once. So whenever the reader waits
 //! for a buffer, either a section is complete and will give its own back, or there is a free one.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -93,11 +94,12 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts to read and hash.
+    /// Starts to read, which streams are from front to back, and of disks these ranges; and to hash.
     pub(super) fn start(
         content: Content,
         geometry: Geometry,
         piece: usize,
+        ranges: Vec<Range<u64>>,
         options: &ImportOptions,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
         let workers = options.workers.get();
@@ -119,7 +121,7 @@ impl Crew {
         });
         let crew = Self { shared, failures };
         let engine = options.engine;
-        crew.spawn("forebay-read", move |shared| reader::run(shared, content, engine))?;
+        crew.spawn("forebay-read", move |shared| reader::run(shared, content, ranges, engine))?;
         for _ in 0..workers {
             crew.spawn("forebay-hash", hash)?;
             crew.spawn("forebay-zstd", encode)?;
@@ -192,6 +194,15 @@ impl Shared {
         if let Some(chunk) = wanted.iter().find(|c| !offered(*c)) {
             let what = format!("the receiver asks for chunk {chunk}, which was not offered");
             return Err(Error::new(Kind::Invalid, what));
+        }
+        let mut here = ChunkSet::empty(table.chunks());
+        held.iter().for_each(|h| here.insert(h.chunk));
+        if let Some(chunk) = wanted.iter().find(|c| !here.contains(*c)) {
+            let what = format!(
+                "the store has not got chunk {chunk} of the image that this was made from any more: \
+                 save again and read all"
+            );
+            return Err(Error::new(Kind::Conflict, what));
         }
         let (done, frames) = mpsc::unbounded_channel();
         let (send, known): (Vec<_>, Vec<_>) =

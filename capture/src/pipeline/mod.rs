@@ -13,11 +13,13 @@
 //! opened for the largest disk there is, and the manifest that is committed has the true size. The
 //! sink checks tables against the manifest, not against the plan.
 
+mod changes;
 mod crew;
 mod queue;
 mod reader;
 mod section;
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -29,14 +31,17 @@ use image::error::At;
 use image::geometry::{DEFAULT_CHUNK_LOG2, MAX_DISK, SECTION_LEN};
 use image::seam::{ImagePlan, ImageSession};
 use image::{
-    Digest, Domain, Error, Geometry, ImageSink, Kind, Manifest, ReadContext, Result, SectionSink,
+    ChunkSource, Digest, Domain, Error, Geometry, ImageSink, Kind, Manifest, ReadContext, Result,
+    SectionSink, SectionTable,
 };
 use tokio::sync::mpsc;
 
 use crate::progress::{Progress, Stats};
-use crate::source::{Content, DiskSource};
+use crate::source::{Content, Disk, DiskSource};
+use changes::{All, Changed, Reading};
+pub use changes::{Ancestor, Changes};
 use crew::{Crew, Event, Shared};
-use section::Hashed;
+use section::{Hashed, Held};
 
 /// Memory for plain bytes unless told otherwise: three sections.
 pub const DEFAULT_MEMORY: usize = 3 * SECTION_LEN as usize;
@@ -129,28 +134,59 @@ pub async fn import<K: ImageSink>(
     sink: &K,
     options: ImportOptions,
 ) -> Result<Imported> {
+    run(source, sink, options, |_, _| Ok(All)).await
+}
+
+/// Makes an image of a disk of which only what has changed is read: the rest is as in another image.
+///
+/// # Errors
+///
+/// As [`import`]; [`Kind::Unsupported`] for a stream, which can only be read from front to back.
+pub async fn save<K: ImageSink, S: ChunkSource>(
+    source: DiskSource,
+    changes: &Changes<S>,
+    sink: &K,
+    options: ImportOptions,
+) -> Result<Imported> {
+    if source.size().is_none() {
+        let what = format!("{}: a stream is read from front to back", source.name());
+        return Err(Error::new(Kind::Unsupported, what));
+    }
+    let (domain, context) = (options.domain, options.context);
+    let changed = |geometry, piece| Changed::new(changes, geometry, domain, piece, context);
+    run(source, sink, options, changed).await
+}
+
+async fn run<K: ImageSink, R: Reading>(
+    source: DiskSource,
+    sink: &K,
+    options: ImportOptions,
+    reading: impl FnOnce(Geometry, usize) -> Result<R>,
+) -> Result<Imported> {
     let (name, sector, size) = (source.name().to_owned(), source.sector(), source.size());
     let cut = |size| Geometry::new(size, sector, options.chunk_log2).map_err(invalid);
     let geometry = cut(size.unwrap_or(MAX_DISK)).at(|| &name)?;
+    let piece = piece_len(options.chunk_log2, source.granule());
+    let reading = reading(geometry, piece).at(|| &name)?;
     options.progress.set_size(size.unwrap_or(0));
     let plan = ImagePlan { domain: options.domain, geometry, parent: options.parent };
     let session = sink.open(&options.context, &plan).await.at(|| &name)?;
-    let piece = piece_len(options.chunk_log2, source.granule());
     let content = source.into_content();
     let disk = match &content {
         Content::Disk(disk) => Some(Arc::clone(disk)),
         Content::Stream(_) => None,
     };
-    let (mut crew, events) = Crew::start(content, geometry, piece, &options)?;
-    let shared = crew.shared();
+    let ranges = reading.ranges(geometry.size());
+    let (mut crew, events) = Crew::start(content, geometry, piece, ranges, &options)?;
+    let sending = Sending { session: &session, shared: crew.shared(), reading, disk };
     let sent = tokio::select! {
         // A thread's error is the cause of whatever else may be ready.
         biased;
         error = crew.failure() => Err(error),
-        sent = send_all(&session, &shared, events) => sent,
+        sent = sending.all(events) => sent,
     };
     let sent = sent.map_err(|e| e.at(&name))?;
-    if let Some(disk) = disk {
+    if let Some(disk) = &sending.disk {
         disk.check_unchanged().at(|| &name)?;
     }
     let manifest = sent.manifest(options.domain, cut(sent.size)?);
@@ -178,60 +214,87 @@ impl Sent {
     }
 }
 
-/// Sends every section, several at a time, and waits until all are sealed.
-async fn send_all<S: ImageSession>(
-    session: &S,
-    shared: &Shared,
-    mut events: mpsc::UnboundedReceiver<Event>,
-) -> Result<Sent> {
-    let mut sending = FuturesUnordered::new();
-    let mut sections = Vec::new();
-    let mut seen = 0;
-    let mut end = None;
-    loop {
-        let all_seen = end.is_some_and(|(_, begun)| begun == seen);
-        if let Some((size, _)) = end.filter(|_| all_seen && sending.is_empty()) {
-            return Ok(Sent { size, sections });
-        }
-        tokio::select! {
-            Some(sealed) = sending.next() => sealed?,
-            event = events.recv(), if !all_seen && sending.len() < SECTIONS_AT_ONCE => {
-                match event.ok_or_else(called_off)? {
-                    Event::End { size, sections } => end = Some((size, sections)),
-                    Event::Hashed(section) => {
-                        seen += 1;
-                        if !section.table.is_zero() {
-                            sections.push((section.index, section.table.digest()));
-                            sending.push(send(session, shared, section));
+/// Sections on their way to the sink.
+struct Sending<'a, S, R> {
+    session: &'a S,
+    shared: Arc<Shared>,
+    reading: R,
+    /// Is told what is stored.
+    disk: Option<Arc<dyn Disk>>,
+}
+
+impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
+    /// Sends every section, several at a time, and waits until all are sealed.
+    async fn all(&self, mut events: mpsc::UnboundedReceiver<Event>) -> Result<Sent> {
+        let mut sending = FuturesUnordered::new();
+        let mut sections = Vec::new();
+        let mut untouched: BTreeSet<u32> = self.reading.untouched().into_iter().collect();
+        let mut seen = 0;
+        let mut end = None;
+        loop {
+            let all_seen = end.is_some_and(|(_, begun)| begun == seen);
+            let more = sending.len() < SECTIONS_AT_ONCE;
+            if all_seen
+                && more
+                && let Some(section) = untouched.pop_first()
+            {
+                let table = SectionTable::zeros(self.shared.domain, 0);
+                sending.push(self.send(Hashed { index: section, table, held: Vec::new() }));
+                continue;
+            }
+            if let Some((size, _)) = end.filter(|_| all_seen && sending.is_empty()) {
+                return Ok(Sent { size, sections });
+            }
+            tokio::select! {
+                Some(sent) = sending.next() => sections.extend(sent?),
+                event = events.recv(), if !all_seen && more => {
+                    match event.ok_or_else(called_off)? {
+                        Event::End { size, sections } => end = Some((size, sections)),
+                        Event::Hashed(section) => {
+                            seen += 1;
+                            untouched.remove(&section.index);
+                            sending.push(self.send(section));
                         }
                     }
                 }
             }
         }
     }
-}
 
-/// Offers a section, sends what is wanted of it, and seals it.
-async fn send<S: ImageSession>(session: &S, shared: &Shared, section: Hashed) -> Result<()> {
-    let Hashed { index, table, held } = section;
-    let place = || format!("section {index}");
-    let (wanted, mut sink) = session.offer(index, &table).await.at(place)?;
-    let mut frames = shared.encode(&wanted, &table, held).at(place)?;
-    let mut left = wanted.count();
-    while let Some(encoded) = frames.recv().await {
-        let plain = u64::from(encoded.frame.header().plain_len);
-        let stored = encoded.frame.bytes().len() as u64;
-        sink.chunk(encoded.chunk, encoded.frame).await.at(place)?;
-        drop(encoded.room);
-        shared.progress.sent(plain, stored);
-        left -= 1;
+    /// Offers a section, sends what is wanted of it, and seals it. Nothing is to be done of one that is zeros.
+    async fn send(&self, section: Hashed) -> Result<Option<(u32, Digest)>> {
+        let Hashed { index, table, held } = section;
+        let place = || format!("section {index}");
+        let table = self.reading.complete(index, table).await.at(place)?;
+        if !table.is_zero() {
+            self.offer(index, &table, held).await.at(place)?;
+        }
+        if let Some(disk) = &self.disk {
+            let start = self.shared.geometry.section_start(index);
+            disk.stored(start..start + self.shared.geometry.section_len(index));
+        }
+        Ok((!table.is_zero()).then(|| (index, table.digest())))
     }
-    if left > 0 {
-        return Err(called_off());
+
+    async fn offer(&self, index: u32, table: &SectionTable, held: Vec<Held>) -> Result<()> {
+        let (wanted, mut sink) = self.session.offer(index, table).await?;
+        let mut frames = self.shared.encode(&wanted, table, held)?;
+        let mut left = wanted.count();
+        while let Some(encoded) = frames.recv().await {
+            let plain = u64::from(encoded.frame.header().plain_len);
+            let stored = encoded.frame.bytes().len() as u64;
+            sink.chunk(encoded.chunk, encoded.frame).await?;
+            drop(encoded.room);
+            self.shared.progress.sent(plain, stored);
+            left -= 1;
+        }
+        if left > 0 {
+            return Err(called_off());
+        }
+        sink.seal().await?;
+        self.shared.progress.sealed();
+        Ok(())
     }
-    sink.seal().await.at(place)?;
-    shared.progress.sealed();
-    Ok(())
 }
 
 /// The threads are gone before their work was done.

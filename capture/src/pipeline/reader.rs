@@ -4,6 +4,7 @@
 //! streams are decompressed here. Disks in a format are only walked: whoever hashes a piece reads it
 //! first, so that clusters are decompressed on all cores.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use blockio::bulk::{BulkOptions, read_sequential};
@@ -37,15 +38,20 @@ impl From<Error> for Stop {
     }
 }
 
-/// Reads the disk from end to end.
-pub(super) fn run(shared: &Shared, content: Content, engine: EngineChoice) -> Result<()> {
+/// Reads what is to be read of the disk, in rising order.
+pub(super) fn run(
+    shared: &Shared,
+    content: Content,
+    ranges: Vec<Range<u64>>,
+    engine: EngineChoice,
+) -> Result<()> {
     let mut cutter = Cutter { shared, current: None, sections: 0 };
     let size = match content {
         Content::Disk(disk) => {
             let file = disk.raw_file().cloned();
             match file {
-                Some(file) => read_raw(&mut cutter, &file, disk.size(), engine),
-                None => walk(&mut cutter, &disk),
+                Some(file) => read_raw(&mut cutter, &file, disk.size(), ranges, engine),
+                None => walk(&mut cutter, &disk, ranges),
             }
         }
         Content::Stream(stream) => read_stream(&mut cutter, stream),
@@ -64,11 +70,11 @@ fn read_raw(
     cutter: &mut Cutter<'_>,
     file: &BlockFile,
     size: u64,
+    ranges: Vec<Range<u64>>,
     engine: EngineChoice,
 ) -> Result<u64, Stop> {
     let options = BulkOptions { choice: engine, ..BulkOptions::new(cutter.piece()) };
-    let all = std::iter::once(0..size).collect();
-    let bulk = read_sequential(file, all, &cutter.shared.arena, options);
+    let bulk = read_sequential(file, ranges, &cutter.shared.arena, options);
     let mut bulk = bulk.map_err(bulk_error)?;
     while let Some(piece) = bulk.blocking_next() {
         let piece = piece.map_err(bulk_error)?;
@@ -77,17 +83,25 @@ fn read_raw(
     Ok(size)
 }
 
-fn walk(cutter: &mut Cutter<'_>, disk: &Arc<dyn Disk>) -> Result<u64, Stop> {
+fn walk(
+    cutter: &mut Cutter<'_>,
+    disk: &Arc<dyn Disk>,
+    ranges: Vec<Range<u64>>,
+) -> Result<u64, Stop> {
     let (size, piece) = (disk.size(), cutter.piece() as u64);
-    let mut at = 0;
-    while let Some(data) = disk.next_data(at)? {
-        at = data.start - data.start % piece;
-        while at < data.end {
-            let mut buf = block_on(cutter.shared.arena.acquire());
-            let len = piece.min(size - at);
-            buf.set_len(len as usize);
-            cutter.add(at, size, buf, Some((Arc::clone(disk), at)))?;
-            at += len;
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end
+            && let Some(data) = disk.next_data(at)?
+        {
+            at = (data.start - data.start % piece).max(at);
+            while at < data.end.min(range.end) {
+                let mut buf = block_on(cutter.shared.arena.acquire());
+                let len = piece.min(size - at);
+                buf.set_len(len as usize);
+                cutter.add(at, size, buf, Some((Arc::clone(disk), at)))?;
+                at += len;
+            }
         }
     }
     Ok(size)

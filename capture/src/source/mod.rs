@@ -57,6 +57,9 @@ pub trait Disk: Send + Sync {
     /// [`Kind::Conflict`] if it changed.
     fn check_unchanged(&self) -> Result<()>;
 
+    /// Told when what was read of a range is durable elsewhere: it is not asked for again.
+    fn stored(&self, _range: Range<u64>) {}
+
     /// The file whose bytes are the disk's, one to one, if there is one: it can be read in bulk.
     fn raw_file(&self) -> Option<&BlockFile> {
         None

@@ -150,7 +150,8 @@ fn open(args: &ImportArgs) -> Result<DiskSource> {
     Ok(source)
 }
 
-fn record(said: &RecordArgs, parent: Option<Digest>) -> NewRecord {
+/// What the command line says of an image.
+pub fn record(said: &RecordArgs, parent: Option<Digest>) -> NewRecord {
     NewRecord {
         parent,
         kind: said.kind.map(|kind| match kind {

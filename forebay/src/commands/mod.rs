@@ -7,6 +7,7 @@ pub mod images;
 pub mod import;
 pub mod node;
 pub mod pull;
+pub mod save;
 pub mod store;
 pub mod volume;
 

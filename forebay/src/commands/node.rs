@@ -1,13 +1,16 @@
 //! `forebay node`: the daemon, joining a grid, tokens, transfers.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::catalog::{MoveRef, NewRecord};
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use blockio::{BlockFile, OpenMode};
-use image::{BootTrace, Digest, Error, Kind, Result};
+use image::{BootTrace, Digest, Error, Kind, Ref, Result};
+use node::captures::{CaptureOptions, Captures, Saves};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
 use node::rate::{Rate, RealTime};
 use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
@@ -16,7 +19,7 @@ use placement::Papers;
 use super::{block_on, interrupted, with_grid};
 use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RemoveArgs, RoleArg, TokenArgs};
 use crate::config::Config;
-use crate::connect::{Connector, Known};
+use crate::connect::{self, Connector, Known};
 use crate::grid::{self, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, line, table, time};
 use crate::report::NodeServing;
@@ -123,6 +126,34 @@ impl DaemonGrid for Located {
     }
 }
 
+impl Saves for Located {
+    type Sink = stream::Client;
+
+    async fn current(&self, name: &Ref) -> Result<Option<Digest>> {
+        match Grid::find(&self.data)?.placement.image(&name.to_string()).await {
+            Ok(info) => Ok(Some(info.image)),
+            Err(error) if error.kind() == Kind::Gone => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn push(&self, parent: Option<&str>) -> Result<(Option<Digest>, stream::Client)> {
+        connect::to_push(&Grid::find(&self.data)?, parent).await
+    }
+
+    async fn close(&self, sink: stream::Client) {
+        sink.close().await;
+    }
+
+    async fn describe(&self, image: &Digest, said: &NewRecord) -> Result<()> {
+        Grid::find(&self.data)?.placement.record(image, said).await.map(drop)
+    }
+
+    async fn name(&self, name: &Ref, to: &MoveRef) -> Result<()> {
+        Grid::find(&self.data)?.move_ref(name, to).await.map(drop)
+    }
+}
+
 /// How long a holder stays that has nothing to keep.
 const HOLDER_IDLE: Duration = Duration::from_secs(60);
 
@@ -186,6 +217,11 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             rate => Some(Arc::new(Rate::new(rate, RealTime::start()))),
         },
     };
+    let capture_options = CaptureOptions {
+        at_once: config.number("node.captures").max(1) as usize,
+        workers: NonZeroUsize::new(config.threads("import.workers")).unwrap_or(NonZeroUsize::MIN),
+        memory: config.size("import.memory") as usize,
+    };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {
         let interrupted = interrupted();
@@ -194,12 +230,15 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let located = Located { data: config.data.clone(), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
         let metrics = crate::serve::volumes::metrics()?;
-        let volumes = Volumes::start(located, volume_options).await?;
+        let volumes = Volumes::start(located.clone(), volume_options).await?;
+        let captures = Captures::new(located, volumes.clone(), capture_options);
         let serving = NodeServing { socket: socket.clone() };
         let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());
         line(output.is_json(), &serving, said)?;
         crate::serve::tell_systemd();
-        let served = http::serve(daemon, volumes.clone(), metrics, listener, interrupted).await;
+        let all = (daemon, volumes.clone(), captures.clone());
+        let served = http::serve(all, metrics, listener, interrupted).await;
+        captures.stop().await;
         volumes.stop().await;
         served
     })?;

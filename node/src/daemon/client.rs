@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use api::ErrorBody;
+use api::capture::{Capture, SaveVolume};
 use api::node::{PullRequest, Transfer};
 use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
 use http_body_util::{BodyExt, Full, Limited};
@@ -113,6 +114,26 @@ impl DaemonClient {
     /// Makes a volume larger.
     pub async fn resize_volume(&self, name: &str, asked: &ResizeVolume) -> Result<VolumeInfo> {
         self.call(Method::POST, &volume_path(name, "/resize"), json(asked)).await
+    }
+
+    /// Begins to make an image of a volume.
+    pub async fn save_volume(&self, asked: &SaveVolume) -> Result<Capture> {
+        self.call(Method::POST, "/v1/captures", json(asked)).await
+    }
+
+    /// The last captures.
+    pub async fn captures(&self) -> Result<Vec<Capture>> {
+        self.call(Method::GET, "/v1/captures", Vec::new()).await
+    }
+
+    /// One capture.
+    pub async fn capture(&self, id: u64) -> Result<Capture> {
+        self.call(Method::GET, &format!("/v1/captures/{id}"), Vec::new()).await
+    }
+
+    /// Ends a capture.
+    pub async fn cancel_capture(&self, id: u64) -> Result<Capture> {
+        self.call(Method::DELETE, &format!("/v1/captures/{id}"), Vec::new()).await
     }
 
     /// All metrics, as Prometheus reads them.

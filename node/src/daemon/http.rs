@@ -18,6 +18,7 @@ use image::{Error, Kind, Result};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::run::{Daemon, Grid};
+use crate::captures::{Captures, Saves};
 use crate::volumes::Volumes;
 
 /// An error as an HTTP answer.
@@ -43,9 +44,8 @@ pub(crate) type Answer<T> = std::result::Result<Json<T>, Failure>;
 pub type Metrics = Arc<dyn Fn(&[VolumeInfo]) -> String + Send + Sync>;
 
 /// Serves the API until `shutdown` ends.
-pub async fn serve<G: Grid, V: Grid>(
-    daemon: Daemon<G>,
-    volumes: Volumes<V>,
+pub async fn serve<G: Grid, V: Saves>(
+    (daemon, volumes, captures): (Daemon<G>, Volumes<V>, Captures<V>),
     metrics: Metrics,
     listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -54,7 +54,8 @@ pub async fn serve<G: Grid, V: Grid>(
         .route("/v1/transfers", post(ask::<G>).get(list::<G>))
         .route("/v1/transfers/{id}", get(show::<G>).delete(cancel::<G>))
         .with_state(daemon)
-        .merge(crate::volumes::http::routes(volumes, metrics));
+        .merge(crate::volumes::http::routes(volumes, metrics))
+        .merge(crate::captures::http::routes(captures));
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await;
     served.map_err(|e| Error::io("the node daemon's socket", e))
 }

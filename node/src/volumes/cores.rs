@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::bases::Bases;
 use super::live::Live;
+use super::taken::OnCore;
 use crate::export::nbd;
 use crate::rate::RealTime;
 
@@ -39,6 +40,8 @@ pub(super) struct Core {
     pub(super) time: RealTime,
     pub(super) live: RefCell<BTreeMap<String, Rc<Live>>>,
     pub(super) bases: Bases,
+    /// Volumes that are being captured.
+    pub(super) taken: RefCell<BTreeMap<String, OnCore>>,
     memory: usize,
     /// By log2 of their slots: images have chunks of several sizes.
     arenas: RefCell<BTreeMap<u8, Arena>>,
@@ -58,6 +61,7 @@ impl Core {
             time: RealTime::start(),
             live: RefCell::default(),
             bases: Bases::default(),
+            taken: RefCell::default(),
             memory: options.memory,
             arenas: RefCell::default(),
         })

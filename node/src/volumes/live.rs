@@ -9,7 +9,7 @@ use api::volume::{Attachment, ExportKind, Hydration as Progress, Scrubbed, Terms
 use blockio::Arena;
 use image::error::At;
 use image::{BootTrace, Digest, Error, Geometry, Kind, Result};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use volume_pool::{Files, Shelf, Volume};
 
@@ -51,6 +51,8 @@ pub(super) struct Live {
     base: RefCell<Option<Rc<Base>>>,
     /// It has become plain.
     ripe: Notify,
+    /// Held while its guest is moved past us, and by captures, for which it must stay.
+    passage: Arc<Mutex<()>>,
 }
 
 /// What a volume needs of the node.
@@ -144,6 +146,41 @@ impl Live {
         Ok(live)
     }
 
+    /// Opens a volume for a capture: what that needs of it is fetched, and it is shown to nobody.
+    pub(super) async fn start_unshown<G: Grid>(
+        core: &Rc<Core>,
+        around: Surroundings<G>,
+        files: Files,
+    ) -> Result<Rc<Self>> {
+        let how = Attachment {
+            kind: ExportKind::Nbd,
+            path: Default::default(),
+            qmp: None,
+            read_only: true,
+            fill: false,
+            terms: Terms::default(),
+            trace: false,
+            moved: false,
+        };
+        let leans = files.identity.get().shares && !files.identity.get().plain;
+        let image = files.image.clone().filter(|_| leans);
+        let volume = Rc::new(Volume::open(files, core.engine.clone())?);
+        keep_others_away(&volume)?;
+        let base = match image {
+            Some(image) => lean(&volume, core.bases.get(core, &around, image, &how).await),
+            None => None,
+        };
+        let live = Self::new(core, &around, volume, how, None);
+        live.base.replace(base);
+        live.begin_to_mature(core, around);
+        Ok(live)
+    }
+
+    /// Keeps its guest with us: until dropped it is not moved to the plain file.
+    pub(super) async fn stays(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.passage).lock_owned().await
+    }
+
     fn new<G>(
         core: &Core,
         around: &Surroundings<G>,
@@ -165,6 +202,7 @@ impl Live {
             recorder,
             base: RefCell::default(),
             ripe: Notify::new(),
+            passage: Arc::default(),
         })
     }
 
@@ -330,11 +368,14 @@ impl Live {
 
     /// Gets us out of the way of a guest whose volume is plain.
     async fn graduate(&self, kept: &Kept) -> Result<()> {
-        if self.how.kind == ExportKind::Fuse {
-            self.volume.lose_track()?;
-        }
-        if let Some(serving) = &*self.serving.borrow() {
-            serving.graduated(self.volume.data().path())?;
+        {
+            let _passage = self.passage.lock().await;
+            if self.how.kind == ExportKind::Fuse {
+                self.volume.lose_track()?;
+            }
+            if let Some(serving) = &*self.serving.borrow() {
+                serving.graduated(self.volume.data().path())?;
+            }
         }
         let Some(qmp) = &self.how.qmp else { return Ok(()) };
         let export =
@@ -352,6 +393,7 @@ impl Live {
             if let Some(recorder) = self.recorder.as_ref().filter(|recorder| recorder.has_begun()) {
                 recorder.over(|| false).await;
             }
+            let passage = self.passage.lock().await;
             let moved = async {
                 let mut monitor = qmp::Monitor::connect(qmp, QMP_PATIENCE).await?;
                 self.volume.lose_track()?;
@@ -366,18 +408,19 @@ impl Live {
             match moved.await.at(|| format!("volume {}", self.name)) {
                 Ok(outcome) => {
                     tracing::info!(volume = self.name, ?outcome, "the guest uses the plain file");
+                    // From here on nobody but the guest may write: a daemon that starts anew must know.
+                    kept.insert(&self.name, Attachment { moved: true, ..self.how.clone() })?;
                     break;
                 }
                 // No guest yet, or a busy one.
                 Err(error) => {
                     tracing::info!(%error, "the guest is not moved to the plain file yet");
+                    drop(passage);
                     tokio::time::sleep(QMP_PAUSE).await;
                 }
             }
         }
         self.status.trouble.replace(None);
-        // From here on nobody but the guest may write: a daemon that starts anew must know.
-        kept.insert(&self.name, Attachment { moved: true, ..self.how.clone() })?;
         let serving = self.serving.take();
         match serving {
             Some(serving) => serving.stop(false).await,

@@ -26,9 +26,12 @@ mod scrub;
 mod service;
 mod serving;
 mod source;
+mod taken;
 mod tools;
 mod window;
 
 pub use cores::CoreOptions;
 pub use service::{Birth, Share, VolumeOptions, Volumes, identify};
 pub use serving::Holder;
+pub(crate) use source::LazySource;
+pub use taken::{Fixed, Taken};

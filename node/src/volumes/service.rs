@@ -1,6 +1,6 @@
 //! What can be asked of a node's volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl std::str::FromStr for Share {
     }
 }
 
-const UNPOISONED: &str = "no panics while locked";
+pub(super) const UNPOISONED: &str = "no panics while locked";
 
 /// How long a volume that is in use is waited for: a daemon that ends needs a moment.
 const TAKE_TRIES: u32 = 50;
@@ -106,6 +106,8 @@ pub(super) struct Inner<G> {
     reflinks: bool,
     /// The cores of attached volumes.
     homes: std::sync::Mutex<BTreeMap<String, usize>>,
+    /// Volumes that are being captured.
+    pub(super) capturing: std::sync::Mutex<BTreeSet<String>>,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -152,6 +154,7 @@ impl<G: Grid> Volumes<G> {
             share: options.share,
             reflinks,
             homes: std::sync::Mutex::default(),
+            capturing: std::sync::Mutex::default(),
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
@@ -284,6 +287,7 @@ impl<G: Grid> Volumes<G> {
     pub async fn remove(&self, name: &str) -> Result<VolumeInfo> {
         let _only = self.only(name).await;
         let was = self.show(name).await?;
+        self.is_not_captured(name)?;
         if was.attached.is_some() {
             let what = format!("{name}: attached: detach it first");
             return Err(Error::new(Kind::Conflict, what));
@@ -320,6 +324,7 @@ impl<G: Grid> Volumes<G> {
             Some(now) => return Err(attached_otherwise(name, &now)),
             None => has_directories(&how).at(|| name.to_owned())?,
         }
+        self.is_not_captured(name)?;
         // What its guest does to its file system is not the tools' doing.
         self.0.shelf.forget_extending(name)?;
         self.go_live(name, how.clone(), start, self.holder()).await?;
@@ -365,15 +370,7 @@ impl<G: Grid> Volumes<G> {
         let (shelf, wanted) = (self.0.shelf.clone(), key.clone());
         let files = take_patiently(move || shelf.take(&wanted)).await?;
         let home = self.home(files.identity.get());
-        let around = Surroundings {
-            shelf: self.0.shelf.clone(),
-            reflinks: self.0.reflinks,
-            grid: Arc::clone(&self.0.grid),
-            kept: Arc::clone(&self.0.kept),
-            holder,
-            rate: self.0.rate.clone(),
-            now: now(),
-        };
+        let around = self.around(holder);
         self.0.homes.lock().expect(UNPOISONED).insert(name.to_owned(), home);
         let live = self.on_its_core(name, move |core| {
             async move {
@@ -389,6 +386,19 @@ impl<G: Grid> Volumes<G> {
         live.await.inspect_err(|_| self.leaves_home(name))
     }
 
+    /// What a volume needs of the node.
+    pub(super) fn around(&self, holder: Option<Holder>) -> Surroundings<G> {
+        Surroundings {
+            shelf: self.0.shelf.clone(),
+            reflinks: self.0.reflinks,
+            grid: Arc::clone(&self.0.grid),
+            kept: Arc::clone(&self.0.kept),
+            holder,
+            rate: self.0.rate.clone(),
+            now: now(),
+        }
+    }
+
     /// Takes a volume from its guest.
     ///
     /// # Errors
@@ -400,6 +410,7 @@ impl<G: Grid> Volumes<G> {
             self.0.shelf.identity(name)?;
             return Err(Error::new(Kind::Conflict, format!("{name}: not attached")));
         }
+        self.is_not_captured(name)?;
         self.end_live(name, false).await?;
         self.0.kept.remove(name)?;
         self.show(name).await
@@ -444,7 +455,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     /// The core that a volume is to live on. Those that lean on a base live together, on its core.
-    fn home(&self, identity: &Identity) -> usize {
+    pub(super) fn home(&self, identity: &Identity) -> usize {
         let base = identity.base.filter(|_| identity.shares && !identity.plain);
         let key = base.map_or(identity.name.clone(), |base| base.image.to_string());
         number_of(&key) as usize % self.0.cores.count()
@@ -462,6 +473,15 @@ impl<G: Grid> Volumes<G> {
     ) -> Result<T> {
         let home = self.0.homes.lock().expect(UNPOISONED).get(name).copied();
         let core = home.unwrap_or(number_of(name) as usize % self.0.cores.count());
+        self.on(core, work).await
+    }
+
+    /// Does something on a core.
+    pub(super) async fn on<T: Send + 'static>(
+        &self,
+        core: usize,
+        work: impl FnOnce(Rc<Core>) -> LocalBoxFuture<'static, Result<T>> + Send + 'static,
+    ) -> Result<T> {
         self.0.cores.on(core, work).await
     }
 

@@ -16,7 +16,7 @@ type SourceOf<G> = <<G as Grid>::Connect as Connect>::Source;
 
 /// A [`ChunkSource`] for one image on one core. Placement and caches may be away when a volume is attached, and
 /// may be elsewhere when they come back: what asks then fails, and what asks later looks for them.
-pub(super) struct LazySource<G: Grid> {
+pub(crate) struct LazySource<G: Grid> {
     grid: Arc<G>,
     image: Digest,
     core: usize,
@@ -31,7 +31,7 @@ struct Found<G: Grid> {
 }
 
 impl<G: Grid> LazySource<G> {
-    pub(super) fn new(grid: Arc<G>, image: Digest, core: usize) -> Self {
+    pub(crate) fn new(grid: Arc<G>, image: Digest, core: usize) -> Self {
         Self { grid, image, core, found: RefCell::default(), finding: Mutex::default() }
     }
 
@@ -71,7 +71,7 @@ impl<G: Grid> LazySource<G> {
     }
 
     /// Takes leave of whoever was found.
-    pub(super) async fn close(self) {
+    pub(crate) async fn close(self) {
         if let Some(Found { connect, source }) = self.found.take().and_then(Rc::into_inner) {
             connect.close(source).await;
         }

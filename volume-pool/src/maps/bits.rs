@@ -224,6 +224,12 @@ impl Bits {
         self.dirty.insert(page);
     }
 
+    /// The pages of which `other` says something have to be written down anew.
+    pub(crate) fn mark_dirty_like(&mut self, other: &Bits) {
+        let said = other.pages.iter().enumerate().filter(|(_, page)| !matches!(page, Page::Clear));
+        self.dirty.extend(said.map(|(number, _)| number as u32));
+    }
+
     /// Adds the bits of a page as it was written down. Bits past the end are left out.
     pub(crate) fn load(&mut self, page: u32, words: &Words) {
         let dirty = self.dirty.contains(&page);

@@ -61,9 +61,6 @@ impl Maps {
         self.present.grow(layout.chunks());
         self.written.grow(layout.blocks());
         self.changed.grow(layout.blocks());
-        if let Some(captured) = &mut self.captured {
-            captured.grow(layout.blocks());
-        }
         self.intent.grow(u64::from(layout.volume.sections()));
         self.beyond_the_image(layout);
     }

@@ -10,6 +10,7 @@ impl Volume {
     pub async fn close(&self) -> Result<()> {
         // A fill that was given up may still be on its way to the disk, where the next use may write.
         self.engine.settle().await;
+        self.not_captured();
         self.flush().await?;
         let pages = self.maps.borrow_mut().take_changed();
         self.write_pages(pages).await?;

@@ -8,6 +8,7 @@
 //!                 fill ─▶ blocks that the guest has not written ─▶ data file, then `present`
 //!            write ─▶ intent ─▶ data file, then `written` or nothing, and `changed`
 //!            flush ─▶ sync the data, then write and sync the maps that guard them
+//!          capture ─▶ fix a point in time; what writes overwrite of it is put aside before
 //! ```
 //! Nothing here fetches: [`Volume::next_wanted`] says what guests wait for, and [`Volume::fill`] takes what
 //! has come and was verified. All of it runs on one core, and every method may be called while others wait.
@@ -23,6 +24,7 @@ mod close;
 mod fill;
 mod flush;
 mod intent;
+mod point;
 mod read;
 mod resize;
 mod scrub;
@@ -44,10 +46,12 @@ use image::{Error, Kind, Manifest, Result};
 use crate::identity::{Identity, IdentityBlocks};
 use crate::layout::Layout;
 use crate::maps::{MapFile, Maps};
+use crate::since::Since;
 use together::Together;
 use traffic::Traffic;
 use wanted::Wanted;
 
+pub use point::{Captured, PointInTime};
 pub use read::Piece;
 pub use scrub::Verdict;
 
@@ -72,6 +76,10 @@ pub struct Volume {
     written: Cell<bool>,
     /// Has the chunks that are not here.
     base: RefCell<Option<Rc<Volume>>>,
+    /// What `changed` counts from.
+    since: Cell<Since>,
+    /// What a capture under way reads.
+    point: RefCell<Option<Rc<PointInTime>>>,
 }
 
 /// The files of a volume, opened for writing, and nobody else's.
@@ -85,6 +93,8 @@ pub struct Files {
     pub maps: BlockFile,
     /// The image that it is made of.
     pub image: Option<Manifest>,
+    /// What its changes count from.
+    pub since: Since,
 }
 
 /// How far a volume is.
@@ -109,7 +119,7 @@ impl Volume {
     /// [`Kind::Corrupt`] if the maps are damaged beyond what their second copies make good; then the volume
     /// is left as it is.
     pub fn open(files: Files, engine: Engine) -> Result<Self> {
-        let Files { identity, data, maps: map_file, image } = files;
+        let Files { identity, data, maps: map_file, image, since } = files;
         let layout = Layout::of(identity.get())?;
         let map_file = MapFile::new(map_file, identity.get().id);
         let mut maps = Maps::new(&layout);
@@ -152,6 +162,8 @@ impl Volume {
             fresh,
             written: Cell::new(true),
             base: RefCell::default(),
+            since: Cell::new(since),
+            point: RefCell::default(),
         })
     }
 
@@ -194,6 +206,11 @@ impl Volume {
     /// Whether a guest waits for a chunk: of this volume, or of another that leans on the same base.
     pub fn is_waited_for(&self) -> bool {
         self.base.borrow().as_deref().unwrap_or(self).wanted.len() > 0
+    }
+
+    /// What its changes count from.
+    pub fn since(&self) -> Since {
+        self.since.get()
     }
 
     /// Number of chunks of which its image has a part.

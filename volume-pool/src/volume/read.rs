@@ -80,8 +80,13 @@ impl Volume {
         maps.present.all(layout.chunks_of(range)) || first_missing(&maps, &layout, range).is_none()
     }
 
+    /// Whether all of a range is here, or with the base.
+    pub(super) fn can_read(&self, range: &Range<u64>) -> bool {
+        self.is_here(range) || self.missing(range).is_empty()
+    }
+
     /// The base and what of a range is to be read from it; nothing if all is in the data file.
-    fn of_base(&self, range: &Range<u64>) -> Option<(Rc<Volume>, Vec<Range<u64>>)> {
+    pub(super) fn of_base(&self, range: &Range<u64>) -> Option<(Rc<Volume>, Vec<Range<u64>>)> {
         let base = self.base.borrow().clone()?;
         let (maps, layout) = (self.maps.borrow(), self.layout.get());
         let mut parts = Vec::new();

@@ -12,7 +12,7 @@ impl Volume {
     ///
     /// # Errors
     ///
-    /// [`Kind::Invalid`] for a smaller size, and for one that is no multiple of the sector;
+    /// [`Kind::Conflict`] while it is captured; [`Kind::Invalid`] for a smaller size, and for one that is no multiple of the sector;
     /// [`Kind::Unsupported`] on a device, which has the size that it has.
     pub async fn grow(&self, size: u64) -> Result<()> {
         let now = self.layout.get();
@@ -20,6 +20,12 @@ impl Volume {
         if size < now.size() {
             let what = format!("it has {}: a volume is not made smaller", shown(now.size()));
             return Err(Error::new(Kind::Invalid, what));
+        }
+        if self.point.borrow().is_some() {
+            return Err(Error::new(
+                Kind::Conflict,
+                "it is being captured: wait until that is done",
+            ));
         }
         if self.data.kind() != FileKind::Regular {
             return Err(Error::new(Kind::Unsupported, "a device has the size that it has"));

@@ -6,6 +6,7 @@ use image::{Digest, Result, is_zero};
 use super::traffic::FillTurn;
 use super::{Volume, io};
 use crate::Verified;
+use crate::since::Since;
 
 /// What was found of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +90,13 @@ impl Volume {
         self.is_of_the_image(chunk).then_some(turn)
     }
 
-    /// Whether a chunk is here and the guest has never written to it.
+    /// Whether a chunk is here and the guest has never written to it. Of a volume that was captured nobody knows
+    /// what was written before.
     fn is_of_the_image(&self, chunk: u64) -> bool {
+        let base = self.identity.borrow().get().base.map(|base| base.image);
+        if base.map(Since::Image) != Some(self.since.get()) {
+            return false;
+        }
         let (maps, layout) = (self.maps.borrow(), self.layout.get());
         let blocks = layout.blocks_of(&layout.bytes_of(chunk));
         let written = |map: &crate::maps::Bits| map.next_set(blocks.start, blocks.end).is_some();

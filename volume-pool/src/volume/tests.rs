@@ -1,18 +1,19 @@
 //! A volume against a simple model: what may be in each sector, now and after a power cut at any instant.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use blockio::fake::{CrashImage, CrashPlan, Fault, FaultOp, FaultPlan, MemFs};
-use blockio::{Arena, Engine, EngineKind, EngineOptions, Fs, OpenMode};
+use blockio::{Arena, BlockFile, Engine, EngineKind, EngineOptions, Fs, OpenMode};
 use image::{Digest, Domain, Error, Geometry, Kind, Manifest, SectionTable};
 use proptest::prelude::*;
 
-use super::{Files, Volume};
+use super::{Captured, Files, PointInTime, Volume};
 use crate::layout::BLOCK;
-use crate::{NewVolume, Shelf, Verified};
+use crate::{NewVolume, Shelf, Since, Verified};
 
 const SECTOR: u64 = 512;
 const CHUNK_LOG2: u8 = 14;
@@ -175,6 +176,10 @@ enum Step {
     Fill(u64),
     Ripen,
     Reopen,
+    /// Fixes a point in time, of all if so.
+    Fix(bool),
+    /// Reads it, and ends the capture: with an image if so.
+    Take(bool),
 }
 
 /// Steps that are taken at the same time; each first lets the others go on so often.
@@ -196,6 +201,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => sectors().prop_map(Step::Discard),
         3 => Just(Step::Flush),
         3 => (0..IMAGE.div_ceil(CHUNK)).prop_map(Step::Fill),
+        1 => any::<bool>().prop_map(Step::Fix),
+        1 => prop::bool::weighted(0.8).prop_map(Step::Take),
     ]
 }
 
@@ -241,6 +248,15 @@ impl Model {
         }
     }
 
+    /// What may be there while a round goes on.
+    fn during(&self, round: usize) -> Vec<Vec<Tag>> {
+        let mut all = self.now.clone();
+        for (sectors, tag) in self.put.get(&round).into_iter().flatten() {
+            sectors.clone().for_each(|sector| all[sector as usize].push(*tag));
+        }
+        all
+    }
+
     /// All of a round has returned.
     fn ended(&mut self, round: usize) {
         let puts = self.put.get(&round).cloned().unwrap_or_default();
@@ -271,8 +287,101 @@ impl Model {
     }
 }
 
-async fn take_step(rig: &Rig, step: &Step, tag: Tag) {
+/// Captures: what the last ones found, and what the next may find.
+struct Captures {
+    /// What each found, the image that the volume was made of first.
+    taken: RefCell<Vec<Vec<Tag>>>,
+    /// What a capture of this round may find in each sector.
+    allowed: RefCell<Vec<Vec<Tag>>>,
+    /// One that has begun, and what it may find.
+    begun: RefCell<Option<Begun>>,
+}
+
+type Begun = (Rc<PointInTime>, Vec<Vec<Tag>>);
+
+/// The image that capture number `n` makes.
+fn image_of_capture(n: usize) -> Digest {
+    Digest([n as u8; 32])
+}
+
+impl Captures {
+    fn new() -> Self {
+        let first = (0..VOLUME / SECTOR).map(tag_of_image).collect();
+        let taken = RefCell::new(vec![first]);
+        Self { taken, allowed: RefCell::default(), begun: RefCell::default() }
+    }
+
+    /// What the image that a volume's changes count from holds.
+    fn since(&self, volume: &Volume) -> Vec<Tag> {
+        let taken = self.taken.borrow();
+        let found = (1..taken.len()).find(|n| volume.since() == Since::Image(image_of_capture(*n)));
+        taken[found.unwrap_or(0)].clone()
+    }
+
+    async fn fix(&self, rig: &Rig, scratch: BlockFile, all: bool) {
+        let what = if all { Captured::All } else { Captured::Changed };
+        match rig.volume.fix_point(what, scratch).await {
+            Ok(point) => {
+                let allowed = self.allowed.borrow().clone();
+                self.begun.replace(Some((point, allowed)));
+            }
+            Err(error) => assert_eq!(error.kind(), Kind::Conflict),
+        }
+    }
+
+    async fn take(&self, rig: &Rig, disk: &MemFs, ok: bool) {
+        let Some((point, allowed)) = self.begun.take() else { return };
+        let mut found = self.since(&rig.volume);
+        for range in point.ranges() {
+            for at in range.clone().step_by(CHUNK as usize) {
+                let part = at..(at + CHUNK).min(range.end);
+                let tags = tags_then(rig, &point, part.clone()).await;
+                let sectors = part.start / SECTOR..part.end / SECTOR;
+                sectors.zip(tags).for_each(|(sector, tag)| found[sector as usize] = tag);
+            }
+        }
+        for (sector, (tag, allowed)) in found.iter().zip(&allowed).enumerate() {
+            assert!(allowed.contains(tag), "captured sector {sector} holds {tag}, not {allowed:?}");
+        }
+        if !ok {
+            return rig.volume.not_captured();
+        }
+        let image = image_of_capture(self.taken.borrow().len());
+        self.taken.borrow_mut().push(found);
+        shelf(&disk.fs()).note_since(&rig.volume.identity(), &image).unwrap();
+        rig.volume.captured(&image).await.unwrap();
+    }
+}
+
+/// What a volume held at a point in time, read while others write.
+async fn tags_then(rig: &Rig, point: &PointInTime, part: Range<u64>) -> Vec<Tag> {
+    let mut bytes = vec![0; (part.end - part.start) as usize];
+    let mut read = |file: &BlockFile, of: Range<u64>| {
+        let within = (of.start - part.start) as usize..(of.end - part.start) as usize;
+        file.read_exact_at(&mut bytes[within], of.start).unwrap();
+    };
+    for (file, of) in rig.volume.files_of(&part).await.unwrap() {
+        tokio::task::yield_now().await;
+        read(&file, of);
+    }
+    tokio::task::yield_now().await;
+    for of in point.aside(&part).unwrap() {
+        read(point.file(), of);
+    }
+    if part.start == 0 {
+        point.done(&part);
+    }
+    let tag = |sector: &[u8]| Tag::from_le_bytes(sector[..4].try_into().unwrap());
+    bytes.chunks(SECTOR as usize).map(tag).collect()
+}
+
+async fn take_step(rig: &Rig, disk: &MemFs, captures: &Captures, step: &Step, tag: Tag) {
     match step.clone() {
+        Step::Fix(all) => {
+            let scratch = shelf(&disk.fs()).scratch("v").unwrap();
+            captures.fix(rig, scratch, all).await;
+        }
+        Step::Take(ok) => captures.take(rig, disk, ok).await,
         Step::Write(range) => rig.write(range, tag).await.unwrap(),
         Step::Zero(range, give_back) => rig.volume.zero(range, give_back).await.unwrap(),
         Step::Discard(range) => rig.volume.discard(range).await.unwrap(),
@@ -280,6 +389,7 @@ async fn take_step(rig: &Rig, step: &Step, tag: Tag) {
         Step::Fill(chunk) => rig.fill(chunk).await.unwrap(),
         Step::Ripen => rig.ripen().await.unwrap(),
         Step::Reopen => {
+            captures.begun.take();
             rig.volume.close().await.unwrap();
             if let Some(base) = &rig.base {
                 base.close().await.unwrap();
@@ -289,8 +399,9 @@ async fn take_step(rig: &Rig, step: &Step, tag: Tag) {
 }
 
 /// Takes the steps, noting on the disk when each round begins and each flush returns.
-async fn run(disk: &MemFs, rounds: &[Round]) -> (Model, Rig) {
+async fn run(disk: &MemFs, rounds: &[Round]) -> (Model, Rig, Captures) {
     let mut model = Model::new();
+    let captures = Captures::new();
     let mut rig = Rig::on(&disk.fs()).unwrap();
     let mut tag = 0;
     for (number, round) in rounds.iter().enumerate() {
@@ -303,12 +414,13 @@ async fn run(disk: &MemFs, rounds: &[Round]) -> (Model, Rig) {
             })
             .collect();
         steps.iter().for_each(|(step, _, tag)| model.put(number, step, *tag));
+        captures.allowed.replace(model.during(number));
         disk.mark(format!("round {number}"));
         let taken = steps.iter().map(async |(step, wait, tag)| {
             for _ in 0..*wait {
                 tokio::task::yield_now().await;
             }
-            take_step(&rig, step, *tag).await;
+            take_step(&rig, disk, &captures, step, *tag).await;
             if matches!(step, Step::Flush | Step::Reopen) {
                 disk.mark(format!("flushed {number}"));
             }
@@ -323,7 +435,7 @@ async fn run(disk: &MemFs, rounds: &[Round]) -> (Model, Rig) {
             rig = Rig::on(&disk.fs()).unwrap();
         }
     }
-    (model, rig)
+    (model, rig, captures)
 }
 
 async fn all_tags(rig: &Rig) -> Vec<Tag> {
@@ -336,19 +448,20 @@ fn last(image: &CrashImage, what: &str) -> Option<usize> {
     image.marks().filter_map(|m| m.strip_prefix(what)?.trim().parse().ok()).last()
 }
 
-async fn check(image: &CrashImage, model: &Model) {
+async fn check(image: &CrashImage, model: &Model, captures: &Captures) {
     shelf(&image.fs()).tidy().unwrap_or_else(|e| panic!("{image}: {e}"));
     let rig = Rig::on(&image.fs()).unwrap_or_else(|e| panic!("{image}: {e}"));
     let found = all_tags(&rig).await;
     let begun = last(image, "round").unwrap_or(0);
     let allowed = model.allows(last(image, "flushed"), begun, &found);
     allowed.unwrap_or_else(|why| panic!("{image}: {why}"));
-    // Whatever differs from the image is known to have changed.
+    // Whatever differs from the image, or from the last capture, is known to have changed.
+    let since = captures.since(&rig.volume);
     let maps = rig.volume.maps.borrow();
     for (sector, tag) in found.iter().enumerate() {
         let sector = sector as u64;
         let block = sector * SECTOR / BLOCK;
-        let known = *tag == tag_of_image(sector) || maps.changed.all(block..block + 1);
+        let known = *tag == since[sector as usize] || maps.changed.all(block..block + 1);
         assert!(known, "{image}: sector {sector} has changed unnoticed");
     }
 }
@@ -403,10 +516,10 @@ proptest! {
     fn a_power_cut_loses_nothing_that_was_flushed(rounds in prop::collection::vec(round(), 1..10), kept in kept(), seed in any::<u64>()) {
         on_one_core(async {
             let disk = disk_of(kept);
-            let (model, _rig) = run(&disk, &rounds).await;
+            let (model, _rig, captures) = run(&disk, &rounds).await;
             let plan = CrashPlan { seed, per_point: 6, torn: true };
             for image in disk.crash_images(plan) {
-                check(&image, &model).await;
+                check(&image, &model, &captures).await;
             }
         });
     }
@@ -415,7 +528,7 @@ proptest! {
     fn reads_see_what_was_written(rounds in prop::collection::vec(round(), 1..40), kept in kept()) {
         on_one_core(async {
             let disk = disk_of(kept);
-            let (model, rig) = run(&disk, &rounds).await;
+            let (model, rig, _) = run(&disk, &rounds).await;
             let found = all_tags(&rig).await;
             for (sector, (tag, now)) in found.iter().zip(&model.now).enumerate() {
                 prop_assert!(now.contains(tag), "sector {} holds {}, not {:?}", sector, tag, now);
@@ -459,10 +572,40 @@ fn the_first_write_to_a_section_costs_one_sync_and_the_others_none() {
     });
 }
 
+#[test]
+fn a_point_in_time_is_fixed_when_no_write_is_under_way() {
+    on_one_core(async {
+        let disk = fresh_disk();
+        let rig = Rig::on(&disk.fs()).unwrap();
+        let scratch = || shelf(&disk.fs()).scratch("v").unwrap();
+        // A chunk that is here is not waited for.
+        rig.write(0..CHUNK, 3).await.unwrap();
+        let mut write = Box::pin(rig.write(0..CHUNK, 1));
+        while rig.volume.traffic.is_idle() {
+            assert!(futures::poll!(&mut write).is_pending());
+            tokio::task::yield_now().await;
+        }
+        let mut fix = Box::pin(rig.volume.fix_point(Captured::Changed, scratch()));
+        assert!(futures::poll!(&mut fix).is_pending(), "a write is under way");
+        let mut later = Box::pin(rig.write(0..CHUNK, 2));
+        assert!(futures::poll!(&mut later).is_pending(), "a point in time is being fixed");
+        write.await.unwrap();
+        let point = fix.await.unwrap();
+        later.await.unwrap();
+        assert_eq!(point.ranges(), std::slice::from_ref(&(0..CHUNK)));
+        assert_eq!(tags_then(&rig, &point, 0..CHUNK).await, [1; (CHUNK / SECTOR) as usize]);
+        let second = rig.volume.fix_point(Captured::Changed, scratch()).await;
+        assert_eq!(second.unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(rig.volume.grow(2 * VOLUME).await.unwrap_err().kind(), Kind::Conflict);
+        rig.volume.not_captured();
+        rig.volume.grow(2 * VOLUME).await.unwrap();
+    });
+}
+
 /// Every disk that a power cut could have left, of all that has happened to this one.
-async fn check_all(disk: &MemFs, model: &Model) {
+async fn check_all(disk: &MemFs, model: &Model, captures: &Captures) {
     for image in disk.crash_images(CrashPlan { per_point: 200, ..CrashPlan::default() }) {
-        check(&image, model).await;
+        check(&image, model, captures).await;
     }
 }
 
@@ -472,8 +615,8 @@ fn what_has_arrived_lasts_before_the_maps_say_that_it_is_here() {
         let disk = fresh_disk();
         let alone = |step| vec![(step, 0)];
         let steps = [Step::Flush, Step::Fill(0), Step::Flush, Step::Fill(1), Step::Reopen];
-        let (model, _rig) = run(&disk, &steps.map(alone)).await;
-        check_all(&disk, &model).await;
+        let (model, _rig, captures) = run(&disk, &steps.map(alone)).await;
+        check_all(&disk, &model, &captures).await;
     });
 }
 

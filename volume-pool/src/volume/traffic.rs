@@ -1,7 +1,8 @@
 //! Writes of chunks that are not here yet, fills and repairs: of one chunk there are many writes at a time, or
-//! one fill. Writes of chunks that are here take no turn, but wait for a repair.
+//! one fill. Writes of chunks that are here take no turn, but wait for a repair. All writes wait while a point in
+//! time is being fixed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use tokio::sync::Notify;
@@ -10,9 +11,21 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     now: RefCell<Now>,
+    /// Writes that have begun to change bytes.
+    under_way: Cell<usize>,
+    /// None begins.
+    held: Cell<bool>,
     /// Something has ended.
     ended: Notify,
 }
+
+/// A write that changes bytes; ends when dropped.
+#[derive(Debug)]
+pub(super) struct UnderWay<'a>(&'a Traffic);
+
+/// No write changes bytes, until dropped.
+#[derive(Debug)]
+pub(super) struct Held<'a>(&'a Traffic);
 
 #[derive(Debug, Default)]
 struct Now {
@@ -36,6 +49,28 @@ pub(super) struct FillTurn<'a> {
 }
 
 impl Traffic {
+    /// Begins to change bytes, unless that is held up.
+    pub(super) fn try_begin(&self) -> Option<UnderWay<'_>> {
+        if self.held.get() {
+            return None;
+        }
+        self.under_way.set(self.under_way.get() + 1);
+        Some(UnderWay(self))
+    }
+
+    /// Whether no write changes bytes.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way.get() == 0
+    }
+
+    /// Lets no write begin, and waits until those that have begun have ended.
+    pub(super) async fn hold(&self) -> Held<'_> {
+        let held = self.turn(|| (!self.held.replace(true)).then_some(Held(self))).await;
+        self.turn(|| (self.under_way.get() == 0).then_some(())).await;
+        held
+    }
+
     /// Begins a write, unless one of its chunks is being filled.
     pub(super) fn try_write(&self, chunks: Range<u64>) -> Option<WriteTurn<'_>> {
         if self.fills_any(&chunks) {
@@ -71,6 +106,23 @@ impl Traffic {
             }
             ended.await;
         }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let left = self.0.under_way.get() - 1;
+        self.0.under_way.set(left);
+        if left == 0 && self.0.held.get() {
+            self.0.ended.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.set(false);
+        self.0.ended.notify_waiters();
     }
 }
 

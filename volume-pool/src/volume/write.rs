@@ -6,7 +6,7 @@ use std::ops::Range;
 use blockio::Buf;
 use image::{Error, Kind, Result};
 
-use super::traffic::WriteTurn;
+use super::traffic::{UnderWay, WriteTurn};
 use super::{Volume, io};
 use crate::layout::{BLOCK, Layout};
 use crate::maps::Maps;
@@ -15,12 +15,12 @@ impl Volume {
     /// Writes all of `buf` at `at`. It lasts after the next [`flush`](Volume::flush).
     pub async fn write(&self, at: u64, buf: Buf) -> (Result<()>, Buf) {
         let range = at..at + buf.len() as u64;
-        let turn = match self.begin(&range).await {
-            Ok(turn) => turn,
+        let begun = match self.begin(&range).await {
+            Ok(begun) => begun,
             Err(error) => return (Err(error), buf),
         };
         let (written, buf) = self.engine.write_at(&self.data, buf, at).await;
-        (self.end(&range, turn, written.map_err(io)), buf)
+        (self.end(&range, begun, written.map_err(io)), buf)
     }
 
     /// Makes a range read as zeros. With `give_back` its space is given back where that can be done; without,
@@ -29,7 +29,7 @@ impl Volume {
         if range.is_empty() {
             return Ok(());
         }
-        let turn = self.begin(&range).await?;
+        let begun = self.begin(&range).await?;
         let zeroed = match give_back {
             true => match self.engine.punch_hole(&self.data, range.clone()).await {
                 Err(e) if e.kind() == ErrorKind::Unsupported => {
@@ -39,7 +39,7 @@ impl Volume {
             },
             false => self.engine.zero_range(&self.data, range.clone()).await,
         };
-        self.end(&range, turn, zeroed.map_err(io))
+        self.end(&range, begun, zeroed.map_err(io))
     }
 
     /// Says that nobody needs what is in a range: whole blocks of it become zeros.
@@ -50,35 +50,45 @@ impl Volume {
         self.zero(range, true).await
     }
 
-    /// What must be done before the first byte of a write. Nothing if all the range is here.
-    async fn begin(&self, range: &Range<u64>) -> Result<Option<WriteTurn<'_>>> {
+    /// What must be done before the first byte of a write.
+    async fn begin(&self, range: &Range<u64>) -> Result<Begun<'_>> {
         self.check(range)?;
         if self.identity.borrow().get().state != crate::VolumeState::Allocated {
             return Err(Error::new(Kind::Conflict, "a volume that is nobody's is not written to"));
         }
         let layout = self.layout.get();
         self.intend(layout.sections_of(range)).await?;
-        let turn = loop {
+        let begun = loop {
             self.fetch_edges(range).await?;
             let attempt = || {
                 let maps = self.maps.borrow();
                 let chunks = layout.chunks_of(range);
-                if maps.present.all(chunks.clone()) {
-                    return (!self.traffic.fills_any(&chunks)).then_some(Attempt::Present);
-                }
-                if edge_to_fetch(&maps, &layout, range).is_some() {
+                let here = maps.present.all(chunks.clone());
+                if !here && edge_to_fetch(&maps, &layout, range).is_some() {
                     return Some(Attempt::Fetch);
                 }
-                self.traffic.try_write(chunks).map(Attempt::Turn)
+                if !here && self.point_lacks(range).is_some() {
+                    return Some(Attempt::Keep);
+                }
+                let under_way = self.traffic.try_begin()?;
+                let turn = match here {
+                    true if self.traffic.fills_any(&chunks) => return None,
+                    true => None,
+                    false => Some(self.traffic.try_write(chunks)?),
+                };
+                Some(Attempt::Begin(Begun { turn, _under_way: under_way }))
             };
             match self.traffic.turn(attempt).await {
-                Attempt::Present => break None,
-                Attempt::Turn(turn) => break Some(turn),
+                Attempt::Begin(begun) => break begun,
                 Attempt::Fetch => {}
+                Attempt::Keep => self.arrive_for_point(range).await,
             }
         };
         self.maps.borrow_mut().changed.set(layout.blocks_of(range));
-        Ok(turn)
+        if self.point.borrow().is_some() {
+            Box::pin(self.put_aside(range)).await;
+        }
+        Ok(begun)
     }
 
     async fn fetch_edges(&self, range: &Range<u64>) -> Result<()> {
@@ -94,16 +104,11 @@ impl Volume {
     }
 
     /// Notes what was written. The data were written before; that they last is for the next flush.
-    fn end(
-        &self,
-        range: &Range<u64>,
-        turn: Option<WriteTurn<'_>>,
-        written: Result<()>,
-    ) -> Result<()> {
+    fn end(&self, range: &Range<u64>, begun: Begun<'_>, written: Result<()>) -> Result<()> {
         // A flush that began meanwhile has not covered it.
         self.written.set(true);
         written?;
-        if turn.is_some() {
+        if begun.turn.is_some() {
             let arrived = self.maps.borrow_mut().note_written(&self.layout.get(), range);
             arrived.into_iter().for_each(|chunks| self.wanted.arrived(chunks));
         }
@@ -111,10 +116,19 @@ impl Volume {
     }
 }
 
+/// A write that may change bytes now.
+struct Begun<'a> {
+    /// Not of one to what is here already.
+    turn: Option<WriteTurn<'a>>,
+    _under_way: UnderWay<'a>,
+}
+
 enum Attempt<'a> {
-    Present,
+    Begin(Begun<'a>),
+    /// A part of a block is missing.
     Fetch,
-    Turn(WriteTurn<'a>),
+    /// A point in time wants what is there, and missing.
+    Keep,
 }
 
 /// A block, and its chunk, of which a write covers a part, and that is not here: its first or its last one.

@@ -58,7 +58,7 @@ fn ms(times: &[f64]) -> String {
 /// The median, in seconds.
 fn read_one_by_one(setup: &Setup, node: &Node) -> f64 {
     node.volume(&["create", "v:1", "--name", "absent"]);
-    let socket = node.attach("absent", &["--no-fill"]);
+    let socket = node.attach("absent", &["--no-fill", "--no-trace"]);
     // 4 KiB, and on to the chunk so many chunks behind it.
     let on = format!("--rw=read:{}", EVERY * CHUNK - 4096);
     let reads = format!("--number_ios={READS}");

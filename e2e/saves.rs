@@ -1,0 +1,117 @@
+//! Images made of volumes, while guests write to them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use crate::harness::until;
+use crate::volumes::{Rig, connect};
+
+const CHUNK: usize = 256 << 10;
+
+impl Rig {
+    fn save(&self, args: &[&str]) -> Value {
+        self.grid.run(&[&["save"], args].concat()).json()
+    }
+
+    /// The bytes of an image.
+    fn pulled(&self, name: &str) -> Vec<u8> {
+        let to = self.grid.data.join(format!("pulled-{}", name.replace(':', "-")));
+        self.grid.pull(name, &to).json();
+        let bytes = std::fs::read(&to).unwrap();
+        std::fs::remove_file(&to).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn a_volume_is_saved_again_and_again_at_the_cost_of_what_changed() {
+    let mut rig = Rig::start("abc.defghij");
+    let mut wanted = rig.disk.bytes.clone();
+    let socket = rig.attached("v", &["--no-fill"]);
+    let mut guest = connect(&socket);
+    let mut write = |wanted: &mut Vec<u8>, at: usize, len: usize, byte: u8| {
+        guest.write(at as u64, &vec![byte; len]).unwrap();
+        wanted[at..at + len].fill(byte);
+    };
+    // A part of a chunk that is not here, and one that becomes zeros.
+    write(&mut wanted, 5 * CHUNK + 4096, 8192, 1);
+    write(&mut wanted, 7 * CHUNK, CHUNK, 0);
+    let first = rig.save(&["v", "saved:1"]);
+    assert_eq!((&first["state"], &first["truth"]), (&"done".into(), &"changed-map".into()));
+    assert_eq!(first["progress"]["to_read"], 2 * CHUNK);
+    assert_eq!(first["progress"]["new_chunks"], 1);
+    assert!(rig.pulled("saved:1") == wanted);
+
+    let again = rig.save(&["v", "saved:2"]);
+    assert_eq!((&again["image"], &again["progress"]["to_read"]), (&first["image"], &0.into()));
+
+    let before = wanted.clone();
+    write(&mut wanted, 512, 512, 2);
+    rig.save(&["v", "saved:3"]);
+    assert!(rig.pulled("saved:3") == wanted);
+    assert!(rig.pulled("saved:1") == before);
+    let record = &rig.grid.run(&["inspect", "saved:3"]).json()["record"];
+    assert_eq!((&record["parent"], &record["kind"]), (&first["image"], &"snapshot".into()));
+
+    // What was written since counts after a kill, too; and more, which is compared.
+    write(&mut wanted, 9 * CHUNK, 4096, 3);
+    guest.flush().unwrap();
+    rig.kill_node();
+    rig.start_node();
+    let after = rig.save(&["v", "saved:4"]);
+    assert_eq!(after["progress"]["new_chunks"], 1);
+    assert!(rig.pulled("saved:4") == wanted);
+
+    drop(guest);
+    rig.volume(&["detach", "v"]);
+    let detached = rig.save(&["v", "saved:5"]);
+    assert_eq!(detached["image"], after["image"]);
+}
+
+#[test]
+fn a_guest_that_writes_all_the_while_is_saved_as_it_was_at_one_instant() {
+    let rig = Rig::start(&"abcdefgh".repeat(12));
+    let socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    let chunks = rig.disk.bytes.len() / CHUNK;
+    let mut guest = connect(&socket);
+    // Each round bears its number, in every chunk from first to last.
+    let mark = move |guest: &mut crate::nbd::Nbd, round: u32| {
+        for chunk in 0..chunks {
+            guest.write((chunk * CHUNK) as u64, &round.to_le_bytes().repeat(128)).unwrap();
+        }
+    };
+    mark(&mut guest, 1);
+    let done = Arc::new(AtomicBool::new(false));
+    let writes = {
+        let done = Arc::clone(&done);
+        std::thread::spawn(move || {
+            let mut round = 1;
+            while !done.load(Ordering::Relaxed) {
+                round += 1;
+                mark(&mut guest, round);
+            }
+            round
+        })
+    };
+    let images: Vec<_> = (1..5).map(|n| format!("busy:{n}")).collect();
+    for name in &images {
+        rig.save(&["v", name]);
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(writes.join().unwrap() > 2);
+    for name in &images {
+        let bytes = rig.pulled(name);
+        let round = |chunk: usize| {
+            let at = chunk * CHUNK;
+            u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+        };
+        let all: Vec<u32> = (0..chunks).map(round).collect();
+        // One round up to some chunk, and from there on the one before it.
+        let last = all[0];
+        let turn = all.iter().position(|round| *round != last).unwrap_or(chunks);
+        assert!(all[turn..].iter().all(|round| *round == last - 1), "{name}: {all:?}");
+    }
+}

@@ -1,0 +1,123 @@
+//! `forebay save`: an image of a volume, by the node's daemon; or of a disk that is a path, as `import` makes it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use api::capture::{Capture, CaptureState, SaveVolume, Truth};
+use image::record::ImageKind;
+use image::{Error, Kind, Result};
+use node::daemon::DaemonClient;
+
+use super::import::record;
+use super::node::daemon_client;
+use super::{block_on, import};
+use crate::cli::{ImportArgs, KindArg, RecordArgs, SaveArgs};
+use crate::config::Config;
+use crate::output::{Output, bytes, chunks};
+
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Runs the command.
+pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
+    if args.source.contains('/') {
+        return import::run(config, &of_path(args)?, output);
+    }
+    let daemon = daemon_client(config);
+    let capture = block_on(by_daemon(&daemon, &args, output))?;
+    output.result(&capture, human)
+}
+
+/// A disk that is no volume.
+fn of_path(args: SaveArgs) -> Result<ImportArgs> {
+    if args.background || args.rate.is_some() || args.no_wait {
+        let what = format!("{}: --background, --rate and --no-wait are for volumes", args.source);
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    let kind = args.record.kind.or(Some(KindArg::Snapshot));
+    Ok(ImportArgs {
+        path: PathBuf::from(args.source),
+        name: args.name,
+        format: None,
+        compression: None,
+        sector_size: None,
+        size: None,
+        chunk_size: image::geometry::DEFAULT_CHUNK_LOG2,
+        parent: args.parent,
+        new: args.new,
+        record: RecordArgs { kind, ..args.record },
+    })
+}
+
+/// Ends the capture when the command is interrupted.
+async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Result<Capture> {
+    let said = record(&args.record, None);
+    let asked = SaveVolume {
+        volume: args.source.clone(),
+        name: args.name.clone(),
+        parent: args.parent.clone(),
+        all: args.all,
+        background: args.background,
+        rate: args.rate,
+        new: args.new,
+        record: api::catalog::NewRecord { kind: said.kind.or(Some(ImageKind::Snapshot)), ..said },
+    };
+    let begun = daemon.save_volume(&asked).await.map_err(|e| meant_a_path(e, &args.source))?;
+    if args.no_wait {
+        return Ok(begun);
+    }
+    tokio::select! {
+        ended = watch(daemon, begun.id, args, output) => ended,
+        () = super::interrupted() => {
+            daemon.cancel_capture(begun.id).await?;
+            Err(Error::new(Kind::Cancelled, "interrupted"))
+        }
+    }
+}
+
+/// A volume that is not there may be a file that is.
+fn meant_a_path(error: Error, source: &str) -> Error {
+    match error.kind() == Kind::Gone && std::path::Path::new(source).exists() {
+        true => {
+            Error::new(Kind::Gone, format!("{error}; for the file of that name say ./{source}"))
+        }
+        false => error,
+    }
+}
+
+async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) -> Result<Capture> {
+    let mut shown = output.progress(&args.name.to_string(), 0);
+    let capture = loop {
+        let capture = daemon.capture(id).await?;
+        shown.at(capture.progress.read.min(capture.progress.to_read), capture.progress.to_read);
+        if capture.state.is_final() {
+            break capture;
+        }
+        tokio::time::sleep(TICK).await;
+    };
+    shown.finish();
+    match (capture.state, &capture.error) {
+        (CaptureState::Done, _) => Ok(capture),
+        (_, Some(error)) => Err(error.clone().into()),
+        _ => Err(Error::new(Kind::Cancelled, format!("capture {id} was cancelled"))),
+    }
+}
+
+fn human(capture: &Capture) -> String {
+    let (p, name) = (&capture.progress, &capture.request.name);
+    let Some(image) = capture.image else {
+        return format!("capture {} of {} has begun", capture.id, capture.request.volume);
+    };
+    let how = match (capture.truth, &capture.why) {
+        (Some(Truth::ChangedMap), _) => "what has changed, by the volume's own map".to_owned(),
+        (_, Some(why)) => format!("all, because {why}"),
+        _ => "all".to_owned(),
+    };
+    format!(
+        "{name} → {image}\n{} disk; read {} of it ({how}); {} new, {} sent",
+        bytes(p.size),
+        bytes(p.read),
+        chunks(p.new_chunks),
+        bytes(p.sent),
+    )
+}

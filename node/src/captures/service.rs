@@ -1,0 +1,181 @@
+//! What can be asked of a node's captures.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use api::capture::{Capture, SaveVolume};
+use image::{Error, Kind, Result};
+use tokio::sync::Semaphore;
+
+use super::Saves;
+use super::job::{Told, Work};
+use crate::volumes::Volumes;
+
+const UNPOISONED: &str = "no panics while locked";
+/// Captures that have ended and are still told of.
+const REMEMBERED: usize = 256;
+
+/// How a node captures.
+#[derive(Clone, Copy, Debug)]
+pub struct CaptureOptions {
+    /// Captures at a time; others wait for their turn.
+    pub at_once: usize,
+    /// Threads of each that hash, and again as many that compress.
+    pub workers: NonZeroUsize,
+    /// Bytes of memory of each, for what was read.
+    pub memory: usize,
+}
+
+/// The captures of a node. Clones share them.
+pub struct Captures<G>(Arc<Inner<G>>);
+
+impl<G> Clone for Captures<G> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Inner<G> {
+    grid: Arc<G>,
+    volumes: Volumes<G>,
+    options: CaptureOptions,
+    turns: Arc<Semaphore>,
+    /// Captures of one volume follow each other.
+    alone: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Default)]
+struct Jobs {
+    last: u64,
+    all: BTreeMap<u64, Arc<Told>>,
+}
+
+impl<G: Saves> Captures<G> {
+    /// Of these volumes.
+    pub fn new(grid: G, volumes: Volumes<G>, options: CaptureOptions) -> Self {
+        Self(Arc::new(Inner {
+            grid: Arc::new(grid),
+            volumes,
+            options,
+            turns: Arc::new(Semaphore::new(options.at_once.max(1))),
+            alone: Mutex::default(),
+            jobs: Mutex::default(),
+        }))
+    }
+
+    /// Begins a capture.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if there is no such volume.
+    pub async fn save(&self, request: SaveVolume) -> Result<Capture> {
+        self.0.volumes.show(&request.volume).await?;
+        let told = {
+            let mut jobs = self.0.jobs.lock().expect(UNPOISONED);
+            jobs.last += 1;
+            let told = Arc::new(Told::new(jobs.last, request));
+            let id = jobs.last;
+            jobs.all.insert(id, Arc::clone(&told));
+            jobs.forget();
+            told
+        };
+        self.start(Arc::clone(&told))?;
+        Ok(told.now())
+    }
+
+    /// A thread of its own: what reads and sends blocks nobody else.
+    fn start(&self, told: Arc<Told>) -> Result<()> {
+        let Inner { grid, volumes, options, turns, .. } = &*self.0;
+        let work = Work {
+            grid: Arc::clone(grid),
+            volumes: volumes.clone(),
+            workers: options.workers,
+            memory: options.memory,
+        };
+        let (turns, alone) = (Arc::clone(turns), self.alone(&told.now().request.volume));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("starting a runtime", e))?;
+        let body = move || {
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async {
+                let mut held = None;
+                let turn = async {
+                    let alone = alone.lock_owned().await;
+                    held = Some((alone, turns.acquire_owned().await.ok()));
+                };
+                work.run(&told, turn).await;
+                drop(held);
+            });
+        };
+        let thread = std::thread::Builder::new().name("capture".into());
+        thread.spawn(body).map(drop).map_err(|e| Error::io("starting a thread", e))
+    }
+
+    fn alone(&self, volume: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut all = self.0.alone.lock().expect(UNPOISONED);
+        all.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(all.entry(volume.to_owned()).or_default())
+    }
+
+    /// The last captures.
+    pub fn list(&self) -> Vec<Capture> {
+        let jobs = self.0.jobs.lock().expect(UNPOISONED);
+        jobs.all.values().map(|told| told.now()).collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if there is none of this number.
+    pub fn show(&self, id: u64) -> Result<Capture> {
+        Ok(self.get(id)?.now())
+    }
+
+    fn get(&self, id: u64) -> Result<Arc<Told>> {
+        let jobs = self.0.jobs.lock().expect(UNPOISONED);
+        let gone = || Error::new(Kind::Gone, format!("there is no capture {id}"));
+        jobs.all.get(&id).cloned().ok_or_else(gone)
+    }
+
+    /// Ends a capture; returns when it has ended.
+    pub async fn cancel(&self, id: u64) -> Result<Capture> {
+        let told = self.get(id)?;
+        told.cancel();
+        loop {
+            let changed = told.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let now = told.now();
+            if now.state.is_final() {
+                return Ok(now);
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends all that are under way.
+    pub async fn stop(&self) {
+        let all = self.list();
+        for capture in all.into_iter().filter(|capture| !capture.state.is_final()) {
+            if let Err(error) = self.cancel(capture.id).await {
+                tracing::warn!(%error, "a capture did not end as it should");
+            }
+        }
+    }
+}
+
+impl Jobs {
+    /// Forgets the oldest that have ended.
+    fn forget(&mut self) {
+        while self.all.len() > REMEMBERED {
+            let ended = self.all.iter().find(|(_, told)| told.now().state.is_final());
+            let Some(id) = ended.map(|(id, _)| *id) else { return };
+            self.all.remove(&id);
+        }
+    }
+}
