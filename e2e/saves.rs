@@ -70,6 +70,114 @@ fn a_volume_is_saved_again_and_again_at_the_cost_of_what_changed() {
     assert_eq!(detached["image"], after["image"]);
 }
 
+impl Rig {
+    /// Begins a capture, and returns its number.
+    fn begin_save(&self, args: &[&str]) -> u64 {
+        self.save(&[args, &["--no-wait"]].concat())["id"].as_u64().expect("a number")
+    }
+
+    fn capture(&self, id: u64) -> Value {
+        let all = self.grid.run(&["node", "captures"]).json();
+        let found = all.as_array().expect("a list").iter().find(|c| c["id"] == id);
+        found.expect("it is remembered").clone()
+    }
+
+    fn ended(&self, id: u64) -> Value {
+        until("the capture has ended", || {
+            let state = self.capture(id)["state"].clone();
+            ["done", "failed", "cancelled"].iter().any(|ended| state == *ended)
+        });
+        self.capture(id)
+    }
+}
+
+#[test]
+fn a_grid_that_goes_away_in_the_middle_is_waited_for_and_the_instant_stays() {
+    let mut rig = Rig::start("abcdefgh");
+    let socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    let mut guest = connect(&socket);
+    guest.write(0, &vec![7; 8 * CHUNK]).unwrap();
+    let wanted = vec![7; 8 * CHUNK];
+    let id = rig.begin_save(&["v", "saved:1", "--rate", "1MiB"]);
+    until("something was read", || rig.capture(id)["progress"]["read"] != 0);
+    guest.write(0, &vec![8; 8 * CHUNK]).unwrap();
+    rig.grid.kill();
+    rig.grid.restart();
+    let ended = rig.ended(id);
+    assert_eq!(ended["state"], "done", "{ended}");
+    assert!(rig.pulled("saved:1") == wanted);
+    // What came after the instant is of the next.
+    rig.save(&["v", "saved:2"]);
+    assert!(rig.pulled("saved:2") == vec![8; 8 * CHUNK]);
+}
+
+#[test]
+fn one_that_is_cancelled_or_whose_daemon_is_killed_leaves_the_name_and_what_has_changed() {
+    let mut rig = Rig::start("abcdefgh");
+    let socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    let first = rig.save(&["v", "saved:1"])["image"].clone();
+    let mut guest = connect(&socket);
+    guest.write(CHUNK as u64, &vec![7; 6 * CHUNK]).unwrap();
+    let mut wanted = rig.disk.bytes.clone();
+    wanted[CHUNK..7 * CHUNK].fill(7);
+    let slow = ["v", "saved:1", "--rate", "64KiB"];
+    let id = rig.begin_save(&slow);
+    until("something was read", || rig.capture(id)["progress"]["read"] != 0);
+    rig.refused(&["detach", "v"], 73, &["being captured"]);
+    rig.refused(&["resize", "v", "8MiB"], 73, &["being captured"]);
+    let ended = rig.grid.run(&["node", "cancel-capture", &id.to_string()]).json();
+    assert_eq!(ended["state"], "cancelled");
+    let id = rig.begin_save(&slow);
+    until("something was read", || rig.capture(id)["progress"]["read"] != 0);
+    rig.kill_node();
+    assert_eq!(rig.grid.run(&["inspect", "saved:1"]).json()["image"], first);
+    rig.start_node();
+    rig.save(&["v", "saved:1"]);
+    assert!(rig.pulled("saved:1") == wanted);
+}
+
+#[test]
+fn what_the_store_has_lost_of_the_image_before_is_read_from_the_volume() {
+    let rig = Rig::start("abcdefgh");
+    let socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    connect(&socket).write(0, &[7; 4096]).unwrap();
+    let mut wanted = rig.disk.bytes.clone();
+    wanted[..4096].fill(7);
+    rig.grid.objects("packs").iter().for_each(|pack| std::fs::remove_file(pack).unwrap());
+    let saved = rig.save(&["v", "saved:1"]);
+    assert_eq!(
+        (&saved["truth"], &saved["progress"]["new_chunks"]),
+        (&"changed-map".into(), &8.into())
+    );
+    assert!(rig.pulled("saved:1") == wanted);
+}
+
+#[test]
+fn of_two_to_one_name_one_gets_it_and_the_other_keeps_its_image() {
+    let rig = Rig::start("abcdefgh");
+    for (name, byte) in [("v", 1), ("w", 2)] {
+        let socket = rig.attached(name, &[]);
+        until("all of it is here", || rig.is_plain(name));
+        connect(&socket).write(0, &[byte; 4096]).unwrap();
+    }
+    let ids = ["v", "w"].map(|name| rig.begin_save(&[name, "saved:1", "--rate", "256KiB"]));
+    let ended = ids.map(|id| rig.ended(id));
+    let done: Vec<_> = ended.iter().filter(|c| c["state"] == "done").collect();
+    assert_eq!(done.len(), 1, "{ended:?}");
+    let other = ended.iter().find(|c| c["state"] == "failed").expect("the other");
+    assert_eq!(other["error"]["kind"], "conflict");
+    let image = other["image"].as_str().expect("it is stored");
+    assert!(other["error"]["message"].as_str().unwrap().contains(&format!("forebay tag {image}")));
+    rig.grid.run(&["tag", image, "other:1"]).json();
+    assert_ne!(rig.pulled("other:1"), rig.pulled("saved:1"));
+    // Of one volume they follow each other.
+    let ids = ["saved:2", "saved:3"].map(|name| rig.begin_save(&["v", name]));
+    assert!(ids.map(|id| rig.ended(id)).iter().all(|c| c["state"] == "done"));
+}
+
 #[test]
 fn a_guest_that_writes_all_the_while_is_saved_as_it_was_at_one_instant() {
     let rig = Rig::start(&"abcdefgh".repeat(12));

@@ -5,6 +5,7 @@
 //!   names that last.
 //! - [`Engine`]: positional reads, writes and syncs that do not block the runtime, through a ring
 //!   of our own or a bounded pool of threads.
+//! - [`in_background`]: threads that take what others leave.
 //! - [`watch()`]: a descriptor that says when it is readable.
 //! - [`bulk`]: one job reading one disk from end to end.
 //! - [`fake`]: files in memory that record what was done to them and show what a power cut may
@@ -20,6 +21,7 @@
 //! This is the one crate with `unsafe` code; each block says why it is sound.
 
 pub mod arena;
+mod background;
 pub mod backing;
 pub mod bulk;
 pub mod descriptor;
@@ -34,6 +36,7 @@ mod os_file;
 mod watch;
 
 pub use arena::{Arena, Buf};
+pub use background::in_background;
 pub use backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 pub use engine::{Engine, EngineChoice, EngineKind, EngineOptions};
 pub use error::{Cause, Located, cause, errno};

@@ -491,6 +491,10 @@ pub enum NodeCommand {
     Transfers,
     /// End a transfer of the daemon
     Cancel(CancelArgs),
+    /// List the daemon's captures: see `forebay save`
+    Captures,
+    /// End a capture of the daemon
+    CancelCapture(CancelArgs),
     /// Print the daemon's metrics, as Prometheus reads them
     Metrics,
     /// Keep the mounts of volumes while the daemon is away; the daemon starts it
@@ -541,10 +545,10 @@ pub struct RemoveArgs {
     pub name: String,
 }
 
-/// `forebay node cancel`.
+/// `forebay node cancel` and `cancel-capture`.
 #[derive(Args, Debug)]
 pub struct CancelArgs {
-    /// The transfer's number
+    /// The number that the list shows
     pub id: u64,
 }
 

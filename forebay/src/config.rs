@@ -125,6 +125,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
     key("node.captures", Form::Number, "2", "volumes that the node daemon captures at a time"),
+    key(
+        "node.capture_rate",
+        Form::Size,
+        "64MiB",
+        "bytes a second that a capture with --background reads at most; 0 means no limit",
+    ),
     key("node.socket", Form::Path, "", "the node daemon's socket; DATA/node/node.sock unless set"),
     key("volumes.dir", Form::Path, "", "directory of the node's volumes; DATA/volumes unless set"),
     key(

@@ -81,9 +81,14 @@ impl Rate {
         Duration::from_secs_f64((-bucket.level / self.per_second).max(0.0))
     }
 
+    /// Takes `bytes`, and says how long to wait before going on.
+    pub fn take_now(&self, bytes: u64) -> Duration {
+        self.take(bytes, self.time.now())
+    }
+
     /// Takes `bytes`, and sleeps as long as the limit asks.
     pub async fn wait(&self, bytes: u64) {
-        let pause = self.take(bytes, self.time.now());
+        let pause = self.take_now(bytes);
         if !pause.is_zero() {
             self.time.sleep(pause).await;
         }

@@ -29,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::queue::Queue;
 use super::reader;
 use super::section::{Hashed, Held, Open, Plain};
-use super::{FRAME_ROOM, ImportOptions};
+use super::{FRAME_ROOM, ImportOptions, Pace};
 use crate::progress::Progress;
 use crate::source::{Content, Disk};
 
@@ -79,6 +79,8 @@ pub(super) struct Shared {
     pub(super) geometry: Geometry,
     pub(super) domain: Domain,
     pub(super) progress: Arc<Progress>,
+    background: bool,
+    pub(super) pace: Option<Pace>,
     pub(super) pieces: Queue<HashJob>,
     jobs: Queue<EncodeJob>,
     room: Arc<Semaphore>,
@@ -112,6 +114,8 @@ impl Crew {
             geometry,
             domain: options.domain,
             progress: Arc::clone(&options.progress),
+            background: options.background,
+            pace: options.pace.clone(),
             pieces: Queue::new(2 * workers),
             // As many as there are buffers, at most.
             jobs: Queue::new(usize::MAX),
@@ -136,6 +140,9 @@ impl Crew {
     ) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let work = move || {
+            if shared.background {
+                blockio::in_background();
+            }
             let done = catch_unwind(AssertUnwindSafe(|| work(&shared)));
             let died = || Err(Error::new(Kind::Io, "a thread of the import died: see the log"));
             if let Err(error) = done.unwrap_or_else(|_| died()) {
@@ -182,28 +189,30 @@ impl Shared {
         }
     }
 
-    /// Has the wanted chunks compressed, and lets go of the others. As many frames will come out as
-    /// are wanted, unless the import ends before.
-    pub(super) fn encode(
+    /// The wanted chunks that were not read.
+    pub(super) fn unread(
         &self,
         wanted: &ChunkSet,
         table: &SectionTable,
-        held: Vec<Held>,
-    ) -> Result<mpsc::UnboundedReceiver<Encoded>> {
+        held: &[Held],
+    ) -> Result<Vec<u32>> {
         let offered = |c: u32| table.digests().get(c as usize).is_some_and(|d| !d.is_zero());
         if let Some(chunk) = wanted.iter().find(|c| !offered(*c)) {
             let what = format!("the receiver asks for chunk {chunk}, which was not offered");
             return Err(Error::new(Kind::Invalid, what));
         }
         let mut here = ChunkSet::empty(table.chunks());
-        held.iter().for_each(|h| here.insert(h.chunk));
-        if let Some(chunk) = wanted.iter().find(|c| !here.contains(*c)) {
-            let what = format!(
-                "the store has not got chunk {chunk} of the image that this was made from any more: \
-                 save again and read all"
-            );
-            return Err(Error::new(Kind::Conflict, what));
-        }
+        held.iter().for_each(|held| here.insert(held.chunk));
+        Ok(wanted.iter().filter(|chunk| !here.contains(*chunk)).collect())
+    }
+
+    /// Has the wanted chunks compressed, and lets go of the others. As many frames will come out as
+    /// are wanted of these, unless the import ends before.
+    pub(super) fn encode(
+        &self,
+        wanted: &ChunkSet,
+        held: Vec<Held>,
+    ) -> mpsc::UnboundedReceiver<Encoded> {
         let (done, frames) = mpsc::unbounded_channel();
         let (send, known): (Vec<_>, Vec<_>) =
             held.into_iter().partition(|h| wanted.contains(h.chunk));
@@ -215,7 +224,7 @@ impl Shared {
                 break;
             }
         }
-        Ok(frames)
+        frames
     }
 }
 

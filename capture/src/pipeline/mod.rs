@@ -19,9 +19,11 @@ mod queue;
 mod reader;
 mod section;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 
 use blockio::EngineChoice;
@@ -31,8 +33,8 @@ use image::error::At;
 use image::geometry::{DEFAULT_CHUNK_LOG2, MAX_DISK, SECTION_LEN};
 use image::seam::{ImagePlan, ImageSession};
 use image::{
-    ChunkSource, Digest, Domain, Error, Geometry, ImageSink, Kind, Manifest, ReadContext, Result,
-    SectionSink, SectionTable,
+    ChunkSource, Digest, Domain, Encoder, Error, Frame, Geometry, ImageSink, Kind, Manifest,
+    ReadContext, Result, SectionSink, SectionTable,
 };
 use tokio::sync::mpsc;
 
@@ -73,8 +75,22 @@ pub struct ImportOptions {
     pub engine: EngineChoice,
     /// Trace and priority, for the sink.
     pub context: ReadContext,
+    /// Nobody waits for it: its threads take of processors and disks what others leave.
+    pub background: bool,
+    /// How fast it may read; as fast as it can if nobody says.
+    pub pace: Option<Pace>,
     /// Counts what happens.
     pub progress: Arc<Progress>,
+}
+
+/// Is told of so many bytes that are to be read, and returns when they may be.
+#[derive(Clone)]
+pub struct Pace(pub Arc<dyn Fn(usize) + Send + Sync>);
+
+impl fmt::Debug for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pace")
+    }
 }
 
 impl Default for ImportOptions {
@@ -87,6 +103,8 @@ impl Default for ImportOptions {
             memory: DEFAULT_MEMORY,
             engine: EngineChoice::Auto,
             context: ReadContext::default(),
+            background: false,
+            pace: None,
             progress: Arc::default(),
         }
     }
@@ -134,10 +152,27 @@ pub async fn import<K: ImageSink>(
     sink: &K,
     options: ImportOptions,
 ) -> Result<Imported> {
-    run(source, sink, options, |_, _| Ok(All)).await
+    run(source, sink, options, None, |_, _| Ok(All)).await
 }
 
-/// Makes an image of a disk of which only what has changed is read: the rest is as in another image.
+/// The sections that earlier tries have stored: tables of 32 bytes for each chunk.
+#[derive(Debug, Default)]
+pub struct Stored(Mutex<BTreeMap<u32, SectionTable>>);
+
+impl Stored {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, SectionTable>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many they are.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+/// Makes an image of a disk of which only what has changed is read: the rest is as in another image. If that fails it
+/// can be tried again, perhaps with another sink: what was `stored` of the same point in time is neither read again nor
+/// sent.
 ///
 /// # Errors
 ///
@@ -146,6 +181,7 @@ pub async fn save<K: ImageSink, S: ChunkSource>(
     source: DiskSource,
     changes: &Changes<S>,
     sink: &K,
+    stored: &Stored,
     options: ImportOptions,
 ) -> Result<Imported> {
     if source.size().is_none() {
@@ -154,13 +190,14 @@ pub async fn save<K: ImageSink, S: ChunkSource>(
     }
     let (domain, context) = (options.domain, options.context);
     let changed = |geometry, piece| Changed::new(changes, geometry, domain, piece, context);
-    run(source, sink, options, changed).await
+    run(source, sink, options, Some(stored), changed).await
 }
 
 async fn run<K: ImageSink, R: Reading>(
     source: DiskSource,
     sink: &K,
     options: ImportOptions,
+    stored: Option<&Stored>,
     reading: impl FnOnce(Geometry, usize) -> Result<R>,
 ) -> Result<Imported> {
     let (name, sector, size) = (source.name().to_owned(), source.sector(), source.size());
@@ -176,9 +213,12 @@ async fn run<K: ImageSink, R: Reading>(
         Content::Disk(disk) => Some(Arc::clone(disk)),
         Content::Stream(_) => None,
     };
-    let ranges = reading.ranges(geometry.size());
+    let mut ranges = reading.ranges(geometry.size());
+    if let Some(stored) = stored {
+        ranges = without(ranges, &stored.lock());
+    }
     let (mut crew, events) = Crew::start(content, geometry, piece, ranges, &options)?;
-    let sending = Sending { session: &session, shared: crew.shared(), reading, disk };
+    let sending = Sending { session: &session, shared: crew.shared(), reading, disk, stored };
     let sent = tokio::select! {
         // A thread's error is the cause of whatever else may be ready.
         biased;
@@ -196,6 +236,21 @@ async fn run<K: ImageSink, R: Reading>(
         return Err(Error::new(Kind::Corrupt, what));
     }
     Ok(Imported { image, manifest, stats: options.progress.stats() })
+}
+
+/// Leaves out what lies in sections that are stored.
+fn without(ranges: Vec<Range<u64>>, stored: &BTreeMap<u32, SectionTable>) -> Vec<Range<u64>> {
+    let by_section = |range: Range<u64>| {
+        let sections = range.start / SECTION_LEN..range.end.div_ceil(SECTION_LEN);
+        sections.filter(|section| !stored.contains_key(&(*section as u32))).map(move |section| {
+            let (start, end) = (section * SECTION_LEN, (section + 1) * SECTION_LEN);
+            range.start.max(start)..range.end.min(end)
+        })
+    };
+    match stored.is_empty() {
+        true => ranges,
+        false => ranges.into_iter().flat_map(by_section).collect(),
+    }
 }
 
 /// What was sent: the size, and the sections that are not zeros.
@@ -221,6 +276,7 @@ struct Sending<'a, S, R> {
     reading: R,
     /// Is told what is stored.
     disk: Option<Arc<dyn Disk>>,
+    stored: Option<&'a Stored>,
 }
 
 impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
@@ -229,6 +285,9 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
         let mut sending = FuturesUnordered::new();
         let mut sections = Vec::new();
         let mut untouched: BTreeSet<u32> = self.reading.untouched().into_iter().collect();
+        untouched.extend(
+            self.stored.iter().flat_map(|stored| stored.lock().keys().copied().collect::<Vec<_>>()),
+        );
         let mut seen = 0;
         let mut end = None;
         loop {
@@ -265,9 +324,16 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
     async fn send(&self, section: Hashed) -> Result<Option<(u32, Digest)>> {
         let Hashed { index, table, held } = section;
         let place = || format!("section {index}");
-        let table = self.reading.complete(index, table).await.at(place)?;
+        let before = self.stored.and_then(|stored| stored.lock().get(&index).cloned());
+        let table = match before {
+            Some(table) => table,
+            None => self.reading.complete(index, table).await.at(place)?,
+        };
         if !table.is_zero() {
             self.offer(index, &table, held).await.at(place)?;
+        }
+        if let Some(stored) = self.stored {
+            stored.lock().insert(index, table.clone());
         }
         if let Some(disk) = &self.disk {
             let start = self.shared.geometry.section_start(index);
@@ -278,8 +344,9 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
 
     async fn offer(&self, index: u32, table: &SectionTable, held: Vec<Held>) -> Result<()> {
         let (wanted, mut sink) = self.session.offer(index, table).await?;
-        let mut frames = self.shared.encode(&wanted, table, held)?;
-        let mut left = wanted.count();
+        let unread = self.shared.unread(&wanted, table, &held)?;
+        let mut frames = self.shared.encode(&wanted, held);
+        let mut left = wanted.count() - unread.len() as u32;
         while let Some(encoded) = frames.recv().await {
             let plain = u64::from(encoded.frame.header().plain_len);
             let stored = encoded.frame.bytes().len() as u64;
@@ -291,9 +358,33 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
         if left > 0 {
             return Err(called_off());
         }
+        for chunk in unread {
+            let frame = self.read_again(index, chunk, table)?;
+            let (plain, stored) = (frame.header().plain_len, frame.bytes().len());
+            sink.chunk(chunk, frame).await?;
+            self.shared.progress.sent(u64::from(plain), stored as u64);
+        }
         sink.seal().await?;
         self.shared.progress.sealed();
         Ok(())
+    }
+}
+
+impl<S, R> Sending<'_, S, R> {
+    /// A chunk that the receiver should have, as the image that has it is there or as it was sent before, and has lost.
+    fn read_again(&self, section: u32, chunk: u32, table: &SectionTable) -> Result<Frame> {
+        let geometry = &self.shared.geometry;
+        let digest = table.digests()[chunk as usize];
+        let place = || format!("chunk {chunk}, which the store has lost");
+        let disk = self.disk.as_ref().ok_or_else(called_off)?;
+        let mut plain = vec![0; geometry.chunk_len_at(section, chunk)];
+        disk.read(&mut plain, geometry.chunk_start(section, chunk)).at(place)?;
+        self.shared.progress.read(plain.len());
+        if Digest::of_chunk(&plain) != digest {
+            let what = "it was taken for unchanged, and is not as it was: save again, and have all read (`--all`)";
+            return Err(Error::new(Kind::Corrupt, what)).at(place);
+        }
+        Ok(Encoder::new()?.encode(self.shared.domain, digest, &plain))
     }
 }
 

@@ -13,6 +13,7 @@ use futures::executor::block_on;
 use image::geometry::{MAX_DISK, SECTION_LEN};
 use image::{Error, Kind, Result};
 
+use super::Pace;
 use super::crew::{Event, HashJob, Shared};
 use super::queue::Closed;
 use super::section::Open;
@@ -163,6 +164,9 @@ impl Cutter<'_> {
         buf: blockio::Buf,
         fill: Option<(Arc<dyn Disk>, u64)>,
     ) -> Result<(), Closed> {
+        if let Some(Pace(pace)) = &self.shared.pace {
+            pace(buf.len());
+        }
         let index = (offset / SECTION_LEN) as u32;
         if self.current.as_ref().is_some_and(|s| s.index() != index) {
             self.close(known);

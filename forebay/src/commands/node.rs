@@ -43,6 +43,14 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             let all = block_on(async { daemon_client(config).transfers().await })?;
             output.result(&all, |all| human(all))
         }
+        Some(NodeCommand::Captures) => {
+            let all = block_on(async { daemon_client(config).captures().await })?;
+            output.result(&all, |all| super::save::rows(all))
+        }
+        Some(NodeCommand::CancelCapture(CancelArgs { id })) => {
+            let ended = block_on(async { daemon_client(config).cancel_capture(id).await })?;
+            output.result(&ended, |capture| super::save::rows(std::slice::from_ref(capture)))
+        }
         Some(NodeCommand::Metrics) => {
             let text = block_on(async { daemon_client(config).metrics().await })?;
             crate::output::print(text.as_bytes())
@@ -221,6 +229,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         at_once: config.number("node.captures").max(1) as usize,
         workers: NonZeroUsize::new(config.threads("import.workers")).unwrap_or(NonZeroUsize::MIN),
         memory: config.size("import.memory") as usize,
+        background_rate: Some(config.size("node.capture_rate")).filter(|rate| *rate > 0),
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {

@@ -13,7 +13,7 @@ use super::node::daemon_client;
 use super::{block_on, import};
 use crate::cli::{ImportArgs, KindArg, RecordArgs, SaveArgs};
 use crate::config::Config;
-use crate::output::{Output, bytes, chunks};
+use crate::output::{Output, bytes, chunks, table};
 
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(100);
@@ -101,6 +101,26 @@ async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) 
         (_, Some(error)) => Err(error.clone().into()),
         _ => Err(Error::new(Kind::Cancelled, format!("capture {id} was cancelled"))),
     }
+}
+
+/// Captures, as people read them.
+pub fn rows(all: &[Capture]) -> String {
+    let head = ["ID", "STATE", "VOLUME", "REF", "READ", ""].map(str::to_owned).to_vec();
+    let rows = all.iter().map(|c| {
+        let (state, p) = (serde_json::to_value(c.state).ok(), &c.progress);
+        let state = state.and_then(|s| Some(s.as_str()?.to_owned())).unwrap_or_default();
+        let read = format!("{} of {}", bytes(p.read), bytes(p.to_read));
+        let error = c.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
+        vec![
+            c.id.to_string(),
+            state,
+            c.request.volume.clone(),
+            c.request.name.to_string(),
+            read,
+            error,
+        ]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
 fn human(capture: &Capture) -> String {

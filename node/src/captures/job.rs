@@ -2,12 +2,12 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
 use api::capture::{Capture, CaptureProgress, CaptureState, SaveVolume, Truth};
 use api::catalog::{Expect, MoveRef, NewRecord};
-use capture::{Ancestor, Changes, DiskSource, ImportOptions, Imported, Progress};
+use capture::{Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Progress, Stored};
 use image::error::At;
 use image::record::ImageKind;
 use image::{ChunkSource, Digest, Error, Kind, ReadContext, Result};
@@ -16,9 +16,16 @@ use volume_pool::{Captured, Since};
 
 use super::Saves;
 use crate::patience::Patience;
+use crate::rate::{Rate, RealTime};
 use crate::volumes::{Fixed, LazySource, Taken, Volumes};
 
 const UNPOISONED: &str = "no panics while locked";
+
+/// How long a grid that is away is waited for in between.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// How long all in all, while nothing more is stored.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// What is known of a capture, for who watches, and the way to end it.
 pub(super) struct Told {
@@ -35,6 +42,8 @@ pub(super) struct Work<G> {
     pub(super) volumes: Volumes<G>,
     pub(super) workers: NonZeroUsize,
     pub(super) memory: usize,
+    /// Bytes a second of captures for which nobody waits.
+    pub(super) background_rate: Option<u64>,
 }
 
 impl Told {
@@ -148,10 +157,8 @@ impl<G: Saves> Work<G> {
             }
             Some(image) => Expect::At(image),
         };
-        let (parent, sink) = self.push(asked, taken.since, named).await?;
-        let imported = self.stored(told, asked, taken, parent, &sink).await;
-        self.grid.close(sink).await;
-        let image = imported?.image;
+        let parent = self.parent(asked, taken.since, named).await?;
+        let image = self.stored(told, asked, taken, parent).await?.image;
         told.tell(|now| now.image = Some(image));
         let parent = asked.parent.as_ref().and(parent).or(match taken.since {
             Since::Image(image) => Some(image),
@@ -177,24 +184,50 @@ impl<G: Saves> Work<G> {
         Ok(image)
     }
 
-    /// The right to push, leaning on an image: the one that was asked for, else what changes count from, else what the
-    /// name means now.
-    async fn push(
+    /// The image to lean on: the one that was asked for, else what changes count from, else what the name means now.
+    async fn parent(
         &self,
         asked: &SaveVolume,
         since: Since,
         named: Option<Digest>,
-    ) -> Result<(Option<Digest>, G::Sink)> {
-        if asked.parent.is_some() {
-            return self.grid.push(asked.parent.as_deref()).await;
-        }
-        if let Since::Image(image) = since {
-            match self.grid.push(Some(&image.to_string())).await {
-                Err(error) if error.kind() == Kind::Gone => {}
-                pushes => return pushes,
+    ) -> Result<Option<Digest>> {
+        let since = match since {
+            Since::Image(image) => Some(image.to_string()),
+            Since::Zeros | Since::Unknown => None,
+        };
+        for name in asked.parent.iter().chain(since.iter().filter(|_| asked.parent.is_none())) {
+            match self.grid.find(name).await {
+                Err(error) if error.kind() == Kind::Gone && asked.parent.is_none() => {}
+                found => return found.map(|(image, _)| Some(image)),
             }
         }
-        self.grid.push(named.map(|image| image.to_string()).as_deref()).await
+        Ok(named)
+    }
+
+    /// Whether what has changed is known, and what the rest is as; else why not.
+    async fn truth(
+        &self,
+        asked: &SaveVolume,
+        taken: &Taken<G>,
+        parent: Option<Digest>,
+    ) -> Result<(Option<Ancestor<LazySource<G>>>, Option<String>)> {
+        let doubt = match (asked.all, taken.doubt, taken.since) {
+            (true, ..) => "it was asked for".to_owned(),
+            (_, Some(doubt), _) => doubt.to_owned(),
+            (.., Since::Unknown) => "what its changes count from is not known".to_owned(),
+            (.., Since::Image(image)) if parent != Some(image) => {
+                format!("its changes count from image {image}, which is not the parent, or gone")
+            }
+            (.., Since::Zeros) => return Ok((None, None)),
+            (.., Since::Image(image)) => {
+                let source = LazySource::new(Arc::clone(&self.grid), image, 0);
+                let ctx = ReadContext::default();
+                let manifest = Patience::new().ask(async || source.manifest(&ctx, &image).await);
+                let manifest = manifest.await?;
+                return Ok((Some(Ancestor { manifest, source }), None));
+            }
+        };
+        Ok((None, Some(doubt)))
     }
 
     /// Fixes the point in time, and stores what the volume is then.
@@ -204,31 +237,12 @@ impl<G: Saves> Work<G> {
         asked: &SaveVolume,
         taken: &Arc<Taken<G>>,
         parent: Option<Digest>,
-        sink: &G::Sink,
     ) -> Result<Imported> {
-        let (ancestor, why) = match (asked.all, taken.doubt, taken.since) {
-            (true, ..) => (None, Some("it was asked for".to_owned())),
-            (_, Some(doubt), _) => (None, Some(doubt.to_owned())),
-            (_, _, Since::Image(image)) if parent != Some(image) => {
-                let why = format!(
-                    "its changes count from image {image}, which is not the parent, or gone"
-                );
-                (None, Some(why))
-            }
-            (_, _, Since::Image(image)) => {
-                let source = LazySource::new(Arc::clone(&self.grid), image, 0);
-                let ctx = ReadContext::default();
-                let manifest = Patience::new().ask(async || source.manifest(&ctx, &image).await);
-                let manifest = manifest.await?;
-                (Some(Ancestor { manifest, source }), None)
-            }
-            (_, _, Since::Zeros) => (None, None),
-            (_, _, Since::Unknown) => {
-                (None, Some("what its changes count from is not known".into()))
-            }
+        let (ancestor, why) = self.truth(asked, taken, parent).await?;
+        let (truth, what) = match why {
+            None => (Truth::ChangedMap, Captured::Changed),
+            Some(_) => (Truth::FullRead, Captured::All),
         };
-        let truth = if why.is_none() { Truth::ChangedMap } else { Truth::FullRead };
-        let what = if why.is_none() { Captured::Changed } else { Captured::All };
         let fixed = Arc::new(taken.fix(what).await?);
         let to_read = fixed.ranges.iter().map(|range| range.end - range.start).sum();
         told.tell(|now| {
@@ -239,24 +253,84 @@ impl<G: Saves> Work<G> {
             now.progress.to_read = to_read;
         });
         let changes = Changes { ranges: fixed.ranges.clone(), ancestor };
-        let options = ImportOptions {
-            domain: image::Domain::PUBLIC,
-            parent,
-            chunk_log2: taken.identity.chunk_log2,
-            workers: self.workers,
-            memory: self.memory,
-            progress: Arc::clone(&told.progress),
-            ..ImportOptions::default()
-        };
-        let disk: Arc<Fixed<G>> = fixed;
-        let source = DiskSource::disk(&asked.volume, taken.identity.sector, disk)?;
-        let imported = capture::save(source, &changes, sink, options).await;
+        let imported = self.patiently(told, asked, &fixed, &changes, parent).await;
         if let Some(ancestor) = changes.ancestor {
             ancestor.source.close().await;
         }
         let imported = imported?;
         told.tell(|now| now.progress.sections = imported.manifest.present().count() as u64);
         Ok(imported)
+    }
+
+    /// Tries again while nobody is there to take it: the point in time stays, and what was stored of it.
+    async fn patiently(
+        &self,
+        told: &Told,
+        asked: &SaveVolume,
+        fixed: &Arc<Fixed<G>>,
+        changes: &Changes<LazySource<G>>,
+        parent: Option<Digest>,
+    ) -> Result<Imported> {
+        let stored = Stored::default();
+        let (mut pause, mut waited, mut had) = (FIRST_PAUSE, Duration::ZERO, 0);
+        loop {
+            let tried = self.once(told, asked, fixed, changes, parent, &stored).await;
+            let error = match tried {
+                Err(error) if matches!(error.kind(), Kind::Retry | Kind::Busy(_)) => error,
+                ended => return ended,
+            };
+            if stored.count() > had {
+                (pause, waited, had) = (FIRST_PAUSE, Duration::ZERO, stored.count());
+            }
+            if waited >= PATIENCE {
+                return Err(error);
+            }
+            tracing::warn!(%error, volume = asked.volume, "a capture waits for the grid");
+            tokio::time::sleep(pause).await;
+            waited += pause;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    async fn once(
+        &self,
+        told: &Told,
+        asked: &SaveVolume,
+        fixed: &Arc<Fixed<G>>,
+        changes: &Changes<LazySource<G>>,
+        parent: Option<Digest>,
+        stored: &Stored,
+    ) -> Result<Imported> {
+        let options = ImportOptions {
+            parent,
+            chunk_log2: fixed.identity().chunk_log2,
+            workers: self.workers,
+            memory: self.memory,
+            background: asked.background,
+            pace: self.pace(asked),
+            progress: Arc::clone(&told.progress),
+            ..ImportOptions::default()
+        };
+        let disk: Arc<Fixed<G>> = Arc::clone(fixed);
+        let source = DiskSource::disk(&asked.volume, fixed.identity().sector, disk)?;
+        let (_, sink) = self.grid.push(parent.map(|image| image.to_string()).as_deref()).await?;
+        let imported = capture::save(source, changes, &sink, stored, options).await;
+        self.grid.close(sink).await;
+        imported
+    }
+
+    /// How fast it may read.
+    fn pace(&self, asked: &SaveVolume) -> Option<Pace> {
+        let background = self.background_rate.filter(|_| asked.background);
+        let rate = asked.rate.or(background)?;
+        let rate = Rate::new(rate, RealTime::start());
+        let wait = move |bytes: usize| {
+            let pause = rate.take_now(bytes as u64);
+            if !pause.is_zero() {
+                std::thread::park_timeout(pause);
+            }
+        };
+        Some(Pace(Arc::new(wait)))
     }
 }
 

@@ -25,6 +25,8 @@ pub struct CaptureOptions {
     pub workers: NonZeroUsize,
     /// Bytes of memory of each, for what was read.
     pub memory: usize,
+    /// Bytes a second that those read at most for which nobody waits; without limit if it is not said.
+    pub background_rate: Option<u64>,
 }
 
 /// The captures of a node. Clones share them.
@@ -93,6 +95,7 @@ impl<G: Saves> Captures<G> {
             volumes: volumes.clone(),
             workers: options.workers,
             memory: options.memory,
+            background_rate: options.background_rate,
         };
         let (turns, alone) = (Arc::clone(turns), self.alone(&told.now().request.volume));
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -249,6 +249,11 @@ struct Here {
 }
 
 impl<G: Grid> Fixed<G> {
+    /// What the volume says of itself.
+    pub fn identity(&self) -> &Identity {
+        &self.taken.identity
+    }
+
     /// Asks the point in time something, from any thread but the core's.
     fn ask<T: Send + 'static>(
         &self,
