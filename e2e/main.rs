@@ -8,6 +8,7 @@ mod care;
 mod chaos;
 mod disks;
 mod durable;
+mod exports;
 mod faults;
 mod garage;
 mod graduation;

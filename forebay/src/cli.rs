@@ -83,6 +83,8 @@ pub enum Command {
     Save(Box<SaveArgs>),
     /// Bring an image to a file, a block device, or standard output
     Pull(PullArgs),
+    /// Write an image to a file that other programs take: raw, qcow2 or vmdk
+    Export(ExportArgs),
     /// List the images that have a name
     Images(ImagesArgs),
     /// Show what is known of an image
@@ -369,6 +371,35 @@ pub struct PullArgs {
     /// Bytes a second at most (node.rate); the job is done here even where a node daemon runs
     #[arg(long, value_name = "RATE", value_parser = value_of("node.rate"))]
     pub rate: Option<String>,
+}
+
+/// `forebay export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// A ref or a digest
+    #[arg(value_name = "REF")]
+    pub name: String,
+    /// The file, or `-` for standard output (raw and vmdk)
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub to: PathBuf,
+    /// Format of the file [default: what the extension says: .raw, .img, .qcow2, .vmdk]
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
+    /// Compress the clusters of a qcow2 file [default: zlib, if no other is said]
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
+    pub compress: Option<CodecArg>,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What the clusters of a qcow2 file are compressed with.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodecArg {
+    /// What every reader of qcow2 knows.
+    Zlib,
+    /// Faster, and smaller mostly; QEMU 5.1 and later, and not `forebay import`.
+    Zstd,
 }
 
 /// `forebay images`.

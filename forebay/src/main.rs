@@ -75,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Completions(args) => Ok(commands::completions::run(&args)?),
         Command::Import(args) => Ok(commands::import::run(&config, &args, output)?),
         Command::Pull(args) => Ok(commands::pull::run(&config, &args, output)?),
+        Command::Export(args) => Ok(commands::export::run(&config, &args, output)?),
         Command::Node(args) => Ok(commands::node::run(&config, args, output)?),
         Command::Volume(args) => Ok(commands::volume::run(&config, args.command, output)?),
         Command::Images(args) => Ok(commands::images::list(&config, &args, output)?),

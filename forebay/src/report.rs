@@ -41,6 +41,29 @@ pub struct PullReport {
     pub seconds: f64,
 }
 
+/// What an export did. All sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportReport {
+    /// The image.
+    pub image: Digest,
+    /// Where the file is.
+    pub path: PathBuf,
+    /// Its format: `raw`, `qcow2` or `vmdk`.
+    pub format: String,
+    /// The disk's size.
+    pub size: u64,
+    /// Of chunks that are not zeros.
+    pub data: u64,
+    /// What came over the network.
+    pub received: u64,
+    /// What was written into the file.
+    pub written: u64,
+    /// How long the file is, holes among it.
+    pub len: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
 /// What `forebay up` serves: the line that it prints with `--json`, and what `DATA/up.json` says
 /// to the other commands on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,12 +6,14 @@
 //!   and gone on with.
 //! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
 //!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
+//! - [`foreign`]: files of other programs: raw, qcow2, vmdk.
 //! - [`size`]: the sizes that a volume may have.
 //! - [`inside`]: what lies on a disk, as far as it must be known to extend it or to cut it.
 
 mod bases;
 mod device;
 mod extending;
+pub mod foreign;
 mod identity;
 pub mod inside;
 mod layout;

@@ -70,14 +70,15 @@ impl Place {
     }
 }
 
-fn partial_name(path: &Path) -> Result<PathBuf> {
+/// The name of a hidden file beside `path`, for what becomes that.
+pub(crate) fn beside(path: &Path, suffix: &str) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {
         let what = format!("{}: not the name of a file or block device", path.display());
         Error::new(Kind::Invalid, what)
     })?;
     let mut partial = std::ffi::OsString::from(".");
     partial.push(name);
-    partial.push(".forebay-partial");
+    partial.push(suffix);
     Ok(path.with_file_name(partial))
 }
 
@@ -156,7 +157,7 @@ fn refuse_used(file: &BlockFile, path: &Path) -> Result<()> {
 /// Opens or makes, and locks, what an image at `path` will be worked on in. Nothing that was there is
 /// changed.
 pub(crate) fn open(fs: &Fs, path: &Path) -> Result<Opened> {
-    let partial = partial_name(path)?;
+    let partial = beside(path, ".forebay-partial")?;
     for _ in 0..TRIES {
         if let Some(opened) = try_open(fs, path, &partial)? {
             return Ok(opened);

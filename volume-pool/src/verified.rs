@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use blockio::Buf;
+use bytes::Bytes;
 use image::{Decoder, Digest, FormatError, Frame};
 
 /// The plain bytes of a chunk, checked against the digest that the section table has for it. There
@@ -41,6 +42,13 @@ impl Verified {
 
     pub(crate) fn into_buf(self) -> Buf {
         self.buf
+    }
+}
+
+/// To be passed on without a copy.
+impl From<Verified> for Bytes {
+    fn from(plain: Verified) -> Self {
+        Bytes::from_owner(plain.buf)
     }
 }
 

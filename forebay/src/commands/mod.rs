@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod completions;
 pub mod config;
+pub mod export;
 pub mod images;
 pub mod import;
 pub mod node;

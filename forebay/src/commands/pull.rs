@@ -162,11 +162,17 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io(path.display(), e))
 }
 
-async fn to_stdout(config: &Config, args: &PullArgs) -> Result<()> {
+/// Fails if whoever reads standard output is a person.
+pub fn refuse_terminal() -> Result<()> {
     if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
         let why = "standard output is a terminal; a disk image is not for reading";
         return Err(Error::new(Kind::Invalid, why));
     }
+    Ok(())
+}
+
+async fn to_stdout(config: &Config, args: &PullArgs) -> Result<()> {
+    refuse_terminal()?;
     let grid = Grid::find(&config.data)?;
     let (image, connect) = Connector::to_pull(&grid, &args.name, &Known::new()).await?;
     let watch = Arc::new(Watch::default());

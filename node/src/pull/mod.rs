@@ -8,9 +8,11 @@
 //! Sections are handed to whichever core is free next, those of each way apart (`lanes.rs`). On its
 //! core a chunk is received, checked, decompressed and written ([`worker`]); what is there already and
 //! what other files on this machine hold is hashed first and not fetched ([`job`]); a batch whose chunks
-//! came wrong, or not at all, is asked for again (`batch.rs`).
+//! came wrong, or not at all, is asked for again (`batch.rs`). To a stream, or a file of another
+//! program, chunks go in the order of the disk ([`ordered`], [`foreign`]).
 
 pub(crate) mod batch;
+pub mod foreign;
 pub mod job;
 mod lanes;
 pub mod ordered;
