@@ -385,3 +385,33 @@ fn real_a_node_daemon_without_room_for_its_list_says_so() {
     assert_eq!(daemon.terminate().1, 0);
     start().kill();
 }
+
+#[test]
+fn real_an_export_without_room_is_refused_or_ends_and_leaves_nothing() {
+    if !wanted() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let fs = SmallFs::new(temp.path(), "out", 32);
+    fs.fill_but(2 << 20);
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &many(32)), "d:1");
+    // What is compressed shows only as it comes how much it takes.
+    for (name, says) in [
+        ("d.raw", "it needs"),
+        ("d.qcow2", "it needs"),
+        ("d.vmdk", "no space"),
+        ("z.qcow2", "no space"),
+    ] {
+        let to = fs.at.join(name);
+        let compress = if name == "z.qcow2" { &["--compress"][..] } else { &[] };
+        let export = [&["export", "d:1", "--to", path(&to)], compress].concat();
+        grid.run(&export).fails(74, &[name, says, "make room"]);
+        let left: Vec<_> = std::fs::read_dir(&fs.at).unwrap().map(|e| e.unwrap().path()).collect();
+        assert!(left.iter().all(|p| !path(p).contains("export") && *p != to), "{left:?}");
+    }
+    fs.make_room();
+    let to = fs.at.join("d.raw");
+    grid.run(&["export", "d:1", "--to", path(&to)]).json();
+    holds(&to, &many(32));
+}

@@ -135,7 +135,7 @@ proptest! {
 }
 
 fn disk() -> Disk {
-    Disk::new(&format!("abcdefghijklmnop..qr{}stuvw", ".".repeat(5000))).cut(512)
+    Disk::new(&format!("abcdefghijklmnop..qr{}stuvw", ".".repeat(300))).cut(512)
 }
 
 async fn export(source: &Source, file: &Path, format: Format, options: PullOptions) -> Result<u64> {
