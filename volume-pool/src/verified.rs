@@ -43,12 +43,10 @@ impl Verified {
     pub(crate) fn into_buf(self) -> Buf {
         self.buf
     }
-}
 
-/// To be passed on without a copy.
-impl From<Verified> for Bytes {
-    fn from(plain: Verified) -> Self {
-        Bytes::from_owner(plain.buf)
+    /// The same bytes, where they are.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self.buf)
     }
 }
 

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use blockio::{Engine, EngineOptions};
+use image::error::At;
 use image::{Digest, Error, Kind, Result};
 use tokio::io::AsyncWrite;
 use tokio::sync::Semaphore;
@@ -103,7 +104,7 @@ async fn pull_packed<C: Connect>(
             let (mut plain, mut pieces) = (0, Vec::new());
             for packed in batch {
                 plain += packed.plain_len();
-                pieces.extend(writer.place(packed)?);
+                pieces.extend(writer.place(packed).at(|| name)?);
             }
             bytes += total(&pieces);
             out.write(pieces).await?;
@@ -111,7 +112,7 @@ async fn pull_packed<C: Connect>(
             Ok(())
         };
         ordered.each(in_flight, async |chunks| pack(packer, &threads, chunks).await, take).await?;
-        let end = writer.finish()?;
+        let end = writer.finish().at(|| name)?;
         bytes += total(&end.pieces);
         out.write(end.pieces).await?;
         out.finish(end.len).await?;
@@ -127,7 +128,7 @@ fn total(pieces: &[Piece]) -> u64 {
 /// Packs a batch: on a thread of its own, if that takes its time.
 async fn pack(packer: Packer, threads: &Semaphore, chunks: Chunks) -> Result<Vec<Packed>> {
     let work = move || -> Result<Vec<Packed>> {
-        chunks.into_iter().map(|(at, plain)| packer.pack(at, plain.into())).collect()
+        chunks.into_iter().map(|(at, plain)| packer.pack(at, plain)).collect()
     };
     if !packer.compresses() {
         return work();

@@ -153,6 +153,10 @@ fn there(fs: &Fs, path: &Path, replace: bool) -> Result<Option<BlockFile>> {
     let file = match fs.open(path, OpenMode::write()) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && !replace => {
+            let there = fs.exists(path).unwrap_or(false);
+            return Err(if there { taken(path) } else { Error::io("export", e) });
+        }
         Err(e) => return Err(Error::io("export", e)),
     };
     if file.kind() == FileKind::Block {

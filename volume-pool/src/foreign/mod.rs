@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                         any thread                 in the order of the disk
-//! plain bytes of a chunk ───────────▶ Packer::pack ───────────▶ Writer::place ─▶ pieces of the file
+//! a chunk, verified      ───────────▶ Packer::pack ───────────▶ Writer::place ─▶ pieces of the file
 //!                                                               Writer::finish ─▶ the last ones, its length
 //! ```
 //! Nothing here does I/O: who calls writes the pieces, into a [`Draft`] or a stream. Equal images give equal

@@ -8,6 +8,7 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 use image::{Error, Kind, Result, is_zero};
 
 use super::{Codec, Piece};
+use crate::Verified;
 
 /// The window of deflated clusters, as a power of two: QEMU inflates with one of 4 KiB.
 const CLUSTER_WINDOW: u8 = 12;
@@ -84,7 +85,11 @@ impl Packer {
     /// # Errors
     ///
     /// What the compressor says; none of its inputs can make it fail.
-    pub fn pack(&self, at: u64, plain: Bytes) -> Result<Packed> {
+    pub fn pack(&self, at: u64, plain: Verified) -> Result<Packed> {
+        self.pack_bytes(at, plain.into_bytes())
+    }
+
+    pub(super) fn pack_bytes(&self, at: u64, plain: Bytes) -> Result<Packed> {
         let len = plain.len() as u64;
         let (bytes, cells) = match self.how {
             How::Plain => {

@@ -35,7 +35,7 @@ fn file(format: Format, disk: &[u8], chunk: usize, log2: u8) -> Vec<u8> {
     let packer = writer.packer();
     let mut pieces = Vec::new();
     for (i, plain) in disk.chunks(chunk).enumerate().filter(|(_, plain)| !is_zero(plain)) {
-        let packed = packer.pack((i * chunk) as u64, plain.to_vec().into()).unwrap();
+        let packed = packer.pack_bytes((i * chunk) as u64, plain.to_vec().into()).unwrap();
         pieces.extend(writer.place(packed).unwrap());
     }
     let end = writer.finish().unwrap();
@@ -302,7 +302,7 @@ fn a_name_cannot_write_into_the_descriptor() {
     let name = "x\"\nparentFileNameHint=\"/etc/shadow";
     let mut writer =
         Writer::new(Format::Vmdk, &Geometry::new(512, 512, 18).unwrap(), &Digest([0xff; 32]), name);
-    let packed = writer.packer().pack(0, vec![1; 512].into()).unwrap();
+    let packed = writer.packer().pack_bytes(0, vec![1; 512].into()).unwrap();
     let begin = writer.place(packed).unwrap().remove(0).bytes;
     let text = String::from_utf8_lossy(&begin[512..]);
     assert!(text.contains("RW 1 SPARSE \"x__parentFileNameHint=_/etc/shadow\"\n"), "{text}");

@@ -203,3 +203,22 @@ fn content_id(image: &Digest) -> u32 {
     let id = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     if id >= 0xffff_fffe { 0x7fff_ffff } else { id }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::foreign::pack::{How, Packer};
+
+    #[test]
+    fn what_its_tables_cannot_name_is_refused() {
+        let mut vmdk = Vmdk::new(1 << 20, 16, &Digest::ZERO, "disk");
+        let packed = || Packer::new(16, How::Grains).pack_bytes(0, vec![1; 65536].into()).unwrap();
+        vmdk.place(&packed()).unwrap();
+        vmdk.end = u64::from(u32::MAX);
+        vmdk.place(&packed()).unwrap();
+        let refused = vmdk.place(&packed()).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Unsupported);
+        assert!(refused.message().contains("2 TiB") && refused.message().contains("qcow2"));
+        assert_eq!(vmdk.finish().unwrap_err().kind(), Kind::Unsupported);
+    }
+}
