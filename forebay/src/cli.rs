@@ -385,7 +385,7 @@ pub struct ExportArgs {
     /// Format of the file [default: what the extension says: .raw, .img, .qcow2, .vmdk]
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
-    /// Compress the clusters of a qcow2 file [default: zlib, if no other is said]
+    /// Compress the clusters of a qcow2 file, with zlib if nothing else is said
     #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zlib")]
     pub compress: Option<CodecArg>,
     /// Replace a file that is there

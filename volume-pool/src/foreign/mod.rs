@@ -6,9 +6,9 @@
 //!                                                               Writer::finish ─▶ the last ones, its length
 //! ```
 //! Nothing here does I/O: who calls writes the pieces, into a [`Draft`] or a stream. Equal images give equal
-//! bytes. What is in memory does not grow with the data of the disk, only with its size: 8 bytes for
-//! each 512 MiB in a qcow2 (and as much for each 2 GiB of the file), 4 for each 32 MiB in a vmdk; sixteen times that where
-//! chunks are as small as they can be.
+//! bytes. What is in memory does not grow with the data of the disk, only with its size: 8 bytes for each 512 MiB
+//! in a qcow2 (and as much for each 2 GiB of the file), 4 for each 32 MiB in a vmdk; sixteen times that, or four
+//! times, where chunks are as small as they can be.
 
 mod draft;
 mod host;
