@@ -17,11 +17,11 @@ use crate::real::wanted;
 const MIB: usize = 1 << 20;
 
 /// A QEMU whose guest never runs: its disk is used through its monitor.
-struct Machine(Child);
+pub struct Machine(pub Child);
 
 impl Machine {
     /// What qemu-io finds is said in `said`: the monitor does not tell.
-    fn start(nbd: &Path, volume: &str, monitors: [&Path; 2], said: &Path) -> Self {
+    pub fn start(nbd: &Path, volume: &str, monitors: [&Path; 2], said: &Path) -> Self {
         let disk = format!(
             "driver=nbd,node-name=d,server.type=unix,server.path={},export={volume},reconnect-delay=60",
             nbd.display()

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::harness::until;
+use crate::graduation::Machine;
+use crate::harness::{path, until};
+use crate::qmp::Monitor;
+use crate::real::wanted;
 use crate::volumes::{Rig, connect};
 
 const CHUNK: usize = 256 << 10;
@@ -222,4 +225,51 @@ fn a_guest_that_writes_all_the_while_is_saved_as_it_was_at_one_instant() {
         let turn = all.iter().position(|round| *round != last).unwrap_or(chunks);
         assert!(all[turn..].iter().all(|round| *round == last - 1), "{name}: {all:?}");
     }
+}
+
+#[test]
+fn real_a_guest_on_the_plain_file_is_saved_by_its_qemu_as_it_was_at_one_instant() {
+    if !wanted() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let [qmp, own, said] = ["qmp", "own", "said"].map(|what| temp.path().join(what));
+    let mut rig = Rig::start("abcdefgh.ijklmnop");
+    let nbd = rig.attached("v", &["--no-trace", "--qmp", path(&qmp)]);
+    let _machine = Machine::start(&nbd, "v", [&qmp, &own], &said);
+    let mut guest = Monitor::connect(&own);
+    until("the guest is moved", || rig.volume(&["show", "v"])["attached"]["moved"] == true);
+    let mut disk = rig.disk.bytes.clone();
+    let mut write = |guest: &mut Monitor, at: usize, pattern: u8| {
+        guest.io(&format!("write -P {pattern} {at} 128k"));
+        disk[at..at + (128 << 10)].fill(pattern);
+        disk.clone()
+    };
+    let wanted = write(&mut guest, 4096, 1);
+    let id = rig.begin_save(&["v", "saved:1", "--rate", "1MiB"]);
+    until("something was read", || rig.capture(id)["progress"]["read"] != 0);
+    for at in (0..16 * CHUNK).step_by(CHUNK) {
+        write(&mut guest, at, 2);
+    }
+    let ended = rig.ended(id);
+    assert_eq!(
+        (&ended["state"], &ended["truth"]),
+        (&"done".into(), &"full-read".into()),
+        "{ended}"
+    );
+    assert!(rig.pulled("saved:1") == wanted);
+
+    // A daemon that dies in the middle leaves something, which the next capture takes away.
+    let id = rig.begin_save(&["v", "saved:2", "--rate", "64KiB"]);
+    until("something was read", || rig.capture(id)["progress"]["read"] != 0);
+    rig.kill_node();
+    let wanted = write(&mut guest, 8 * CHUNK, 3);
+    rig.start_node();
+    rig.save(&["v", "saved:2"]);
+    assert!(rig.pulled("saved:2") == wanted);
+    let jobs = guest.execute("query-jobs", json!({}));
+    let exports = guest.execute("query-block-exports", json!({}));
+    assert_eq!((jobs, exports), (json!([]), json!([])));
+    let nodes = guest.execute("query-named-block-nodes", json!({ "flat": true }));
+    assert!(nodes.as_array().unwrap().iter().all(|node| node["drv"] != "qcow2"), "{nodes}");
 }

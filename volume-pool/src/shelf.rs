@@ -34,10 +34,12 @@ pub(crate) const SINCE: &str = "since";
 const SINCE_NEW: &str = "since.new";
 /// Where what guests overwrite during a capture is kept; nobody finds it by this name for long.
 pub(crate) const ASIDE: &str = "aside";
+/// The same of a guest that uses the plain file.
+const ASIDE_OF_QEMU: &str = "aside.qcow2";
 pub(crate) const EXTENDING: &str = "extending";
 /// What a volume's directory may have, in the order in which it is removed.
-const FILES: [&str; 9] =
-    [DISK, MAPS, MANIFEST, EXTENDING, SINCE, SINCE_NEW, ASIDE, DEVICE, IDENTITY];
+const FILES: [&str; 10] =
+    [DISK, MAPS, MANIFEST, EXTENDING, SINCE, SINCE_NEW, ASIDE, ASIDE_OF_QEMU, DEVICE, IDENTITY];
 
 /// A directory of volumes.
 #[derive(Clone, Debug)]

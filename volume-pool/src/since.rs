@@ -42,7 +42,7 @@ fn parse(text: &str, id: &[u8; 16]) -> Option<Digest> {
 
 impl Shelf {
     /// What the changes of a volume count from.
-    pub(crate) fn since(&self, identity: &Identity) -> Result<Since> {
+    pub fn since(&self, identity: &Identity) -> Result<Since> {
         let path = self.path(&identity.name)?.join(SINCE);
         let bytes = match self.fs.read(&path, MOST) {
             Err(e) if e.kind() == ErrorKind::NotFound => {

@@ -15,9 +15,10 @@ use tokio::sync::Notify;
 use volume_pool::{Captured, Since};
 
 use super::Saves;
+use super::origin::{Fixed, Origin};
 use crate::patience::Patience;
 use crate::rate::{Rate, RealTime};
-use crate::volumes::{Fixed, LazySource, Taken, Volumes};
+use crate::volumes::{LazySource, Volumes};
 
 const UNPOISONED: &str = "no panics while locked";
 
@@ -123,10 +124,10 @@ impl<G: Saves> Work<G> {
         let request = told.now().request;
         let taken = tokio::select! {
             () = told.cancelled.notified() => Err(cancelled()),
-            taken = async { turn.await; self.volumes.take(&request.volume).await } => taken,
+            taken = async { turn.await; Origin::take(&self.volumes, &request.volume).await } => taken,
         };
         let taken = match taken {
-            Ok(taken) => Arc::new(taken),
+            Ok(taken) => taken,
             Err(error) => return told.end(Err(error)),
         };
         told.tell(|now| now.state = CaptureState::Running);
@@ -147,7 +148,7 @@ impl<G: Saves> Work<G> {
         told.end(saved.and_then(|image| ended.map(|()| image)).at(|| name.clone()));
     }
 
-    async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Arc<Taken<G>>) -> Result<Digest> {
+    async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Origin<G>) -> Result<Digest> {
         let named = self.grid.current(&asked.name).await?;
         let expect = match named {
             None => Expect::Absent,
@@ -157,10 +158,10 @@ impl<G: Saves> Work<G> {
             }
             Some(image) => Expect::At(image),
         };
-        let parent = self.parent(asked, taken.since, named).await?;
+        let parent = self.parent(asked, taken.since(), named).await?;
         let image = self.stored(told, asked, taken, parent).await?.image;
         told.tell(|now| now.image = Some(image));
-        let parent = asked.parent.as_ref().and(parent).or(match taken.since {
+        let parent = asked.parent.as_ref().and(parent).or(match taken.since() {
             Since::Image(image) => Some(image),
             _ => None,
         });
@@ -208,10 +209,10 @@ impl<G: Saves> Work<G> {
     async fn truth(
         &self,
         asked: &SaveVolume,
-        taken: &Taken<G>,
+        taken: &Origin<G>,
         parent: Option<Digest>,
     ) -> Result<(Option<Ancestor<LazySource<G>>>, Option<String>)> {
-        let doubt = match (asked.all, taken.doubt, taken.since) {
+        let doubt = match (asked.all, taken.doubt(), taken.since()) {
             (true, ..) => "it was asked for".to_owned(),
             (_, Some(doubt), _) => doubt.to_owned(),
             (.., Since::Unknown) => "what its changes count from is not known".to_owned(),
@@ -235,7 +236,7 @@ impl<G: Saves> Work<G> {
         &self,
         told: &Told,
         asked: &SaveVolume,
-        taken: &Arc<Taken<G>>,
+        taken: &Origin<G>,
         parent: Option<Digest>,
     ) -> Result<Imported> {
         let (ancestor, why) = self.truth(asked, taken, parent).await?;
@@ -243,7 +244,7 @@ impl<G: Saves> Work<G> {
             None => (Truth::ChangedMap, Captured::Changed),
             Some(_) => (Truth::FullRead, Captured::All),
         };
-        let fixed = Arc::new(taken.fix(what).await?);
+        let fixed = taken.fix(what).await?;
         let to_read = fixed.ranges.iter().map(|range| range.end - range.start).sum();
         told.tell(|now| {
             now.truth = Some(truth);
@@ -258,6 +259,7 @@ impl<G: Saves> Work<G> {
             ancestor.source.close().await;
         }
         let imported = imported?;
+        taken.check().await?;
         told.tell(|now| now.progress.sections = imported.manifest.present().count() as u64);
         Ok(imported)
     }
@@ -267,7 +269,7 @@ impl<G: Saves> Work<G> {
         &self,
         told: &Told,
         asked: &SaveVolume,
-        fixed: &Arc<Fixed<G>>,
+        fixed: &Fixed,
         changes: &Changes<LazySource<G>>,
         parent: Option<Digest>,
     ) -> Result<Imported> {
@@ -296,14 +298,14 @@ impl<G: Saves> Work<G> {
         &self,
         told: &Told,
         asked: &SaveVolume,
-        fixed: &Arc<Fixed<G>>,
+        fixed: &Fixed,
         changes: &Changes<LazySource<G>>,
         parent: Option<Digest>,
         stored: &Stored,
     ) -> Result<Imported> {
         let options = ImportOptions {
             parent,
-            chunk_log2: fixed.identity().chunk_log2,
+            chunk_log2: fixed.chunk_log2,
             workers: self.workers,
             memory: self.memory,
             background: asked.background,
@@ -311,8 +313,8 @@ impl<G: Saves> Work<G> {
             progress: Arc::clone(&told.progress),
             ..ImportOptions::default()
         };
-        let disk: Arc<Fixed<G>> = Arc::clone(fixed);
-        let source = DiskSource::disk(&asked.volume, fixed.identity().sector, disk)?;
+        let disk = Arc::clone(&fixed.disk);
+        let source = DiskSource::disk(&asked.volume, fixed.sector, disk)?;
         let (_, sink) = self.grid.push(parent.map(|image| image.to_string()).as_deref()).await?;
         let imported = capture::save(source, changes, &sink, stored, options).await;
         self.grid.close(sink).await;

@@ -8,6 +8,8 @@
 
 pub(crate) mod http;
 mod job;
+pub(crate) mod nbd;
+mod origin;
 mod service;
 
 use std::future::Future;

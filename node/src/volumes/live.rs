@@ -527,7 +527,7 @@ fn pace(core: &Core, all: &Option<Arc<Rate>>, terms: &Terms, now: u64) -> Pace {
 }
 
 /// A name in QEMU's graph: of the volume, and the same each time.
-fn node_name(id: &[u8; 16]) -> String {
+pub(super) fn node_name(id: &[u8; 16]) -> String {
     let id: String = id[..8].iter().map(|b| format!("{b:02x}")).collect();
     format!("fb-{id}")
 }

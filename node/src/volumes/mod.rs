@@ -14,6 +14,7 @@ mod bases;
 mod cores;
 mod disk;
 mod extend;
+mod fleeced;
 pub(crate) mod http;
 mod hydrate;
 mod kept;
@@ -31,6 +32,7 @@ mod tools;
 mod window;
 
 pub use cores::CoreOptions;
+pub use fleeced::Fleeced;
 pub use service::{Birth, Share, VolumeOptions, Volumes, identify};
 pub use serving::Holder;
 pub(crate) use source::LazySource;

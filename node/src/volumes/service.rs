@@ -94,7 +94,7 @@ pub(super) struct Inner<G> {
     pub(super) shelf: Shelf,
     /// What keeps other daemons from the shelf.
     _claim: BlockFile,
-    sockets: PathBuf,
+    pub(super) sockets: PathBuf,
     /// Where volumes are shown to the tools of their file systems.
     pub(super) for_tools: PathBuf,
     cores: Cores,

@@ -77,13 +77,13 @@ impl<G: Grid> Volumes<G> {
         taken
     }
 
-    fn reserve(&self, name: &str) -> Result<()> {
+    pub(super) fn reserve(&self, name: &str) -> Result<()> {
         self.is_not_captured(name)?;
         self.0.capturing.lock().expect(UNPOISONED).insert(name.to_owned());
         Ok(())
     }
 
-    fn release(&self, name: &str) {
+    pub(super) fn release(&self, name: &str) {
         self.0.capturing.lock().expect(UNPOISONED).remove(name);
     }
 
@@ -249,11 +249,6 @@ struct Here {
 }
 
 impl<G: Grid> Fixed<G> {
-    /// What the volume says of itself.
-    pub fn identity(&self) -> &Identity {
-        &self.taken.identity
-    }
-
     /// Asks the point in time something, from any thread but the core's.
     fn ask<T: Send + 'static>(
         &self,

@@ -9,11 +9,13 @@
 //! - [`View`]: what QEMU's block layer looks like, made of the answers to three queries.
 //! - [`next`] and [`undo`]: pure; which step follows from what is seen. Nothing is remembered between
 //!   steps: who was interrupted looks again and goes on, or back.
+//! - [`fleece`]: a running guest's disk as it was at one instant.
 //! - [`pivot`], [`resize`], [`identify`]: thin loops around them.
 //!
 //! [the protocol's specification]: https://www.qemu.org/docs/master/interop/qmp-spec.html
 
 mod drive;
+pub mod fleece;
 mod graph;
 mod monitor;
 mod plan;

@@ -1,0 +1,88 @@
+//! What a capture is made of: a volume that this daemon serves, or has for itself; or one whose guest uses the plain file,
+//! which QEMU keeps as it was.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use capture::Disk;
+use image::{Digest, Result};
+use volume_pool::{Captured, Since};
+
+use super::Saves;
+use crate::volumes::{Fleeced, Taken, Volumes};
+
+/// A volume that is being captured. To be [ended](Origin::end).
+pub(super) enum Origin<G> {
+    /// All that is written to it goes through us.
+    Ours(Arc<Taken<G>>),
+    /// Its guest writes past us.
+    Qemu(Box<Fleeced<G>>),
+}
+
+/// It, at a point in time.
+pub(super) struct Fixed {
+    pub(super) disk: Arc<dyn Disk>,
+    /// What is to be read, in bytes.
+    pub(super) ranges: Vec<Range<u64>>,
+    pub(super) sector: u32,
+    pub(super) chunk_log2: u8,
+}
+
+impl<G: Saves> Origin<G> {
+    pub(super) async fn take(volumes: &Volumes<G>, name: &str) -> Result<Self> {
+        match volumes.moved(name) {
+            Some(qmp) => Ok(Self::Qemu(Box::new(volumes.take_moved(name, qmp).await?))),
+            None => Ok(Self::Ours(Arc::new(volumes.take(name).await?))),
+        }
+    }
+
+    /// What its changes count from.
+    pub(super) fn since(&self) -> Since {
+        match self {
+            Self::Ours(taken) => taken.since,
+            Self::Qemu(fleeced) => fleeced.since,
+        }
+    }
+
+    /// Why what has changed is not known, if it is not.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        match self {
+            Self::Ours(taken) => taken.doubt,
+            Self::Qemu(_) => Some("its guest writes to the plain file, past this daemon"),
+        }
+    }
+
+    pub(super) async fn fix(&self, what: Captured) -> Result<Fixed> {
+        match self {
+            Self::Ours(taken) => {
+                let fixed = taken.fix(what).await?;
+                let (ranges, identity) = (fixed.ranges.clone(), &taken.identity);
+                let (sector, chunk_log2) = (identity.sector, identity.chunk_log2);
+                Ok(Fixed { disk: Arc::new(fixed), ranges, sector, chunk_log2 })
+            }
+            Self::Qemu(fleeced) => {
+                let disk = fleeced.fix().await?;
+                let ranges = std::iter::once(0..disk.size()).collect();
+                let (sector, chunk_log2) = (fleeced.identity.sector, fleeced.identity.chunk_log2);
+                Ok(Fixed { disk, ranges, sector, chunk_log2 })
+            }
+        }
+    }
+
+    /// Asked when all was read: whether it was as at that point in time all the while.
+    pub(super) async fn check(&self) -> Result<()> {
+        match self {
+            // The source has been asked.
+            Self::Ours(_) => Ok(()),
+            Self::Qemu(fleeced) => fleeced.is_kept().await,
+        }
+    }
+
+    /// Ends the capture, with the image that was made.
+    pub(super) async fn end(&self, image: Option<Digest>) -> Result<()> {
+        match self {
+            Self::Ours(taken) => taken.end(image).await,
+            Self::Qemu(fleeced) => fleeced.end().await,
+        }
+    }
+}
