@@ -5,14 +5,14 @@
 //!
 //! | method and path | body → answer | who |
 //! |---|---|---|
-//! | `GET /v1/images` | → [`ImageList`] | any member |
+//! | `GET /v1/images` | → [`ImageList`]; with `?ancestors=true` ([`ListImages`]) what they were made from, too | any member |
 //! | `GET /v1/images/{name}` | → [`ImageInfo`]; `name` is a ref or a digest | any member |
 //! | `POST /v1/images/{digest}/record` | [`NewRecord`] → [`ImageInfo`] | writers |
 //! | `GET /v1/images/{name}/trace` | → [`TraceBody`](crate::trace::TraceBody); gone while there is none | any member |
 //! | `POST /v1/images/{digest}/trace` | [`TraceBody`](crate::trace::TraceBody), one recording → [`TraceInfo`] | writers |
 //! | `POST /v1/images/{name}/verify` | [`VerifyRequest`] → [`VerifyReport`] | any member |
 //! | `PUT /v1/refs/{ref}` | [`MoveRef`] → [`RefInfo`] | writers |
-//! | `DELETE /v1/refs/{ref}` | → [`RefInfo`] as it was | admin |
+//! | `DELETE /v1/refs/{ref}` | → [`RefInfo`] as it was; with `?expect=DIGEST` ([`DeleteRef`]) only if it points there | admin |
 //! | `POST /v1/tickets` | [`TicketRequest`] → [`TicketAnswer`] | any member |
 //! | `POST /v1/store/verify` | [`VerifyStoreRequest`] → [`StoreReport`] | admin |
 //! | `POST /v1/gc` | [`GcRequest`] → [`GcReport`] | admin |
@@ -26,7 +26,7 @@ use image::{Digest, ImageRecord, Ref};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::grid::CacheInfo;
 use crate::trace::TraceInfo;
@@ -83,11 +83,70 @@ impl ImageInfo {
     }
 }
 
+/// What a list of images shall hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListImages {
+    /// The images, too, from which those with a ref were made, and from which these were made.
+    pub ancestors: bool,
+}
+
 /// All images that have a ref.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageList {
     /// One entry per ref, in the order of the names.
     pub images: Vec<ImageLine>,
+    /// The images without a ref from which they were made, by what their records say; if it was asked for, and at
+    /// most 10,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ancestors: Option<Vec<Ancestor>>,
+}
+
+/// An image without a ref, from which others were made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ancestor {
+    /// The image.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// It does not exist any more: nothing else is known of it.
+    #[serde(default)]
+    pub gone: bool,
+    /// Disk size in bytes.
+    pub size: u64,
+    /// Bytes of the frames that the image leans on.
+    pub stored: u64,
+    /// When the image was made, in seconds since 1970, as its record says.
+    pub created: Option<u64>,
+    /// Operating system, as its record says.
+    pub os: Option<String>,
+    /// What kind of image it is, as its record says.
+    #[schema(value_type = Option<String>)]
+    pub kind: Option<ImageKind>,
+    /// The image that it was made from, as its record says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub parent: Option<Digest>,
+    /// Why the store could not describe the image; then sizes are 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl Ancestor {
+    /// Nothing is known of it yet.
+    pub fn unknown(image: Digest) -> Self {
+        Self {
+            image,
+            gone: false,
+            size: 0,
+            stored: 0,
+            created: None,
+            os: None,
+            kind: None,
+            parent: None,
+            problem: None,
+        }
+    }
 }
 
 /// A line of the list of images.
@@ -111,6 +170,13 @@ pub struct ImageLine {
     /// What kind of image it is, as its record says.
     #[schema(value_type = Option<String>)]
     pub kind: Option<ImageKind>,
+    /// The image that it was made from, as its record says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub parent: Option<Digest>,
+    /// Labels, as its record says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Why the store could not describe the image; then sizes are 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -185,6 +251,16 @@ impl PartialSchema for Expect {
 }
 
 impl ToSchema for Expect {}
+
+/// What is believed of a ref before it is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DeleteRef {
+    /// It points at this image; if it does not, that is a conflict, and it stays.
+    #[param(value_type = Option<String>)]
+    pub expect: Option<Digest>,
+}
 
 /// Asks for a ticket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

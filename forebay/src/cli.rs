@@ -89,12 +89,16 @@ pub enum Command {
     Images(ImagesArgs),
     /// Show what is known of an image
     Inspect(NameArgs),
+    /// Show what differs between two images: how many bytes, where, and which files
+    Diff(DiffArgs),
     /// Check an image in the store
     Verify(VerifyArgs),
     /// Give an image one more name
     Tag(TagArgs),
     /// Remove names
     Rm(RmArgs),
+    /// Remove names of images by rules: what of each hour, day, week, month or year is kept
+    Prune(PruneArgs),
     /// Remove what no name reaches from the store, in two steps with a pause between
     Gc(GcArgs),
     /// Take care of the permanent store
@@ -408,6 +412,9 @@ pub struct ImagesArgs {
     /// Only names that begin so, or, with a `*` in it for any text, that are so
     #[arg(value_name = "FILTER")]
     pub filter: Option<String>,
+    /// Show what they were made from, too: each below its parent
+    #[arg(long)]
+    pub tree: bool,
 }
 
 /// A ref or a digest.
@@ -416,6 +423,24 @@ pub struct NameArgs {
     /// A ref or a digest
     #[arg(value_name = "REF")]
     pub name: String,
+}
+
+/// `forebay diff`.
+#[derive(Args, Debug)]
+pub struct DiffArgs {
+    /// A ref or a digest
+    #[arg(value_name = "OLD")]
+    pub old: String,
+    /// A ref or a digest
+    #[arg(value_name = "NEW")]
+    pub new: String,
+    /// Show where the bytes are that differ
+    #[arg(long)]
+    pub ranges: bool,
+    /// Show which files differ, on file systems of ext2, ext3 and ext4; the chunks in which these are described are
+    /// fetched, and files of the same size that were written at other times
+    #[arg(long)]
+    pub files: bool,
 }
 
 /// `forebay verify`.
@@ -449,6 +474,46 @@ pub struct RmArgs {
     /// The names; one that cannot be removed does not keep the others
     #[arg(value_name = "REF", required = true)]
     pub names: Vec<image::Ref>,
+}
+
+/// `forebay prune`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Names that are the same up to the tag ([tenant/]name) are a group; the rules hold for each group. All \
+    names of an image stay or go together. An image that several rules keep counts for each of them. Hours, days, \
+    weeks (ISO 8601), months and years are in UTC, and of when the image was made, not of when it was named."
+)]
+pub struct PruneArgs {
+    /// Only names that begin so, or, with a `*` in it for any text, that are so [default: all]
+    #[arg(value_name = "FILTER")]
+    pub filters: Vec<String>,
+    /// Keep so many images, the newest
+    #[arg(long, value_name = "N")]
+    pub keep_last: Option<u32>,
+    /// Keep the newest image of each hour, of so many hours with images
+    #[arg(long, value_name = "N")]
+    pub keep_hourly: Option<u32>,
+    /// Keep the newest image of each day, of so many days with images
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// Keep the newest image of each week, of so many weeks with images
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// Keep the newest image of each month, of so many months with images
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// Keep the newest image of each year, of so many years with images
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+    /// Keep what was made within this time before now, e.g. 14d
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time)]
+    pub keep_within: Option<std::time::Duration>,
+    /// Keep what has this label (may be repeated)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub keep_label: Vec<(String, String)>,
+    /// Say what would be removed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `forebay gc`.

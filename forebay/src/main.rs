@@ -79,11 +79,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Node(args) => Ok(commands::node::run(&config, args, output)?),
         Command::Volume(args) => Ok(commands::volume::run(&config, args.command, output)?),
         Command::Images(args) => Ok(commands::images::list(&config, &args, output)?),
+        Command::Diff(args) => Ok(commands::diff::run(&config, &args, output)?),
         Command::Inspect(args) => Ok(commands::images::inspect(&config, &args, output)?),
         Command::Save(args) => Ok(commands::save::run(&config, *args, output)?),
         Command::Verify(args) => Ok(commands::images::verify(&config, &args, output)?),
         Command::Tag(args) => Ok(commands::images::tag(&config, &args, output)?),
         Command::Rm(args) => Ok(commands::images::remove(&config, &args, output)?),
+        Command::Prune(args) => Ok(commands::prune::run(&config, &args, output)?),
         Command::Store(args) => Ok(commands::store::run(&config, &args.command, output)?),
         Command::Gc(args) => Ok(commands::images::gc(&config, &args, output)?),
     }

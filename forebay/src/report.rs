@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use api::node::Progress;
+use image::record::ImageKind;
 use image::{Digest, Ref};
+use node::diff::{FileSystemDiff, SideReport, Span};
 use serde::{Deserialize, Serialize};
 
 /// What an import did.
@@ -62,6 +64,130 @@ pub struct ExportReport {
     pub len: u64,
     /// How long it took, in seconds.
     pub seconds: f64,
+}
+
+/// What a prune did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneReport {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// The names that were looked at: groups in the order of their names, in each the newest image first.
+    pub names: Vec<PruneLine>,
+}
+
+/// A name, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneLine {
+    /// The name.
+    #[serde(rename = "ref")]
+    pub name: Ref,
+    /// The image that it points at, or did.
+    pub image: Digest,
+    /// When that was made, in seconds since 1970.
+    pub created: Option<u64>,
+    /// What became of the name.
+    pub action: PruneAction,
+    /// The rules that keep it, each with the hour, day and so on for which it counts: `daily 2026-11-21`.
+    pub kept_by: Vec<String>,
+}
+
+/// What becomes of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneAction {
+    /// It is kept, by rules.
+    Kept,
+    /// It is kept: nobody knows when its image was made.
+    Undated,
+    /// It is to be removed: by a run that is not dry, or had not failed before.
+    ToRemove,
+    /// It has been removed.
+    Removed,
+    /// It is kept: it points at another image since it was looked at.
+    Moved,
+    /// Somebody else has removed it since it was looked at.
+    Gone,
+}
+
+/// What differs between two images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffReport {
+    /// The image that is compared with.
+    pub old: Digest,
+    /// The image that is compared.
+    pub new: Digest,
+    /// Which bytes differ; nothing if that cannot be known by digests.
+    pub bytes: Option<BytesDiff>,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_bytes: Option<String>,
+    /// Which files differ, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FilesDiff>,
+}
+
+/// Which bytes differ, in whole chunks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BytesDiff {
+    /// What is known of the one image.
+    pub old: SideReport,
+    /// What is known of the other.
+    pub new: SideReport,
+    /// Sections (64 MiB of disk) in which something differs.
+    pub sections: u64,
+    /// Chunks that differ.
+    pub chunks: u64,
+    /// Their bytes.
+    pub differ: u64,
+    /// Where they are, in order, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<Vec<Span>>,
+    /// Bytes that differ and are in no range, for there are more ranges than are told.
+    pub untold: u64,
+}
+
+/// Which files differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesDiff {
+    /// The file systems of both disks.
+    pub file_systems: Vec<FileSystemDiff>,
+    /// Bytes of frames that came for it.
+    pub received: u64,
+}
+
+/// What `forebay images --tree` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// Each image behind the one that it was made from.
+    pub images: Vec<LineageLine>,
+}
+
+/// An image in the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineageLine {
+    /// The image.
+    pub image: Digest,
+    /// Images above it in the tree.
+    pub depth: usize,
+    /// What it was made from, as its record says.
+    pub parent: Option<Digest>,
+    /// Its names.
+    pub refs: Vec<Ref>,
+    /// It does not exist any more: nothing else is known of it.
+    pub gone: bool,
+    /// When it was made, in seconds since 1970.
+    pub created: Option<u64>,
+    /// Operating system.
+    pub os: Option<String>,
+    /// What kind of image it is.
+    pub kind: Option<ImageKind>,
+    /// Disk size in bytes.
+    pub size: u64,
+    /// Bytes of the frames that it leans on, shared with others or not.
+    pub stored: u64,
+    /// Why the store could not describe it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What `forebay up` serves: the line that it prints with `--json`, and what `DATA/up.json` says

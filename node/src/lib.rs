@@ -3,6 +3,7 @@
 
 pub mod captures;
 pub mod daemon;
+pub mod diff;
 pub mod export;
 pub mod hypervisor;
 pub mod patience;

@@ -1,17 +1,18 @@
 //! The catalogue: what the API's routes do, free of HTTP.
 
+mod listing;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::catalog::{
-    Expect, GcReport, GcRequest, ImageInfo, ImageLine, ImageList, NewRecord, RefInfo, StoreReport,
+    DeleteRef, Expect, GcReport, GcRequest, ImageInfo, NewRecord, RefInfo, StoreReport,
     TicketAnswer, TicketRequest, VerifyReport, VerifyStoreRequest,
 };
 use api::grid::{CacheInfo, Lease, Serving};
 use api::ticket::{Grant, Ticket};
 use api::trace::TraceInfo;
-use futures::StreamExt;
 use image::error::At;
 use image::signing::{MAX_TOKEN, SigningKey};
 use image::{BootTrace, Digest, Error, ImageRecord, Kind, Result};
@@ -26,8 +27,6 @@ use crate::refs::{Refs, no_such_ref};
 use crate::state::State;
 use crate::traces::Traces;
 
-/// Images of a list that are looked up in the store at the same time.
-const LOOK_UPS: usize = 8;
 /// Verifications at the same time: each reads a whole image.
 const VERIFICATIONS: usize = 2;
 /// How long a move waits for a collection of garbage to end before the mover is told to come back.
@@ -85,42 +84,6 @@ impl Catalog {
             collector: Mutex::default(),
             verifying: Semaphore::new(VERIFICATIONS),
         })
-    }
-
-    /// One line per ref. A ref whose image the store cannot describe is in the list too, and says so.
-    pub(crate) async fn list(&self) -> Result<ImageList> {
-        let refs = self.state.refs().await?;
-        let lines = futures::stream::iter(refs).map(|r| self.line(r)).buffered(LOOK_UPS);
-        Ok(ImageList { images: lines.collect().await })
-    }
-
-    async fn line(&self, at: RefInfo) -> ImageLine {
-        let mut line = ImageLine {
-            name: at.name,
-            image: at.image,
-            size: 0,
-            stored: 0,
-            created: None,
-            os: None,
-            kind: None,
-            problem: None,
-        };
-        match self.images.get(at.image).await {
-            Ok(known) => {
-                line.size = known.facts.size;
-                line.stored = known.facts.stored;
-                if let Some(record) = &known.record {
-                    line.created = Some(record.created);
-                    line.os = record.os.clone();
-                    line.kind = Some(record.kind);
-                }
-            }
-            Err(e) => {
-                tracing::warn!(r#ref = %line.name, error = %e, "no facts of a ref's image");
-                line.problem = Some(e.to_string());
-            }
-        }
-        line
     }
 
     /// What is known of an image.
@@ -225,9 +188,9 @@ impl Catalog {
         self.refs.set(&name, image, expect).await
     }
 
-    /// Deletes a ref.
-    pub(crate) async fn delete_ref(&self, name: &str) -> Result<RefInfo> {
-        self.refs.delete(&names::parse_ref(name)?).await
+    /// Deletes a ref, if it is what is expected.
+    pub(crate) async fn delete_ref(&self, name: &str, asked: DeleteRef) -> Result<RefInfo> {
+        self.refs.delete(&names::parse_ref(name)?, asked.expect).await
     }
 
     /// Verifies a stored image.

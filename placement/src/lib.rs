@@ -3,6 +3,7 @@
 //! - [`ca`]: the grid's authority, made on first start: who is a member, and whose signatures count
 //! - `state`: refs, join tokens, members, behind a seam (`state::keys::Keys`) that etcd fits too
 //! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
+//! - [`retention`]: which names may go, by rules over when their images were made
 //! - `traces`: what guests of an image touch first, recorded by nodes and told to others
 //! - [`archive`]: what placement needs of the store; implemented by who joins the two
 //! - `http`: the routes of `api::catalog`, `api::grid` and `api::care` over mutual TLS, with an OpenAPI document
@@ -34,6 +35,7 @@ mod members;
 mod names;
 pub mod papers;
 mod refs;
+pub mod retention;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -67,9 +67,13 @@ impl Refs {
         Ok(RefInfo { name: name.clone(), image, moved: entry.at })
     }
 
-    /// Deletes a ref, and returns it as it was.
-    pub(crate) async fn delete(&self, name: &Ref) -> Result<RefInfo> {
-        let there = |now: Option<&RefInfo>| now.map(drop).ok_or_else(|| no_such_ref(name));
+    /// Deletes a ref, and returns it as it was. An error other than `Conflict` and `Gone` leaves open whether it is
+    /// gone.
+    pub(crate) async fn delete(&self, name: &Ref, expect: Option<Digest>) -> Result<RefInfo> {
+        let there = |now: Option<&RefInfo>| {
+            let now = now.ok_or_else(|| no_such_ref(name))?;
+            expect.map_or(Ok(()), |image| expected(name, Some(now), Expect::At(image)))
+        };
         let was = self.record(name, None, there).await?.1;
         was.ok_or_else(|| no_such_ref(name))
     }

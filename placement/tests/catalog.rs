@@ -86,6 +86,51 @@ async fn a_move_that_expects_something_else_is_a_conflict() {
     assert_eq!(grid.archive.shelf().log.len(), 3, "what was refused is not in the log");
 }
 
+#[tokio::test]
+async fn a_ref_that_has_moved_is_not_deleted_by_who_does_not_know() {
+    let grid = Grid::start().await;
+    let admin = grid.admin();
+    let (a, b) = (grid.archive.add_image("a"), grid.archive.add_image("b"));
+    set(&admin, "x:1", a, Expect::Absent).await.unwrap();
+    set(&admin, "x:1", b, Expect::At(a)).await.unwrap();
+    let moved = admin.delete_ref_at(&name("x:1"), &a).await.unwrap_err();
+    assert!(moved.kind() == Kind::Conflict && moved.message().contains(&b.to_string()), "{moved}");
+    assert_eq!(admin.image("x:1").await.unwrap().image, b);
+    assert_eq!(admin.delete_ref_at(&name("x:1"), &b).await.unwrap().image, b);
+    let gone = admin.delete_ref_at(&name("x:1"), &b).await.unwrap_err();
+    assert_eq!(gone.kind(), Kind::Gone, "{gone}");
+    assert_eq!(grid.archive.shelf().log.len(), 3, "what was refused is not in the log");
+}
+
+#[tokio::test]
+async fn a_list_tells_what_images_were_made_from_named_or_not_and_circles_end() {
+    let grid = Grid::start().await;
+    let admin = grid.admin();
+    let images: Vec<_> = (0..5).map(|i| grid.archive.add_image(&i.to_string())).collect();
+    let gone = Digest::of_chunk(b"not there");
+    // 0 ← 1 ← 2 (named) and gone ← 3 (named); 4 and 1 are made a circle of later.
+    for (image, parent) in [(1, images[0]), (2, images[1]), (3, gone), (4, images[1])] {
+        let labels = [("n".to_owned(), image.to_string())].into();
+        let said = NewRecord { parent: Some(parent), labels, ..Default::default() };
+        admin.record(&images[image], &said).await.unwrap();
+    }
+    set(&admin, "x:2", images[2], Expect::Absent).await.unwrap();
+    set(&admin, "x:3", images[3], Expect::Absent).await.unwrap();
+    assert_eq!(admin.images().await.unwrap().ancestors, None);
+    let list = admin.lineage().await.unwrap();
+    assert_eq!(list.images[0].parent, Some(images[1]));
+    assert_eq!(list.images[0].labels["n"], "2");
+    let found: Vec<_> = list.ancestors.unwrap().iter().map(|a| (a.image, a.gone)).collect();
+    assert_eq!(found, [(images[1], false), (gone, true), (images[0], false)]);
+
+    let circle = NewRecord { parent: Some(images[4]), ..Default::default() };
+    admin.record(&images[1], &circle).await.unwrap();
+    let list = admin.lineage().await.unwrap();
+    let found: Vec<_> = list.ancestors.unwrap().iter().map(|a| (a.image, a.parent)).collect();
+    let circle = [(images[1], Some(images[4])), (gone, None), (images[4], Some(images[1]))];
+    assert_eq!(found, circle);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_movers_at_once_exactly_one_wins() {
     let grid = Grid::start().await;

@@ -16,6 +16,9 @@ use crate::output::{Output, bytes, chunks, table, time};
 
 /// `forebay images`.
 pub fn list(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
+    if args.tree {
+        return super::lineage::run(config, args, output);
+    }
     let mut list = with_grid(config, |grid| async move { grid.placement.images().await })?;
     if let Some(filter) = &args.filter {
         list.images.retain(|line| matches(filter, &line.name.to_string()));
@@ -24,7 +27,7 @@ pub fn list(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
 }
 
 /// Whether a name begins like `filter`; or is like it as a whole, where it has a `*` for any text.
-fn matches(filter: &str, name: &str) -> bool {
+pub fn matches(filter: &str, name: &str) -> bool {
     let Some((first, rest)) = filter.split_once('*') else { return name.starts_with(filter) };
     let Some(mut name) = name.strip_prefix(first) else { return false };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));

@@ -3,10 +3,13 @@
 pub mod cache;
 pub mod completions;
 pub mod config;
+pub mod diff;
 pub mod export;
 pub mod images;
 pub mod import;
+pub mod lineage;
 pub mod node;
+pub mod prune;
 pub mod pull;
 pub mod save;
 pub mod store;

@@ -118,6 +118,11 @@ impl Client {
         self.get("/v1/images").await
     }
 
+    /// The same, and what these images were made from. An older placement does not say.
+    pub async fn lineage(&self) -> Result<ImageList> {
+        self.get("/v1/images?ancestors=true").await
+    }
+
     /// What is known of an image; `name` is a ref or a digest.
     pub async fn image(&self, name: &str) -> Result<ImageInfo> {
         self.get(&format!("/v1/images/{}", segment(name)?)).await
@@ -165,6 +170,12 @@ impl Client {
     /// Deletes a ref; returns it as it was.
     pub async fn delete_ref(&self, name: &Ref) -> Result<RefInfo> {
         self.send(Method::DELETE, &ref_path(name)?, None::<&()>).await
+    }
+
+    /// Deletes a ref if it points at an image, and is a conflict if it does not; returns it as it was.
+    pub async fn delete_ref_at(&self, name: &Ref, image: &Digest) -> Result<RefInfo> {
+        let path = format!("{}?expect={image}", ref_path(name)?);
+        self.send(Method::DELETE, &path, None::<&()>).await
     }
 
     /// A ticket to pull or push, for these papers.

@@ -3,7 +3,7 @@
 use api::ErrorBody;
 use axum::Json;
 use axum::body::HttpBody;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
@@ -110,5 +110,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
         let path = Path::<String>::from_request_parts(parts, state).await;
         let invalid = |e| Failure(Error::new(Kind::Invalid, format!("path: {e}")));
         path.map(|Path(name)| Name(name)).map_err(|e| invalid(e.body_text()))
+    }
+}
+
+/// What stands behind the `?` of a request.
+pub(super) struct Asked<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        let invalid = |e| Failure(Error::new(Kind::Invalid, format!("query: {e}")));
+        query.map(|Query(asked)| Asked(asked)).map_err(|e| invalid(e.body_text()))
     }
 }

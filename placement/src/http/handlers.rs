@@ -1,8 +1,8 @@
 //! One handler per route: out of HTTP, into the catalogue or the tokens, and back.
 
 use api::catalog::{
-    GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, StoreReport,
-    TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
+    DeleteRef, GcReport, GcRequest, ImageInfo, ImageList, ListImages, MoveRef, NewRecord, RefInfo,
+    StoreReport, TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
 };
 use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
@@ -14,7 +14,7 @@ use axum::{Extension, Json};
 use image::{Error, Kind};
 
 use super::App;
-use super::body::{Body, Failure, LongBody, Name};
+use super::body::{Asked, Body, Failure, LongBody, Name};
 use super::guard::is_writer;
 use super::peer::Peer;
 
@@ -129,11 +129,14 @@ pub(super) async fn remove_member(State(app): State<App>, Name(name): Name) -> A
 
 /// One line per ref
 #[utoipa::path(
-    get, path = "/v1/images",
+    get, path = "/v1/images", params(ListImages),
     responses((status = 200, body = ImageList), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn images(State(app): State<App>) -> Answer<ImageList> {
-    Ok(Json(app.catalog.list().await?))
+pub(super) async fn images(
+    State(app): State<App>,
+    Asked(asked): Asked<ListImages>,
+) -> Answer<ImageList> {
+    Ok(Json(app.catalog.list(asked).await?))
 }
 
 /// What is known of an image
@@ -215,11 +218,15 @@ pub(super) async fn move_ref(
 /// Deletes a ref; the answer is the ref as it was (admins)
 #[utoipa::path(
     delete, path = "/v1/refs/{ref}",
-    params(("ref" = String, Path, description = "A ref")),
+    params(("ref" = String, Path, description = "A ref"), DeleteRef),
     responses((status = 200, body = RefInfo), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn delete_ref(State(app): State<App>, Name(name): Name) -> Answer<RefInfo> {
-    Ok(Json(app.catalog.delete_ref(&name).await?))
+pub(super) async fn delete_ref(
+    State(app): State<App>,
+    Name(name): Name,
+    Asked(asked): Asked<DeleteRef>,
+) -> Answer<RefInfo> {
+    Ok(Json(app.catalog.delete_ref(&name, asked).await?))
 }
 
 /// The right to an image's chunks, or to push (admins and nodes)

@@ -254,7 +254,7 @@ async fn two_placements_over_one_state_and_store_agree() {
     // One that moves blindly after the other moved, without having seen it.
     one.set(&name, images[0], Expect::Anything).await.unwrap();
     two.set(&name, images[1], Expect::Anything).await.unwrap();
-    one.delete(&name).await.unwrap();
+    one.delete(&name, None).await.unwrap();
     assert!(two.all().await.unwrap().is_empty());
     let log: Vec<_> = fake.shelf().log.keys().copied().collect();
     assert_eq!(log, (1..=7).collect::<Vec<_>>());
