@@ -13,7 +13,7 @@ fn candidate(name: &str, image: u8, created: Option<u64>) -> Candidate {
 
 /// Seconds since 1970 of a day, by counting days.
 fn day(year: u64, month: u64, day: u64) -> u64 {
-    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
     let years: u64 = (1970..year).map(|y| 365 + u64::from(leap(y))).sum();
     let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let months: u64 = lengths[..month as usize - 1].iter().sum();

@@ -39,7 +39,11 @@ async fn compare(config: &Config, args: &DiffArgs, output: Output) -> Result<Dif
     report.bytes = difference.as_deref().map(|d| bytes_diff(d, args.ranges));
     if args.files {
         quiet_readers();
-        let (file_systems, received) = file_differences((was, old), (is, new), difference).await?;
+        let mut shown = output.progress("comparing files", 0);
+        let compared =
+            file_differences((was, old), (is, new), difference, |came| shown.at(came, 0)).await;
+        shown.finish();
+        let (file_systems, received) = compared?;
         report.files = Some(FilesDiff { file_systems, received });
     }
     Ok(report)

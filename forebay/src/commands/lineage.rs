@@ -112,7 +112,8 @@ fn in_order(mut nodes: BTreeMap<Digest, LineageLine>) -> Vec<LineageLine> {
     let age = |nodes: &BTreeMap<Digest, LineageLine>, image: &Digest| {
         let node = nodes.get(image);
         let name = node.and_then(|node| node.refs.first().map(ToString::to_string));
-        (node.and_then(|node| node.created), name, *image)
+        // Of what nobody knows when it was made, last.
+        (node.and_then(|node| node.created).unwrap_or(u64::MAX), name, *image)
     };
     children.values_mut().for_each(|all| all.sort_by_key(|image| age(&nodes, image)));
     let is_root = |node: &&LineageLine| node.parent.is_none_or(|p| !nodes.contains_key(&p));

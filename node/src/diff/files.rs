@@ -23,6 +23,7 @@ use volume_pool::inside::{Content as Inside, EDGE, Edges, FsKind, Table, content
 use super::chunks::Difference;
 use super::ext::{Entry, ExtFs, Extent, kind};
 use super::view::{Desk, Pace, ReadAt, View};
+use crate::patience::Patience;
 use crate::pull::Connect;
 
 /// The name of the thread that reads file systems. What panics there is the reader of something damaged.
@@ -101,7 +102,7 @@ impl Found {
 }
 
 /// Compares the files of two images, on a thread of its own. `difference`, if it is known, tells what need not be looked
-/// at.
+/// at. `progress` is told of bytes that came; the answer ends with all of them.
 ///
 /// # Errors
 ///
@@ -110,6 +111,7 @@ pub async fn file_differences<C: Connect>(
     old: (C, Digest),
     new: (C, Digest),
     difference: Option<Arc<Difference>>,
+    mut progress: impl FnMut(u64),
 ) -> Result<(Vec<FileSystemDiff>, u64)> {
     let pace = Arc::new(Pace::default());
     let (done, mut ended) = oneshot::channel();
@@ -131,6 +133,7 @@ pub async fn file_differences<C: Connect>(
                 break result.map_err(died).flatten();
             }
             Err(_) => {
+                progress(pace.received());
                 let steps = pace.steps();
                 looks = if steps.is_some() && steps == last { looks + 1 } else { 0 };
                 last = steps;
@@ -142,7 +145,7 @@ pub async fn file_differences<C: Connect>(
         }
     };
     drop(end);
-    result
+    result.map(|found| (found, pace.received()))
 }
 
 /// Ends the reader with whoever waits for it.
@@ -159,14 +162,15 @@ fn compare<C: Connect>(
     new: &(C, Digest),
     difference: Option<&Difference>,
     pace: Arc<Pace>,
-) -> Result<(Vec<FileSystemDiff>, u64)> {
+) -> Result<Vec<FileSystemDiff>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::io("starting a runtime", e))?;
     let desk = Rc::new(Desk::new(pace, runtime)?);
     let open = |(connect, image): &(C, Digest)| {
-        let source = desk.wait(connect.connect(0))?;
+        let opening = Patience::with_busy().ask(async || connect.connect(0).await);
+        let source = desk.wait(opening)?;
         View::open(Rc::clone(&desk), source, *image, connect.trace()).map(Rc::new)
     };
     let (was, is) = (open(old)?, open(new)?);
@@ -180,7 +184,7 @@ fn compare<C: Connect>(
             desk.wait(connect.close(view.into_source()));
         }
     }
-    result.map(|found| (found, desk.received()))
+    result
 }
 
 /// Whether it is what is on a disk that cannot be read, and not the disk.

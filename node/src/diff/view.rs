@@ -37,6 +37,8 @@ pub(super) struct Pace {
     /// It waits for somebody else.
     waits: AtomicBool,
     ended: AtomicBool,
+    /// Bytes of frames that came.
+    received: AtomicU64,
 }
 
 impl Pace {
@@ -53,6 +55,11 @@ impl Pace {
     pub(super) fn steps(&self) -> Option<u64> {
         let waits = self.waits.load(Ordering::Relaxed);
         (!waits).then(|| self.steps.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of frames that came.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Ends it at its next step.
@@ -131,11 +138,6 @@ impl Desk {
         let done = self.local.block_on(&self.runtime, work);
         self.pace.waits.store(false, Ordering::Relaxed);
         done
-    }
-
-    /// Bytes of frames that came.
-    pub(super) fn received(&self) -> u64 {
-        self.watch.progress().received
     }
 }
 
@@ -231,7 +233,10 @@ impl<S: ChunkSource> View<S> {
         let chunks = ChunkSet::of(table.chunks(), |c| c == chunk);
         let batch = Batch { section, table, chunks, priority: Priority::Background };
         let taken = Taken::default();
-        self.desk.wait(fetch.batch(batch, &taken))?;
+        let fetched = self.desk.wait(fetch.batch(batch, &taken));
+        let received = self.desk.watch.progress().received;
+        self.desk.pace.received.store(received, Ordering::Relaxed);
+        fetched?;
         let none = || Error::new(Kind::Retry, "a chunk was delivered, and is not there");
         taken.0.into_inner().ok_or_else(none)
     }
