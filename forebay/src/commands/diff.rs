@@ -43,7 +43,8 @@ async fn compare(config: &Config, args: &DiffArgs, output: Output) -> Result<Dif
         let compared =
             file_differences((was, old), (is, new), difference, |came| shown.at(came, 0)).await;
         shown.finish();
-        let (file_systems, received) = compared?;
+        let (file_systems, received) =
+            compared.map_err(|e| e.at(format!("files of {} and {}", args.old, args.new)))?;
         report.files = Some(FilesDiff { file_systems, received });
     }
     Ok(report)

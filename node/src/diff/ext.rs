@@ -2,9 +2,10 @@
 //!
 //! That reader believes sizes that it finds. So what it allocates by is checked before it sees the disk, and a path is
 //! looked up only after each directory on it was found to be one: it would follow a symbolic link whatever the length
-//! of its target. Where it panics, or goes round in circles, is for who runs it ([`super::files`]).
+//! of its target. Panics of it are caught. Where it goes round in circles is for who runs it ([`super::files`]).
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -139,6 +140,13 @@ fn told(error: Ext4Error) -> Error {
     }
 }
 
+/// Does something with the reader, which panics at some damage. It keeps no state that this could harm: only blocks as they
+/// are on the disk.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.unwrap_or_else(|_| Err(corrupt("the reader gave it up: it is damaged")))
+}
+
 fn path(of: &[u8]) -> Result<PathBuf> {
     let long = || Error::new(Kind::Unsupported, "a path that is too long to be read");
     let path = PathBuf::try_from(of.to_vec()).ok();
@@ -148,7 +156,7 @@ fn path(of: &[u8]) -> Result<PathBuf> {
 impl ExtFs {
     pub(super) fn open(extent: Extent, pace: Arc<Pace>) -> Result<Self> {
         check(&extent)?;
-        let fs = Ext4::load(Box::new(extent)).map_err(told)?;
+        let fs = guarded(|| Ext4::load(Box::new(extent)).map_err(told))?;
         Ok(Self { fs, pace })
     }
 
@@ -156,7 +164,7 @@ impl ExtFs {
     fn expect(&self, at: &[u8], metadata: &Metadata) -> Result<PathBuf> {
         self.pace.step()?;
         let path = path(at)?;
-        let found = self.fs.symlink_metadata(&path).map_err(told)?;
+        let found = guarded(|| self.fs.symlink_metadata(&path).map_err(told))?;
         match found == *metadata {
             true => Ok(path),
             false => Err(corrupt("a directory finds by name another file than it lists")),
@@ -165,7 +173,7 @@ impl ExtFs {
 
     /// The root directory.
     pub(super) fn root(&self) -> Result<Metadata> {
-        let root = self.fs.symlink_metadata("/").map_err(told)?;
+        let root = guarded(|| self.fs.symlink_metadata("/").map_err(told))?;
         match root.is_dir() {
             true => Ok(root),
             false => Err(corrupt("its root is no directory")),
@@ -175,8 +183,17 @@ impl ExtFs {
     /// What is in a directory that was listed before, by names; at most `most`.
     pub(super) fn list(&self, at: &[u8], of: &Metadata, most: usize) -> Result<Vec<Entry>> {
         let path = self.expect(at, of)?;
+        let mut entries = guarded(|| self.read_dir(&path, most))?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        match entries.windows(2).any(|pair| pair[0].name == pair[1].name) {
+            true => Err(corrupt("a directory has two files of one name")),
+            false => Ok(entries),
+        }
+    }
+
+    fn read_dir(&self, path: &PathBuf, most: usize) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for entry in self.fs.read_dir(&path).map_err(told)? {
+        for entry in self.fs.read_dir(path).map_err(told)? {
             self.pace.step()?;
             let entry = entry.map_err(told)?;
             let name = entry.file_name();
@@ -193,11 +210,7 @@ impl ExtFs {
             };
             entries.push(Entry { name: name.as_ref().into(), metadata });
         }
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        match entries.windows(2).any(|pair| pair[0].name == pair[1].name) {
-            true => Err(corrupt("a directory has two files of one name")),
-            false => Ok(entries),
-        }
+        Ok(entries)
     }
 
     /// Where a symbolic link leads.
@@ -206,14 +219,14 @@ impl ExtFs {
         if of.len() >= MAX_PATH as u64 {
             return Err(corrupt("a symbolic link with a target that is too long"));
         }
-        let target = self.fs.read_link(&path).map_err(told)?;
+        let target = guarded(|| self.fs.read_link(&path).map_err(told))?;
         Ok(target.as_path().as_ref().to_vec())
     }
 
     /// The bytes of a regular file.
     pub(super) fn open_file(&self, at: &[u8], of: &Metadata) -> Result<Content> {
         let path = self.expect(at, of)?;
-        let file = self.fs.open(&path).map_err(told)?;
+        let file = guarded(|| self.fs.open(&path).map_err(told))?;
         Ok(Content { file, pace: Arc::clone(&self.pace) })
     }
 }
@@ -230,7 +243,7 @@ impl Content {
         let mut done = 0;
         while done < into.len() {
             self.pace.step()?;
-            match self.file.read_bytes(&mut into[done..]).map_err(told)? {
+            match guarded(|| self.file.read_bytes(&mut into[done..]).map_err(told))? {
                 0 => break,
                 n => done += n,
             }

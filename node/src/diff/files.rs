@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,7 +113,7 @@ pub async fn file_differences<C: Connect>(
     mut progress: impl FnMut(u64),
 ) -> Result<(Vec<FileSystemDiff>, u64)> {
     let pace = Arc::new(Pace::default());
-    let (done, mut ended) = oneshot::channel();
+    let (done, ended) = oneshot::channel();
     let reader = Arc::clone(&pace);
     let body = move || {
         // Nobody to tell if the comparison was dropped.
@@ -125,12 +124,23 @@ pub async fn file_differences<C: Connect>(
         .spawn(body)
         .map_err(|e| Error::io("starting a thread for the comparison of files", e))?;
     let end = EndOnDrop(Arc::clone(&pace));
+    let result = watched(ended, &pace, &mut progress).await;
+    drop(end);
+    result.map(|found| (found, pace.received()))
+}
+
+/// Waits for the reader as long as it goes on, or waits itself.
+async fn watched<T>(
+    mut ended: oneshot::Receiver<Result<T>>,
+    pace: &Pace,
+    progress: &mut impl FnMut(u64),
+) -> Result<T> {
     let (mut last, mut looks) = (None, 0);
-    let result = loop {
+    while looks < LOOKS {
         match tokio::time::timeout(LOOK, &mut ended).await {
             Ok(result) => {
                 let died = |_| Error::new(Kind::Corrupt, "the reader of file systems died");
-                break result.map_err(died).flatten();
+                return result.map_err(died).flatten();
             }
             Err(_) => {
                 progress(pace.received());
@@ -139,13 +149,9 @@ pub async fn file_differences<C: Connect>(
                 last = steps;
             }
         }
-        if looks >= LOOKS {
-            let what = "a file system that leads its reader round in circles: it is damaged";
-            break Err(Error::new(Kind::Corrupt, what));
-        }
-    };
-    drop(end);
-    result.map(|found| (found, pace.received()))
+    }
+    let what = "a file system that leads its reader round in circles: it is damaged";
+    Err(Error::new(Kind::Corrupt, what))
 }
 
 /// Ends the reader with whoever waits for it.
@@ -278,15 +284,11 @@ fn compare_pair(
         return Ok(());
     }
     let budget = was.extent.disk.size().max(is.extent.disk.size());
-    let work = AssertUnwindSafe(|| {
-        let open = |found: Found| ExtFs::open(found.extent, Arc::clone(pace));
-        let (was, is) = (open(was)?, open(is)?);
+    let open = |found: Found| ExtFs::open(found.extent, Arc::clone(pace));
+    let ended = open(was).and_then(|was| {
+        let is = open(is)?;
         Walk { was: &was, is: &is, report, told, held: 0, files: 0, unread: 0, budget }.run()
     });
-    let ended = match catch_unwind(work) {
-        Ok(ended) => ended,
-        Err(_) => Err(Error::new(Kind::Corrupt, "the reader gave it up: it is damaged")),
-    };
     match ended {
         Err(e) if is_of_the_disk(&e) => {
             report.unread = Some(e.to_string());

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
+use super::super::ext::guarded;
 use super::*;
 
 struct Memory {
@@ -196,4 +197,39 @@ fn a_report_that_is_too_long_is_cut() {
             .iter()
             .all(|c| !c.what.contains(&"content".to_owned()) || c.size[0] != c.size[1])
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_goes_round_in_circles_is_given_up_and_one_that_waits_is_not() {
+    let pace = Arc::new(Pace::default());
+    let (_circling, ended) = oneshot::channel::<Result<()>>();
+    let given_up = watched(ended, &pace, &mut |_| ()).await.unwrap_err();
+    assert!(given_up.kind() == Kind::Corrupt && given_up.message().contains("circles"));
+    // One that goes on slowly, one that waits, and one that died.
+    for waits in [false, true] {
+        let (done, ended) = oneshot::channel();
+        pace.set_waiting(waits);
+        let reader = async {
+            for _ in 0..5 {
+                tokio::time::sleep(LOOK * (LOOKS - 1)).await;
+                pace.step().unwrap();
+            }
+            done.send(Ok(7)).unwrap();
+        };
+        let mut looks = 0;
+        let mut progress = |_| looks += 1;
+        let (found, ()) = tokio::join!(watched(ended, &pace, &mut progress), reader);
+        assert_eq!((found.unwrap(), looks > 50), (7, true));
+    }
+    let (died, ended) = oneshot::channel::<Result<()>>();
+    drop(died);
+    assert_eq!(watched(ended, &pace, &mut |_| ()).await.unwrap_err().kind(), Kind::Corrupt);
+    pace.end();
+    assert_eq!(pace.step().unwrap_err().kind(), Kind::Cancelled);
+}
+
+#[test]
+fn a_reader_that_panics_has_found_damage() {
+    let ended = guarded(|| -> Result<()> { panic!("as at a directory whose hashes are damaged") });
+    assert_eq!(ended.unwrap_err().kind(), Kind::Corrupt);
 }

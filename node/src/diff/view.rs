@@ -62,6 +62,11 @@ impl Pace {
         self.received.load(Ordering::Relaxed)
     }
 
+    /// Says whether it waits for somebody else.
+    pub(super) fn set_waiting(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
+    }
+
     /// Ends it at its next step.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
@@ -134,9 +139,9 @@ impl Desk {
 
     /// Waits for something, and lets what belongs to it go on meanwhile.
     pub(super) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        self.pace.waits.store(true, Ordering::Relaxed);
+        self.pace.set_waiting(true);
         let done = self.local.block_on(&self.runtime, work);
-        self.pace.waits.store(false, Ordering::Relaxed);
+        self.pace.set_waiting(false);
         done
     }
 }
