@@ -484,7 +484,8 @@ pub struct RmArgs {
     weeks (ISO 8601), months and years are in UTC, and of when the image was made, not of when it was named."
 )]
 pub struct PruneArgs {
-    /// Only names that begin so, or, with a `*` in it for any text, that are so [default: all]
+    /// Only this group ([tenant/]name) or this name, or, with a `*` in it for any text, all names that are so
+    /// [default: all]
     #[arg(value_name = "FILTER")]
     pub filters: Vec<String>,
     /// Keep so many images, the newest

@@ -53,7 +53,7 @@ fn policy(args: &PruneArgs) -> Policy {
 fn plan(list: ImageList, args: &PruneArgs, policy: &Policy, now: u64) -> PruneReport {
     let wanted = |line: &ImageLine| {
         let name = line.name.to_string();
-        args.filters.is_empty() || args.filters.iter().any(|filter| matches(filter, &name))
+        args.filters.is_empty() || args.filters.iter().any(|filter| chosen(filter, &name))
     };
     let candidates = list.images.into_iter().filter(wanted).map(|line| Candidate {
         name: line.name,
@@ -64,6 +64,14 @@ fn plan(list: ImageList, args: &PruneArgs, policy: &Policy, now: u64) -> PruneRe
     let decisions = decide(candidates.collect(), policy, now);
     let names = decisions.into_iter().map(line).collect();
     PruneReport { dry_run: args.dry_run, names }
+}
+
+/// Whether a name is like a filter. Without a `*` it is one group, or one name: `web1` shall not reach `web10`.
+fn chosen(filter: &str, name: &str) -> bool {
+    match filter.contains('*') {
+        true => matches(filter, name),
+        false => name == filter || name.split_once(':').is_some_and(|(group, _)| group == filter),
+    }
 }
 
 fn line(decision: Decision) -> PruneLine {
@@ -115,5 +123,27 @@ fn said(action: PruneAction) -> &'static str {
         PruneAction::Removed => "removed",
         PruneAction::Moved => "kept: it was moved meanwhile",
         PruneAction::Gone => "gone: somebody else removed it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_group_or_a_name_or_has_stars() {
+        for (filter, name, expected) in [
+            ("web1", "web1:a", true),
+            ("web1", "web10:a", false),
+            ("web1", "acme/web1:a", false),
+            ("acme/web1", "acme/web1:a", true),
+            ("web1:a", "web1:a", true),
+            ("web1:a", "web1:ab", false),
+            ("web1:a*", "web1:ab", true),
+            ("web*", "web10:a", true),
+            ("", "web1:a", false),
+        ] {
+            assert_eq!(chosen(filter, name), expected, "{filter} {name}");
+        }
     }
 }

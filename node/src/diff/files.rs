@@ -21,7 +21,7 @@ use volume_pool::inside::{Content as Inside, EDGE, Edges, FsKind, Table, content
 
 use super::chunks::Difference;
 use super::ext::{Entry, ExtFs, Extent, kind};
-use super::view::{Desk, Pace, ReadAt, View};
+use super::view::{Desk, KEPT, Pace, ReadAt, View};
 use crate::patience::Patience;
 use crate::pull::Connect;
 
@@ -180,7 +180,7 @@ fn compare<C: Connect>(
         View::open(Rc::clone(&desk), source, *image, connect.trace()).map(Rc::new)
     };
     let (was, is) = (open(old)?, open(new)?);
-    desk.make_room(was.chunk().max(is.chunk()))?;
+    desk.make_room(was.chunk().max(is.chunk()), KEPT)?;
     let disks: [Rc<dyn ReadAt>; 2] = [was.clone(), is.clone()];
     let result = compare_disks(&disks, difference, &desk.pace);
     drop(disks);

@@ -25,7 +25,7 @@ use crate::pull::Watch;
 use crate::pull::batch::{Batch, Deliver, Fetch};
 
 /// Plain chunks that are kept, in bytes.
-const KEPT: usize = 64 << 20;
+pub(super) const KEPT: usize = 64 << 20;
 /// Section tables that are kept of each image: 128 KiB each at most.
 const TABLES: usize = 16;
 
@@ -124,9 +124,9 @@ impl Desk {
         })
     }
 
-    /// Makes room for chunks of at most so many bytes.
-    pub(super) fn make_room(&self, chunk: usize) -> Result<()> {
-        let arena = Arena::new("files of images", chunk, KEPT);
+    /// Makes room for chunks of at most so many bytes: for `room` bytes of them.
+    pub(super) fn make_room(&self, chunk: usize, room: usize) -> Result<()> {
+        let arena = Arena::new("files of images", chunk, room);
         let arena = arena.map_err(|e| Error::io("memory for the comparison of files", e))?;
         // It is made once: what is there already is as good.
         let _ = self.arena.set(arena);
@@ -287,3 +287,7 @@ impl Deliver for Taken {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;
