@@ -255,6 +255,30 @@ async fn bodies_are_json_and_not_too_long() {
 }
 
 #[tokio::test]
+async fn what_a_query_asks_is_known_or_refused() {
+    let grid = Grid::start().await;
+    let admin = grid.admin_papers();
+    let (a, b) = (grid.archive.add_image("a"), grid.archive.add_image("b"));
+    let to = MoveRef { image: a, expect: Expect::Absent };
+    grid.admin().move_ref(&"x:1".parse().unwrap(), &to).await.unwrap();
+    for (method, path, expected) in [
+        ("GET", "/v1/images?ancestor=true".to_owned(), 400),
+        ("GET", "/v1/images?ancestors=perhaps".to_owned(), 400),
+        ("GET", "/v1/images?ancestors=false".to_owned(), 200),
+        // Not understood, it must not count as if nothing were expected.
+        ("DELETE", format!("/v1/refs/x:1?expected={b}"), 400),
+        ("DELETE", "/v1/refs/x:1?expect=x".to_owned(), 400),
+        ("DELETE", "/v1/refs/x:1?expect".to_owned(), 400),
+        ("DELETE", format!("/v1/refs/x:1?expect={b}"), 409),
+        ("DELETE", format!("/v1/refs/x:1?expect={a}&expect={b}"), 400),
+        ("DELETE", format!("/v1/refs/x:1?expect={a}"), 200),
+    ] {
+        let (status, answer) = grid.ask(Some(&admin), method, &path, "").await;
+        assert_eq!(status, expected, "{method} {path}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn who_says_nothing_is_hung_up_on() {
     let read = Duration::from_secs(1);
     let grid = Grid::start_with(Limits { read, ..Limits::default() }).await;

@@ -176,17 +176,7 @@ fn a_report_that_is_too_long_is_cut() {
     };
     let (was, is) = (open(&old), open(&new));
     let (mut report, mut told) = (FileSystemDiff::default(), 150);
-    let report_of = &mut report;
-    let walk = Walk {
-        was: &was,
-        is: &is,
-        report: report_of,
-        told: &mut told,
-        held: 0,
-        files: 0,
-        unread: 0,
-        budget: 0,
-    };
+    let walk = Walk::new(&was, &is, &mut report, &mut told, 0);
     walk.run().unwrap();
     assert_eq!(said(&report).len() as u64 + report.untold, CHANGES.len() as u64);
     assert_eq!(said(&report).len(), 2);
