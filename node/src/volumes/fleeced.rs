@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use blockio::{Fs, OpenMode};
 use image::error::At;
-use image::{Error, Kind, Result};
+use image::geometry::DEFAULT_CHUNK_LOG2;
+use image::{Digest, Error, Geometry, Kind, Result};
+use volume_pool::foreign::{Format, Writer};
 use volume_pool::{Identity, Since};
 
 use super::live::node_name;
@@ -67,7 +69,7 @@ impl<G: Grid> Fleeced<G> {
         let mut monitor = self.monitor().await?;
         let disk = self.volumes.0.shelf.disk(&self.identity.name)?;
         self.remove_files()?;
-        make_scratch(&self.fleece.scratch, &disk)?;
+        make_scratch(&self.fleece.scratch, &disk, self.identity.size)?;
         let begun = fleece::begin(&mut monitor, &self.fleece).await;
         // QEMU has it open, and nobody else needs it.
         let removed = Fs::os().remove_file(&self.fleece.scratch);
@@ -107,10 +109,17 @@ impl<G: Grid> Fleeced<G> {
     }
 }
 
-/// An empty file that belongs to whom the volume's disk belongs to: QEMU may open that one.
-fn make_scratch(scratch: &Path, disk: &Path) -> Result<()> {
+/// An empty qcow2 file of a disk of so many bytes, which belongs to whom the volume's disk belongs to: QEMU may open that one.
+fn make_scratch(scratch: &Path, disk: &Path, size: u64) -> Result<()> {
     let place = |e| Error::io(scratch.display(), e);
-    drop(Fs::os().open(scratch, OpenMode::create_new()).map_err(place)?);
+    let geometry = Geometry::new(size, 512, DEFAULT_CHUNK_LOG2)?;
+    let end = Writer::new(Format::Qcow2(None), &geometry, &Digest::ZERO, "").finish()?;
+    let file = Fs::os().open(scratch, OpenMode::create_new()).map_err(place)?;
+    file.set_len(end.len).map_err(place)?;
+    end.pieces
+        .iter()
+        .try_for_each(|piece| file.write_all_at(&piece.bytes, piece.at))
+        .map_err(place)?;
     let of = std::fs::metadata(disk).map_err(|e| Error::io(disk.display(), e))?;
     if !of.is_file() {
         let what = "a volume on a device, whose guest uses it past this daemon, is not captured yet: detach it first";
