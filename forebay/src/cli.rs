@@ -91,8 +91,10 @@ pub enum Command {
     Inspect(NameArgs),
     /// Show what differs between two images: how many bytes, where, and which files
     Diff(DiffArgs),
-    /// Check an image in the store
-    Verify(VerifyArgs),
+    /// Check an image in the store, or by restoring it
+    Verify(Box<VerifyArgs>),
+    /// Restore images drawn by lot to scratch space, check them, and keep a record
+    Rehearse(Box<RehearseArgs>),
     /// Give an image one more name
     Tag(TagArgs),
     /// Remove names
@@ -450,8 +452,91 @@ pub struct VerifyArgs {
     #[arg(value_name = "REF")]
     pub name: String,
     /// Read and decode every chunk
-    #[arg(long)]
+    #[arg(long, conflicts_with = "restore_test")]
     pub deep: bool,
+    /// Pull it to scratch space of this machine, and check the partitions and file systems on it
+    #[arg(long)]
+    pub restore_test: bool,
+    #[command(flatten)]
+    pub restore: RestoreArgs,
+}
+
+/// How a restore is tried out.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Trying out a restore")]
+pub struct RestoreArgs {
+    /// Directory for the copy, in which all of the image must have room [default: DATA/restore]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub scratch: Option<PathBuf>,
+    /// Let this machine's kernel mount an XFS of the copy whose log has to be replayed: only of images that you trust
+    #[arg(long)]
+    pub mount: bool,
+    /// Start a machine on the copy too, in QEMU and without a network
+    #[arg(long)]
+    pub boot: bool,
+    /// What its serial console says when it has started [default: `login:`]
+    #[arg(long, value_name = "TEXT", requires = "boot", value_parser = marker)]
+    pub marker: Option<String>,
+    /// How long that may take [default: 5m]
+    #[arg(long, value_name = "TIME", requires = "boot", value_parser = crate::config::parse_later)]
+    pub timeout: Option<std::time::Duration>,
+    /// Its memory in MiB [default: what the image's record says, or 1024]
+    #[arg(long, value_name = "N", requires = "boot", value_parser = clap::value_parser!(u64).range(16..=1 << 20))]
+    pub memory_mib: Option<u64>,
+    /// A kernel that is started in place of the disk's boot loader
+    #[arg(long, value_name = "FILE", requires = "boot", value_hint = ValueHint::FilePath)]
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel", value_hint = ValueHint::FilePath)]
+    pub initrd: Option<PathBuf>,
+    /// Its command line, e.g. `root=/dev/vda1 console=ttyS0`
+    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    pub append: Option<String>,
+}
+
+impl RestoreArgs {
+    /// Whether one of them was given; the others need `--boot`.
+    pub fn is_asked(&self) -> bool {
+        self.boot || self.mount || self.scratch.is_some()
+    }
+}
+
+fn marker(text: &str) -> Result<String, String> {
+    let most = node::restore::MAX_WANTED;
+    match text.len() {
+        0 => Err("a text".into()),
+        n if n > most => Err(format!("{most} bytes at most")),
+        _ if text.contains(char::is_control) => Err("a text of one line".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// `forebay rehearse`.
+#[derive(Args, Debug)]
+pub struct RehearseArgs {
+    /// Only names that begin so, or, with a `*` in it for any text, that are so
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
+    /// Images a run, at most [default: 1, or as many as the budget allows]
+    #[arg(long, value_name = "N")]
+    pub count: Option<usize>,
+    /// Bytes a run, at most, of what the store keeps of the images
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::parse_size)]
+    pub budget: Option<u64>,
+    /// Do it again and again, a run in this time, e.g. 1d, until it is stopped
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_later)]
+    pub every: Option<std::time::Duration>,
+    /// Draw with this seed [default: by chance]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Show what came of earlier runs, and do nothing else
+    #[arg(long, conflicts_with_all = ["count", "budget", "every", "boot", "scratch", "mount", "seed"])]
+    pub report: bool,
+    /// Print the last outcome of each image as Prometheus reads it, and do nothing else
+    #[arg(long, conflicts_with_all = ["report", "count", "budget", "every", "boot", "scratch", "mount", "seed"])]
+    pub metrics: bool,
+    #[command(flatten)]
+    pub restore: RestoreArgs,
 }
 
 /// `forebay tag`.

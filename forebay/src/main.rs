@@ -82,7 +82,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Diff(args) => Ok(commands::diff::run(&config, &args, output)?),
         Command::Inspect(args) => Ok(commands::images::inspect(&config, &args, output)?),
         Command::Save(args) => Ok(commands::save::run(&config, *args, output)?),
+        Command::Verify(args) if args.restore_test => {
+            Ok(commands::restore::run(&config, &args, output)?)
+        }
         Command::Verify(args) => Ok(commands::images::verify(&config, &args, output)?),
+        Command::Rehearse(args) => Ok(commands::rehearse::run(&config, &args, output)?),
         Command::Tag(args) => Ok(commands::images::tag(&config, &args, output)?),
         Command::Rm(args) => Ok(commands::images::remove(&config, &args, output)?),
         Command::Prune(args) => Ok(commands::prune::run(&config, &args, output)?),

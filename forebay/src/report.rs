@@ -6,6 +6,7 @@ use api::node::Progress;
 use image::record::ImageKind;
 use image::{Digest, Ref};
 use node::diff::{FileSystemDiff, SideReport, Span};
+use node::restore::Rehearsal;
 use serde::{Deserialize, Serialize};
 
 /// What an import did.
@@ -229,4 +230,27 @@ pub struct Stopped {
     pub bad_frames: u64,
     /// Bytes that the cache fetched from the store.
     pub store_egress: u64,
+}
+
+/// What a run of rehearsals did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RehearseReport {
+    /// What the images were drawn with.
+    pub seed: u64,
+    /// Images among which was drawn.
+    pub images: usize,
+    /// Those of them that are larger than the whole budget, and so are never drawn.
+    pub too_large: usize,
+    /// What is still to be restored: names and images.
+    #[serde(skip)]
+    pub drawn: Vec<(String, Digest)>,
+    /// What came of those that were drawn.
+    pub rehearsals: Vec<Rehearsal>,
+}
+
+/// That `forebay rehearse --every --json` is at work; a [`Rehearsal`] a line follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsing {
+    /// A run in so many seconds.
+    pub every: u64,
 }

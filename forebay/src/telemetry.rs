@@ -66,6 +66,13 @@ fn describe() {
     describe_counter!("forebay_volume_fetched_total", Count, "chunks that came");
     describe_counter!("forebay_volume_demanded_total", Count, "chunks that guests waited for");
     describe_counter!("forebay_volume_repaired_total", Count, "chunks that came wrong");
+    describe_gauge!("forebay_rehearsal_passed", Count, "1 if the last restore was good");
+    describe_gauge!("forebay_rehearsal_timestamp_seconds", Seconds, "when that was, since 1970");
+    describe_gauge!("forebay_rehearsal_pull_seconds", Seconds, "until all of it was restored");
+    describe_gauge!("forebay_rehearsal_data_bytes", Bytes, "what of it is not zeros");
+    describe_gauge!("forebay_rehearsal_damaged_parts", Count, "parts of the disk that are damaged");
+    describe_gauge!("forebay_rehearsal_unchecked_parts", Count, "parts of which nothing is known");
+    describe_gauge!("forebay_rehearsal_boot_seconds", Seconds, "until a machine had started on it");
     describe_histogram!("forebay_request_seconds", Seconds, "requests of nodes, by op and class");
     describe_counter!(
         "forebay_request_errors_total",

@@ -1,5 +1,5 @@
 //! The node's side: pulling images to disks of this machine, alone or as a daemon that does one
-//! transfer per image however many ask.
+//! transfer per image however many ask; and trying out that images can be restored.
 
 pub mod captures;
 pub mod daemon;
@@ -9,5 +9,6 @@ pub mod hypervisor;
 pub mod patience;
 pub mod pull;
 pub mod rate;
+pub mod restore;
 pub mod spread;
 pub mod volumes;

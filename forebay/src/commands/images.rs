@@ -100,8 +100,12 @@ fn boot_trace(trace: &TraceInfo) -> String {
     format!("{touched} in {took:.1} s; starts recorded: {recordings}")
 }
 
-/// `forebay verify`.
+/// `forebay verify`, of what the store has.
 pub fn verify(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> {
+    if args.restore.is_asked() {
+        let what = "these options are of a restore: add --restore-test";
+        return Err(Error::new(Kind::Invalid, what));
+    }
     let asked = VerifyRequest { deep: args.deep };
     let report =
         with_grid(config, |grid| async move { grid.placement.verify(&args.name, &asked).await })?;

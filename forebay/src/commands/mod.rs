@@ -11,6 +11,8 @@ pub mod lineage;
 pub mod node;
 pub mod prune;
 pub mod pull;
+pub mod rehearse;
+pub mod restore;
 pub mod save;
 pub mod store;
 pub mod volume;
@@ -24,18 +26,22 @@ use crate::grid::Grid;
 
 /// Runs a future to its end on a runtime of its own; Ctrl-C and SIGTERM end it early.
 pub fn block_on<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|e| Error::io("starting a runtime", e))?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    run_to_end(async {
         tokio::select! {
             result = work => result,
             () = interrupted() => Err(Error::new(Kind::Cancelled, "interrupted").into()),
         }
     })
+}
+
+/// Runs a future to its end on a runtime of its own, and that of this thread.
+pub fn run_to_end<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("starting a runtime", e))?;
+    tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
 /// Ends when the process is asked to end. From the call on, not only while it is waited for, signals do

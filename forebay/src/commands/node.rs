@@ -238,7 +238,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let listener = http::bind(&socket).await?;
         let located = Located { data: config.data.clone(), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
-        let metrics = crate::serve::volumes::metrics()?;
+        let metrics = crate::serve::volumes::metrics(config)?;
         let volumes = Volumes::start(located.clone(), volume_options).await?;
         let captures = Captures::new(located, volumes.clone(), capture_options);
         let serving = NodeServing { socket: socket.clone() };

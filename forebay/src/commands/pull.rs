@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::catalog::ImageInfo;
 use api::node::{Progress, PullRequest, TransferState};
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
@@ -77,23 +78,33 @@ pub fn options(config: &Config, sync: bool) -> Result<PullOptions> {
 }
 
 async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullReport> {
-    let started = now();
     let grid = Grid::find(&config.data)?;
     volume_pool::check_path(&args.to)?;
+    let options = options(config, !args.no_sync)?;
+    let (report, _) = to_file(&grid, &args.name, args.to.clone(), options, output).await?;
+    Ok(report)
+}
+
+/// Pulls an image to a file or device in this process; and what placement says of the image, if that can be had.
+pub async fn to_file(
+    grid: &Grid,
+    name: &str,
+    path: PathBuf,
+    options: PullOptions,
+    output: Output,
+) -> Result<(PullReport, Option<ImageInfo>)> {
+    let started = now();
     let known = Known::new();
-    let (found, info) = tokio::join!(
-        Connector::to_pull(&grid, &args.name, &known),
-        grid.placement.image(&args.name)
-    );
+    let (found, info) =
+        tokio::join!(Connector::to_pull(grid, name, &known), grid.placement.image(name));
     let (image, connect) = found?;
     let watch = Arc::new(Watch::default());
     // If the ref moved between the two, how much data there is shows later.
-    if let Some(info) = info.ok().filter(|info| info.image == image) {
+    let info = info.ok().filter(|info| info.image == image);
+    if let Some(info) = &info {
         watch.expect(info.data());
     }
-    let options = options(config, !args.no_sync)?;
-    let mut shown = output.progress(&args.name, 0);
-    let path = args.to.clone();
+    let mut shown = output.progress(name, 0);
     // Its own task, so that an interrupt lets it put things in order before the process ends.
     let job = tokio::spawn(pull(connect, image, path.clone(), options, Arc::clone(&watch)));
     let ended = CancelOnDrop(Arc::clone(&watch));
@@ -106,7 +117,8 @@ async fn here(config: &Config, args: &PullArgs, output: Output) -> Result<PullRe
     drop(ended);
     result?;
     let progress = watch.progress();
-    Ok(PullReport { image, path, progress, seconds: (now() - started).as_secs_f64() })
+    let seconds = (now() - started).as_secs_f64();
+    Ok((PullReport { image, path, progress, seconds }, info))
 }
 
 /// Ends the pull's threads when the command is interrupted.

@@ -4,6 +4,7 @@ pub mod cores;
 pub mod errands;
 pub mod keeper;
 mod publish;
+pub mod rehearsals;
 pub mod timed;
 pub mod volumes;
 mod warmings;

@@ -6,7 +6,10 @@ use api::volume::VolumeInfo;
 use image::Result;
 use metrics::{counter, gauge};
 use node::daemon::http::Metrics;
+use node::restore::Record;
 
+use super::rehearsals;
+use crate::config::Config;
 use crate::telemetry;
 
 /// Kinds of trouble: each volume has all of them, and one that is 1.
@@ -24,11 +27,16 @@ const TROUBLES: [&str; 11] = [
     "io",
 ];
 
-/// Writes the metrics of this process, those of its volumes brought up to date.
-pub fn metrics() -> Result<Metrics> {
+/// Writes the metrics of this process, those of its volumes and of rehearsed restores brought up to date.
+pub fn metrics(config: &Config) -> Result<Metrics> {
     let handle = telemetry::metrics()?;
     gauge!("forebay_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    let record = rehearsals::path(config);
     Ok(Arc::new(move |volumes| {
+        match Record::load(&record) {
+            Ok(record) => rehearsals::publish(&record),
+            Err(error) => tracing::warn!(%error, "rehearsals are left out of the metrics"),
+        }
         gauge!("forebay_volumes").set(volumes.len() as f64);
         volumes.iter().for_each(publish);
         handle.render()

@@ -28,7 +28,7 @@ mod service;
 mod serving;
 mod source;
 mod taken;
-mod tools;
+pub(crate) mod tools;
 mod window;
 
 pub use cores::CoreOptions;

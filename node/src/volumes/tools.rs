@@ -44,7 +44,8 @@ fn needed(kind: FsKind) -> Vec<(&'static str, &'static str)> {
     all
 }
 
-fn path() -> Vec<PathBuf> {
+/// The directories of programs: the environment's, and those of administrators.
+pub(crate) fn path() -> Vec<PathBuf> {
     let own = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&own).chain(SYSTEM.map(PathBuf::from)).collect()
 }
@@ -58,12 +59,17 @@ pub(super) fn check(kind: FsKind) -> Result<()> {
     check_in(kind, &path())
 }
 
-fn check_in(kind: FsKind, dirs: &[PathBuf]) -> Result<()> {
-    let is_program = |path: PathBuf| {
+/// A program, if it is in one of these directories.
+pub(crate) fn find(program: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
         path.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 > 0)
     };
+    dirs.iter().map(|dir| dir.join(program)).find(is_program)
+}
+
+fn check_in(kind: FsKind, dirs: &[PathBuf]) -> Result<()> {
     for (tool, package) in needed(kind) {
-        if !dirs.iter().any(|dir| is_program(dir.join(tool))) {
+        if find(tool, dirs).is_none() {
             let what = format!(
                 "{} is extended by `{tool}`, which is not here: install the package {package}",
                 kind.name()
@@ -157,7 +163,8 @@ pub(super) async fn give_back(place: &Path) -> Result<()> {
     gone(std::fs::remove_dir(&place), &place)
 }
 
-fn loops_below(dir: &Path) -> Vec<PathBuf> {
+/// The loop devices over files below a directory.
+pub(crate) fn loops_below(dir: &Path) -> Vec<PathBuf> {
     let all = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let below = all.filter(|entry| {
         let file = std::fs::read_to_string(entry.path().join("loop/backing_file"));
