@@ -24,6 +24,7 @@ mod qmp;
 mod real;
 mod refusals;
 mod resizes;
+mod restores;
 mod retention;
 mod saves;
 mod services;

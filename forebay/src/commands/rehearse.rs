@@ -1,7 +1,7 @@
 //! `forebay rehearse`: restores of images drawn by lot, once or again and again, and the record of them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use api::catalog::{ImageLine, ImageList};

@@ -1,6 +1,6 @@
 //! `forebay verify --restore-test`: an image is restored to scratch space, and looked at there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::catalog::ImageInfo;
@@ -95,7 +95,7 @@ fn boot_test(info: Option<&ImageInfo>, sector: u32, args: &RestoreArgs) -> Resul
         kernel: match &args.kernel {
             Some(kernel) => Some(Kernel {
                 kernel: absolute(kernel)?,
-                initrd: args.initrd.as_ref().map(absolute).transpose()?,
+                initrd: args.initrd.as_deref().map(absolute).transpose()?,
                 append: args.append.clone().unwrap_or_default(),
             }),
             None => None,
@@ -109,7 +109,7 @@ fn boot_test(info: Option<&ImageInfo>, sector: u32, args: &RestoreArgs) -> Resul
 }
 
 /// A file that must be there, by a path that QEMU finds from where it is started.
-fn absolute(path: &PathBuf) -> Result<PathBuf> {
+fn absolute(path: &Path) -> Result<PathBuf> {
     path.canonicalize().map_err(|e| Error::io(path.display(), e))
 }
 

@@ -2,14 +2,14 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use image::{Error, Kind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
-use super::machine::{Accelerator, Firmware, Machine, uefi};
+use super::machine::{Accelerator, CPU, Firmware, Machine, uefi};
 use super::report::Boot;
 use super::run::{command, run};
 use super::said::Said;
@@ -40,8 +40,9 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Starts a machine on the copy in a scratch directory, which it may write to. QEMU is gone when this returns, when it
-/// is dropped, and when the thread that called it has ended.
+/// Starts a machine on the copy in a scratch directory, which it may write to: with KVM, if QEMU can use that; and
+/// emulated, if it cannot, or if it does not start with KVM, which is not always the disk's fault. Either has all of the
+/// time. QEMU is gone when this returns, when it is dropped, and when the thread that called it has ended.
 ///
 /// # Errors
 ///
@@ -51,6 +52,21 @@ pub async fn boot(scratch: &Scratch, test: &BootTest) -> Result<Boot> {
         let what = format!("`{QEMU}` is not here: install the package qemu-system-x86");
         return Err(Error::new(Kind::Unsupported, what));
     }
+    let mut with_kvm = None;
+    if has_kvm(scratch.dir()).await? {
+        match attempt(scratch, test, Accelerator::Kvm).await? {
+            Boot { failed: Some(why), .. } => with_kvm = Some(why),
+            started => return Ok(started),
+        }
+    }
+    let mut boot = attempt(scratch, test, Accelerator::Tcg).await?;
+    if let (Some(failed), Some(why)) = (&mut boot.failed, with_kvm) {
+        *failed = format!("{failed}; and before, with KVM: {why}");
+    }
+    Ok(boot)
+}
+
+async fn attempt(scratch: &Scratch, test: &BootTest, accelerator: Accelerator) -> Result<Boot> {
     let vars = scratch.dir().join("vars");
     let firmware = match test.machine.firmware {
         Firmware::Bios => None,
@@ -60,37 +76,60 @@ pub async fn boot(scratch: &Scratch, test: &BootTest) -> Result<Boot> {
             Some((code, &*vars))
         }
     };
-    let accelerator = accelerator(scratch.dir()).await?;
     let mut qemu = command(QEMU, scratch.dir())?;
     qemu.args(test.machine.arguments(&scratch.disk(), firmware, accelerator));
     let began = now();
     let mut child = spawn(qemu)?;
-    let (out, err) = (child.stdout.take(), child.stderr.take());
     let mut console = Said::wanting(&[&test.marker]);
     let mut told = Said::wanting(&[]);
-    let listening = async {
-        tokio::join!(listen(out, &mut console), listen(err, &mut told));
-    };
-    let ended = tokio::time::timeout(test.timeout, listening).await.is_ok();
+    let status = watch(&mut child, &mut console, &mut told, test.timeout).await;
     let took = now() - began;
-    let status = if ended && !console.has(0) { child.wait().await.ok() } else { None };
     child.kill().await.map_err(|e| Error::io("ending QEMU", e))?;
     let marker = &test.marker;
     let failed = match status {
         _ if console.has(0) => None,
-        Some(status) => Some(format!(
-            "the machine ended ({status}) before its console said `{marker}`: {}",
-            told.text(TOLD)
-        )),
+        Some(status) => {
+            let said = told.text(TOLD);
+            Some(format!("the machine ended ({status}) before its console said `{marker}`: {said}"))
+        }
         None => {
             let seconds = test.timeout.as_secs_f64();
             Some(format!("its console did not say `{marker}` within {seconds} s"))
         }
     };
-    let console = if failed.is_some() { console.lines(LINES) } else { Vec::new() };
-    let (accelerator, firmware) = (accelerator.name().to_owned(), test.machine.firmware.name());
-    let (millis, firmware) = (took.as_millis() as u64, firmware.to_owned());
-    Ok(Boot { millis, accelerator, firmware, failed, console })
+    Ok(Boot {
+        millis: took.as_millis() as u64,
+        accelerator: accelerator.name().to_owned(),
+        firmware: test.machine.firmware.name().to_owned(),
+        console: if failed.is_some() { console.lines(LINES) } else { Vec::new() },
+        failed,
+    })
+}
+
+/// Listens until the console has said what is waited for, or the time is over; if QEMU ends before, how it did.
+async fn watch(
+    child: &mut Child,
+    console: &mut Said,
+    told: &mut Said,
+    timeout: Duration,
+) -> Option<ExitStatus> {
+    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+    let listening = async {
+        let beside = async {
+            listen(&mut err, told).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = listen(&mut out, console) => {}
+            () = beside => {}
+        }
+        if console.has(0) {
+            return None;
+        }
+        listen(&mut err, told).await;
+        child.wait().await.ok()
+    };
+    tokio::time::timeout(timeout, listening).await.ok().flatten()
 }
 
 fn spawn(mut qemu: Command) -> Result<Child> {
@@ -98,8 +137,8 @@ fn spawn(mut qemu: Command) -> Result<Child> {
 }
 
 /// Hears what is said, until that ends or what is wanted was said.
-async fn listen(from: Option<impl AsyncRead + Unpin>, said: &mut Said) {
-    let Some(mut from) = from else { return };
+async fn listen(from: &mut Option<impl AsyncRead + Unpin>, said: &mut Said) {
+    let Some(from) = from else { return };
     let mut buf = [0; 4096];
     while !said.has(0) {
         match from.read(&mut buf).await {
@@ -109,10 +148,10 @@ async fn listen(from: Option<impl AsyncRead + Unpin>, said: &mut Said) {
     }
 }
 
-/// KVM, if QEMU can use it.
-async fn accelerator(dir: &Path) -> Result<Accelerator> {
+/// Whether QEMU can set up a machine with KVM: there may be a device that is good for nothing.
+async fn has_kvm(dir: &Path) -> Result<bool> {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        return Ok(Accelerator::Tcg);
+        return Ok(false);
     }
     // Its monitor is told to quit when all has been set up.
     let asked = || -> std::io::Result<std::io::PipeReader> {
@@ -121,11 +160,9 @@ async fn accelerator(dir: &Path) -> Result<Accelerator> {
         Ok(reader)
     };
     let mut qemu = command(QEMU, dir)?;
-    qemu.args(["-no-user-config", "-nodefaults", "-machine", "none", "-accel", "kvm"]);
+    qemu.args(["-no-user-config", "-nodefaults", "-S", "-m", "16", "-accel", "kvm", "-cpu", CPU]);
     qemu.args(["-display", "none", "-monitor", "stdio"]);
     qemu.stdin(asked().map_err(|e| Error::io("asking QEMU", e))?);
-    Ok(match run(qemu, &[], PROBE).await? {
-        Some(ended) if ended.code == Some(0) => Accelerator::Kvm,
-        _ => Accelerator::Tcg,
-    })
+    let ended = run(qemu, &[], PROBE).await?;
+    Ok(ended.is_some_and(|ended| ended.code == Some(0)))
 }

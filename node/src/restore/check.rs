@@ -161,8 +161,7 @@ impl Checker<'_> {
             return Ok(Err(Verdict::not_checked(why)));
         }
         let whole = spot.bytes == (0..self.file.size().unwrap_or(0));
-        let loops =
-            task == Task::XfsReplay || !(whole || matches!(task, Task::Ext | Task::ExtReplay));
+        let loops = task == Task::XfsReplay || !(whole || task == Task::Ext);
         if loops && !rustix::process::geteuid().is_root() {
             let why = format!(
                 "`{tool}` looks at a partition only through a loop device, which needs root"

@@ -5,25 +5,24 @@
 exec 2>&1
 file=$1 start=$2 length=$3 sector=$4 task=$5 mount=${6-}
 
-# A tool that takes no offset gets all of a file, or a loop device, which goes with the last one who has it open.
+# A tool gets all of a file, or a loop device over a part of it, which goes with the last one who has it open. e2fsck
+# takes an offset, and needs nobody's right; but when it has replayed a journal it forgets it (1.47.0).
 part=$file access=--read-only
-[ "$task" != xfs-replay ] || access=
-if [ "$start" != 0 ] || [ "$(stat -c %s "$file")" != "$length" ] || [ "$task" = xfs-replay ]; then
-    case $task in
-    ext | ext-replay) ;;
-    *)
-        part=$(losetup --find --show $access --offset "$start" --sizelimit "$length" --sector-size "$sector" "$file") ||
-            { echo "no loop device"; exit 125; }
-        exec 9<"$part" || exit 125
-        losetup --detach "$part" || exit 125
-        ;;
-    esac
+case $task in
+ext) part="$file?offset=$start" ;;
+*-replay) access= ;;
+esac
+if [ "$task" = xfs-replay ] || { [ "$task" != ext ] && [ "$start $length" != "0 $(stat -c %s "$file")" ]; }; then
+    part=$(losetup --find --show $access --offset "$start" --sizelimit "$length" --sector-size "$sector" "$file") ||
+        { echo "no loop device"; exit 125; }
+    exec 9<"$part" || exit 125
+    losetup --detach "$part" || exit 125
 fi
 
 case $task in
-ext) exec e2fsck -f -n "$file?offset=$start" ;;
+ext) exec e2fsck -f -n "$part" ;;
 # What a machine does at its start, and no more.
-ext-replay) exec e2fsck -f -p "$file?offset=$start" ;;
+ext-replay) exec e2fsck -f -p "$part" ;;
 xfs) exec xfs_repair -n $([ -b "$part" ] || echo -f) "$part" ;;
 xfs-replay)
     # Another with the same UUID may be mounted: disks are copied.

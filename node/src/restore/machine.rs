@@ -96,6 +96,9 @@ pub struct Kernel {
     pub append: String,
 }
 
+/// What QEMU shows of a processor: all that the accelerator can do.
+pub(super) const CPU: &str = "max";
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -146,7 +149,7 @@ impl Machine {
             "-accel",
             accelerator.name(),
             "-cpu",
-            "max",
+            CPU,
             "-m",
             &memory,
             "-smp",
@@ -174,7 +177,7 @@ impl Machine {
         let sector = self.sector;
         let sectors =
             format!("logical_block_size={sector},physical_block_size={}", sector.max(512));
-        add("-device", format!("virtio-blk-pci,drive=disk,bootindex=0,{sectors}").into());
+        add("-device", format!("virtio-blk-pci,drive=disk,bootindex=1,{sectors}").into());
         if let Some(Kernel { kernel, initrd, append }) = &self.kernel {
             add("-kernel", kernel.into());
             if let Some(initrd) = initrd {
