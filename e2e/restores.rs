@@ -188,6 +188,14 @@ fn rehearsals_are_drawn_and_kept() {
     let metrics = grid.run(&["rehearse", "--metrics"]).out;
     assert!(metrics.contains(r#"forebay_rehearsal_passed{image="a:2"} 1"#), "{metrics}");
     assert!(metrics.contains("# TYPE forebay_rehearsal_pull_seconds gauge"), "{metrics}");
+    let mut node = Background::start(&mut grid.command(&["node"]));
+    assert!(node.line().contains("socket"));
+    let metrics = grid.run(&["node", "metrics"]).out;
+    assert!(metrics.contains(r#"forebay_rehearsal_passed{image="a:2"} 1"#), "{metrics}");
+    // What has no name any more is nobody's concern.
+    grid.run(&["rm", "a:2"]).json();
+    grid.run(&["rehearse"]).json();
+    assert!(!grid.run(&["rehearse", "--metrics"]).out.contains("a:2"));
     nothing_left(&grid.data.join("restore"));
 }
 
@@ -357,6 +365,41 @@ fn real_killed_restores_leave_nothing_for_long() {
         assert_eq!(left, signal == "-KILL");
     }
     restore(&grid, "d:1", &[]).json();
+    nothing_left(&grid.data.join("restore"));
+}
+
+/// A disk whose boot sector says this on the serial port, and no more.
+fn talking(text: &str) -> Disk {
+    let mut disk = Disk::new(".");
+    let code = [
+        0xfa, // cli
+        0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
+        0xbe, 0x16, 0x7c, // mov si, what follows the code
+        0xba, 0xf8, 0x03, // mov dx, the first serial port
+        0xac, // next: lodsb
+        0x84, 0xc0, 0x74, 0x03, // test al, al; jz end
+        0xee, // out dx, al
+        0xeb, 0xf8, // jmp next
+        0xf4, 0xeb, 0xfd, // end: hlt; jmp end
+    ];
+    let boot = [&code, text.as_bytes(), &[0]].concat();
+    disk.bytes[..boot.len()].copy_from_slice(&boot);
+    disk.bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+#[test]
+fn real_disks_start_by_their_own_boot_sector() {
+    if !wanted() {
+        return;
+    }
+    let grid = Grid::start();
+    grid.import(&grid.disk("d.raw", &talking("some host login: ")), "d:1");
+    let restored = restore(&grid, "d:1", &["--boot"]).json();
+    assert_eq!(restored["boot"]["failed"], Value::Null, "{restored}");
+    let ended = restore(&grid, "d:1", &["--boot", "--marker", "# ", "--timeout", "3s"]);
+    ended.fails(76, &["did not say `# ` within 3 s"]);
+    assert!(ended.out.contains("some host login:"), "{}", ended.out);
     nothing_left(&grid.data.join("restore"));
 }
 

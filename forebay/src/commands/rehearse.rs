@@ -116,7 +116,11 @@ async fn one_of_many(config: &Config, args: &RehearseArgs, output: Output) -> Re
 /// Draws what is to be restored.
 async fn begin(config: &Config, args: &RehearseArgs) -> Result<RehearseReport> {
     let images = Grid::find(&config.data)?.placement.images().await?;
-    let last = Record::load(&rehearsals::path(config))?.last();
+    let path = rehearsals::path(config);
+    let mut record = Record::load(&path)?;
+    record.named = images.images.iter().map(|line| line.image).collect();
+    record.save(&path)?;
+    let last = record.last();
     let lines = named(images, args.filter.as_deref());
     let candidate = |line: &ImageLine| {
         let last = last.get(&line.image).copied();

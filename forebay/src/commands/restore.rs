@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::catalog::ImageInfo;
 use image::{Error, ImageRecord, Kind, Result};
 use node::restore::{
-    BootTest, CheckOptions, Firmware, Kernel, Machine, Part, Restored, Scratch, boot, check,
+    Boot, BootTest, CheckOptions, Firmware, Kernel, Machine, Part, Restored, Scratch, boot, check,
 };
 
 use super::{pull, with_grid};
@@ -27,7 +27,11 @@ pub fn run(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> {
     let work = async |grid: Grid| restore(config, &grid, &args.name, &args.restore, output).await;
     let restored = with_grid(config, work)?;
     output.result(&restored, human)?;
-    restored.passed()
+    restored.passed()?;
+    match restored.not_booted {
+        Some(why) => Err(Error::new(Kind::Unsupported, format!("{}: {why}", restored.name))),
+        None => Ok(()),
+    }
 }
 
 /// Restores an image to scratch space, which is given back, and checks it there.
@@ -46,16 +50,22 @@ pub async fn restore(
     let scratch = tokio::task::spawn_blocking(move || Scratch::make(&base)).await;
     let scratch = scratch.map_err(|e| Error::io("making scratch space", e.into()))??;
     let options = pull::options(config, true)?;
-    let (pulled, info) = pull::to_file(grid, name, scratch.disk(), options, output).await?;
+    let pulled = pull::to_file(grid, name, scratch.disk(), options, output).await;
+    let (pulled, info) = pulled.map_err(|e| match e.kind() {
+        Kind::Full => e.at("scratch space, for which --scratch names another directory"),
+        _ => e,
+    })?;
+    // Where what describes the image is damaged it is restored all the same, and has the usual sectors most likely.
     let sector = info.as_ref().map_or(512, |info| info.sector);
-    let machine = match args.boot {
-        true => Some(boot_test(info.as_ref(), sector, args)?),
-        false => None,
-    };
     let parts = check(&scratch, &CheckOptions { sector, mount: args.mount }).await?;
-    let boot = match machine {
-        Some(test) => Some(boot(&scratch, &test).await?),
-        None => None,
+    let (boot, not_booted) = match args.boot {
+        true => match booted(&scratch, info.as_ref(), sector, args).await {
+            Ok(boot) => (Some(boot), None),
+            // Of another image, or another day's machine, it may be known whether it starts.
+            Err(e) if e.kind() == Kind::Unsupported => (None, Some(e.message().to_owned())),
+            Err(e) => return Err(e),
+        },
+        false => (None, None),
     };
     Ok(Restored {
         name: name.to_owned(),
@@ -66,7 +76,18 @@ pub async fn restore(
         pull_millis: (pulled.seconds * 1000.0) as u64,
         parts,
         boot,
+        not_booted,
     })
+}
+
+async fn booted(
+    scratch: &Scratch,
+    info: Option<&ImageInfo>,
+    sector: u32,
+    args: &RestoreArgs,
+) -> Result<Boot> {
+    let test = boot_test(info, sector, args)?;
+    boot(scratch, &test).await
 }
 
 fn base(config: &Config, args: &RestoreArgs) -> PathBuf {
@@ -137,6 +158,9 @@ pub fn human(restored: &Restored) -> String {
         };
         boot.console.iter().for_each(|line| text += &format!("  | {line}\n"));
     }
+    if let Some(why) = &restored.not_booted {
+        text += &format!("NOT BOOTED: {why}\n");
+    }
     text + &summary(restored)
 }
 
@@ -169,6 +193,7 @@ pub fn summary(restored: &Restored) -> String {
     match &restored.boot {
         Some(boot) if boot.failed.is_some() => said.push("it does not boot".to_owned()),
         Some(_) => said.push("it boots".to_owned()),
+        None if restored.not_booted.is_some() => said.push("NOT BOOTED".to_owned()),
         None => {}
     }
     said.join("; ")

@@ -84,7 +84,9 @@ async fn attempt(scratch: &Scratch, test: &BootTest, accelerator: Accelerator) -
     let mut told = Said::wanting(&[]);
     let status = watch(&mut child, &mut console, &mut told, test.timeout).await;
     let took = now() - began;
-    child.kill().await.map_err(|e| Error::io("ending QEMU", e))?;
+    if status.is_none() {
+        child.kill().await.map_err(|e| Error::io("ending QEMU", e))?;
+    }
     let marker = &test.marker;
     let failed = match status {
         _ if console.has(0) => None,

@@ -129,7 +129,7 @@ fn plan(found: Content, bytes: &Range<u64>, size: u64, head: &[u8]) -> Plan {
         }
         Content::FileSystem(fs) => match fs.kind {
             FsKind::Ext => ext(head),
-            FsKind::Xfs => Plan::Check(Task::Xfs),
+            FsKind::Xfs => xfs(head),
             FsKind::Btrfs { .. } => Plan::Check(Task::Btrfs),
             FsKind::Ntfs => Plan::Check(Task::Ntfs),
         },
@@ -166,6 +166,18 @@ fn ext(head: &[u8]) -> Plan {
         0 => Plan::Check(Task::Ext),
         _ => Plan::Replay,
     }
+}
+
+/// By the superblock of an XFS (XFS Algorithms & Data Structures, 3rd edition, 13.1).
+fn xfs(head: &[u8]) -> Plan {
+    let is_zero = |at: usize| head.get(at..at + 8).is_none_or(|bytes| bytes == [0; 8]);
+    let (has_realtime, has_log) = (!is_zero(16), !is_zero(48));
+    let why = match (has_log, has_realtime) {
+        (false, _) => "its log lies on another disk",
+        (_, true) => "a part of it lies on another disk",
+        (true, false) => return Plan::Check(Task::Xfs),
+    };
+    Plan::Known(Verdict::not_checked(why))
 }
 
 /// By the boot sector of a FAT: the state of the file system stands behind the drive's number.
@@ -241,6 +253,14 @@ mod tests {
         assert_eq!(see(&dirty)[0].plan, Plan::Replay);
         dirty[1024 + 224] = 0;
         assert!(verdict(&see(&dirty)[0]).contains("another disk"));
+        let mut xfs = vec![0; 4096];
+        xfs[..8].copy_from_slice(b"XFSB\0\0\x10\0");
+        xfs[15] = 1;
+        assert!(verdict(&see(&xfs)[0]).contains("log lies on another"));
+        xfs[55] = 1;
+        assert_eq!(see(&xfs)[0].plan, Plan::Check(Task::Xfs));
+        xfs[23] = 1;
+        assert!(verdict(&see(&xfs)[0]).contains("a part of it"));
         let mut fat = vec![0; 4096];
         fat[82..90].copy_from_slice(b"FAT32   ");
         assert_eq!(see(&fat)[0].plan, Plan::Check(Task::Fat));

@@ -1,6 +1,6 @@
 //! What came of rehearsals, kept in a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use blockio::Fs;
@@ -12,7 +12,7 @@ use super::report::Rehearsal;
 /// Rehearsals that are kept, at most.
 pub const MAX_RECORDED: usize = 2000;
 /// Bytes of the file that are read, at most: a rehearsal's parts are bounded, and what is said of each.
-const LARGEST: usize = 512 << 20;
+const LARGEST: usize = 64 << 20;
 /// Parts of a disk that are kept of a rehearsal: of what is damaged first.
 const PARTS: usize = 16;
 const VERSION: u32 = 1;
@@ -21,13 +21,16 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
+    /// The images that had names when the last run began.
+    #[serde(default)]
+    pub named: BTreeSet<Digest>,
     /// What came of each.
     pub rehearsals: Vec<Rehearsal>,
 }
 
 impl Default for Record {
     fn default() -> Self {
-        Self { version: VERSION, rehearsals: Vec::new() }
+        Self { version: VERSION, named: BTreeSet::new(), rehearsals: Vec::new() }
     }
 }
 
@@ -88,20 +91,21 @@ impl Record {
         }
     }
 
-    /// When each image was last rehearsed to an end, in seconds since 1970.
+    /// When each image was last rehearsed, in seconds since 1970; whatever came of it, for else one that never comes to an
+    /// end here would be drawn before all others.
     pub fn last(&self) -> BTreeMap<Digest, u64> {
-        let concluded = self.rehearsals.iter().filter(|r| r.concludes());
         let mut last = BTreeMap::new();
-        for Rehearsal { image, at, .. } in concluded {
+        for Rehearsal { image, at, .. } in &self.rehearsals {
             let known = last.entry(*image).or_insert(*at);
             *known = (*known).max(*at);
         }
         last
     }
 
-    /// The last rehearsal under each name.
+    /// The last rehearsal under each name, of images that have one still.
     pub fn latest(&self) -> Vec<&Rehearsal> {
-        let all = self.rehearsals.iter().map(|rehearsal| (rehearsal.name.as_str(), rehearsal));
+        let named = self.rehearsals.iter().filter(|r| self.named.contains(&r.image));
+        let all = named.map(|rehearsal| (rehearsal.name.as_str(), rehearsal));
         all.collect::<BTreeMap<_, _>>().into_values().collect()
     }
 }
@@ -131,6 +135,7 @@ mod tests {
             pull_millis: 2,
             parts,
             boot: None,
+            not_booted: None,
         };
         restored.parts[30].verdict = Verdict::damaged("bits");
         let (name, image) = (format!("i:{n}"), image(n));
@@ -149,21 +154,18 @@ mod tests {
         let kept = &record.rehearsals[0].restored.as_ref().unwrap().parts;
         assert_eq!(kept.len(), PARTS);
         assert!(kept.iter().any(|part| part.number == Some(31)), "what is damaged is kept");
-        assert_eq!(record.latest().len(), 11);
+        record.named = (1..4).chain([99]).map(image).collect();
+        assert_eq!(record.latest().len(), 4);
     }
 
     #[test]
-    fn what_says_nothing_of_the_image_does_not_count() {
+    fn an_attempt_counts_whatever_came_of_it() {
         let mut record = Record::default();
-        let failed = |kind: &str| {
-            let error = Some(Failure { kind: kind.to_owned(), message: String::new() });
-            Rehearsal { restored: None, error, ..rehearsal(5, 1) }
-        };
         record.add(rehearsal(3, 1));
-        record.add(failed("retry"));
-        assert_eq!(record.last()[&image(1)], 3);
-        record.add(failed("corrupt"));
+        let error = Some(Failure { kind: "full".into(), message: "no room".into() });
+        record.add(Rehearsal { restored: None, error, ..rehearsal(5, 1) });
         assert_eq!(record.last()[&image(1)], 5);
+        assert!(!record.rehearsals[1].passed());
     }
 
     #[test]
