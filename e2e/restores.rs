@@ -368,9 +368,9 @@ fn real_killed_restores_leave_nothing_for_long() {
     nothing_left(&grid.data.join("restore"));
 }
 
-/// A disk whose boot sector says this on the serial port, and no more.
+/// A disk whose boot sector says this on the serial port, and no more. A BIOS counts in cylinders: of half a MiB.
 fn talking(text: &str) -> Disk {
-    let mut disk = Disk::new(".");
+    let mut disk = Disk::new("................");
     let code = [
         0xfa, // cli
         0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
