@@ -26,7 +26,11 @@ const AGAIN: Duration = Duration::from_secs(300);
 pub fn run(config: &Config, args: &RehearseArgs, output: Output) -> Result<()> {
     let path = rehearsals::path(config);
     if args.report {
-        return output.result(&Record::load(&path)?, human_record);
+        let mut record = Record::load(&path)?;
+        if let Some(filter) = &args.filter {
+            record.rehearsals.retain(|rehearsal| matches(filter, &rehearsal.name));
+        }
+        return output.result(&record, human_record);
     }
     if args.metrics {
         let text = block_on(async { rehearsals::text(&Record::load(&path)?) })?;
@@ -54,18 +58,25 @@ fn alone(path: &Path) -> Result<BlockFile> {
 }
 
 fn once(config: &Config, args: &RehearseArgs, output: Output) -> Result<()> {
-    let report = block_on(async {
+    let (report, outcomes) = block_on(async {
         let mut report = begin(config, args).await?;
+        let mut outcomes = Vec::new();
         for (name, image) in std::mem::take(&mut report.drawn) {
-            report.rehearsals.push(rehearse(config, args, name, image, output).await?);
+            let (rehearsal, outcome) = rehearse(config, args, name, image, output).await?;
+            report.rehearsals.push(rehearsal);
+            outcomes.push(outcome);
         }
-        Ok::<_, Error>(report)
+        Ok::<_, Error>((report, outcomes))
     })?;
     output.result(&report, human_run)?;
-    match report.rehearsals.iter().filter_map(wrong).next() {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+    worst(outcomes)
+}
+
+/// What is wrong, if something is: of an image before anything else.
+fn worst(outcomes: Vec<Result<()>>) -> Result<()> {
+    let wrong: Vec<Error> = outcomes.into_iter().filter_map(Result::err).collect();
+    let corrupt = wrong.iter().find(|error| error.kind() == Kind::Corrupt);
+    corrupt.or(wrong.first()).map_or(Ok(()), |error| Err(error.clone()))
 }
 
 /// Until the process is asked to end, which is no failure.
@@ -104,9 +115,9 @@ async fn again_and_again(
 
 async fn one_of_many(config: &Config, args: &RehearseArgs, output: Output) -> Result<()> {
     for (name, image) in begin(config, args).await?.drawn {
-        let rehearsal = rehearse(config, args, name, image, output).await?;
+        let (rehearsal, outcome) = rehearse(config, args, name, image, output).await?;
         line(output.is_json(), &rehearsal, human_one)?;
-        if let Some(error) = wrong(&rehearsal) {
+        if let Err(error) = outcome {
             say(error);
         }
     }
@@ -156,14 +167,14 @@ fn named(list: ImageList, filter: Option<&str>) -> Vec<ImageLine> {
     first.into_values().collect()
 }
 
-/// Restores one, and records what came of it.
+/// Restores one, and records what came of it. Also returns what is wrong with it, if something is.
 async fn rehearse(
     config: &Config,
     args: &RehearseArgs,
     name: String,
     image: Digest,
     output: Output,
-) -> Result<Rehearsal> {
+) -> Result<(Rehearsal, Result<()>)> {
     let at = since_1970();
     let restored = async {
         let grid = Grid::find(&config.data)?;
@@ -171,31 +182,24 @@ async fn rehearse(
         restore(config, &grid, &image.to_string(), &args.restore, output).await
     };
     let mut rehearsal = Rehearsal { at, name: name.clone(), image, restored: None, error: None };
-    match restored.await {
+    let outcome = match restored.await {
         Ok(mut restored) => {
             restored.name = name;
+            let outcome = restored.passed();
             rehearsal.restored = Some(restored);
+            outcome
         }
         Err(error) => {
             let (kind, message) = (error.kind().name().to_owned(), error.message().to_owned());
             rehearsal.error = Some(Failure { kind, message });
+            Err(error.at(format!("{name} was not restored")))
         }
-    }
+    };
     let path = rehearsals::path(config);
     let mut record = Record::load(&path)?;
     record.add(rehearsal.clone());
     record.save(&path)?;
-    Ok(rehearsal)
-}
-
-/// What is wrong, if something is.
-fn wrong(rehearsal: &Rehearsal) -> Option<Error> {
-    if let Some(Failure { kind, message }) = &rehearsal.error {
-        let corrupt = kind == Kind::Corrupt.name();
-        let kind = if corrupt { Kind::Corrupt } else { Kind::Io };
-        return Some(Error::new(kind, format!("{} was not restored: {message}", rehearsal.name)));
-    }
-    rehearsal.restored.as_ref()?.passed().err()
+    Ok((rehearsal, outcome))
 }
 
 fn human_run(report: &RehearseReport) -> String {
@@ -298,14 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_restored_is_wrong() {
-        let error = |kind: Kind| {
-            let error = Some(Failure { kind: kind.name().to_owned(), message: "m".into() });
-            let image = Digest::of_chunk(b"a");
-            wrong(&Rehearsal { at: 0, name: "a:1".into(), image, restored: None, error }).unwrap()
-        };
-        assert_eq!(error(Kind::Corrupt).kind(), Kind::Corrupt);
-        assert_ne!(error(Kind::Retry).kind(), Kind::Corrupt);
-        assert!(error(Kind::Full).message().contains("a:1"));
+    fn what_is_wrong_with_an_image_comes_before_all_else() {
+        let failed = |kind: Kind| Err(Error::new(kind, "m"));
+        let kind = |outcomes: Vec<Result<()>>| worst(outcomes).map_err(|error| error.kind());
+        assert_eq!(kind(vec![Ok(()), Ok(())]), Ok(()));
+        assert_eq!(kind(vec![Ok(()), failed(Kind::Retry), failed(Kind::Full)]), Err(Kind::Retry));
+        assert_eq!(kind(vec![failed(Kind::Retry), failed(Kind::Corrupt)]), Err(Kind::Corrupt));
     }
 }
