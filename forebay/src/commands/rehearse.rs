@@ -284,6 +284,8 @@ mod tests {
             created: None,
             os: None,
             kind: None,
+            parent: None,
+            labels: Default::default(),
             problem: None,
         }
     }
@@ -292,7 +294,7 @@ mod tests {
     fn an_image_is_drawn_once_whatever_its_names() {
         let images = vec![line_of("a:1", b"a"), line_of("a:2", b"a"), line_of("b:1", b"b")];
         let names = |filter: Option<&str>| {
-            let lines = named(ImageList { images: images.clone() }, filter);
+            let lines = named(ImageList { images: images.clone(), ancestors: None }, filter);
             let mut names: Vec<_> = lines.iter().map(|line| line.name.to_string()).collect();
             names.sort();
             names
