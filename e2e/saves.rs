@@ -52,6 +52,9 @@ fn a_volume_is_saved_again_and_again_at_the_cost_of_what_changed() {
 
     let before = wanted.clone();
     write(&mut wanted, 512, 512, 2);
+    // What it should be is now in the image that was saved.
+    let scrubbed = rig.volume(&["scrub", "v"]);
+    assert_eq!((&scrubbed["right"], &scrubbed["written"]), (&3.into(), &1.into()), "{scrubbed}");
     rig.save(&["v", "saved:3"]);
     assert!(rig.pulled("saved:3") == wanted);
     assert!(rig.pulled("saved:1") == before);

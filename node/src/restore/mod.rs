@@ -6,7 +6,7 @@
 //!                                                └─▶ Machine: QEMU until the console says a marker (boot.rs)
 //! ```
 //! What a disk holds is believed by nobody: the tools read it, nothing is mounted unless asked for, and what they and
-//! guests say is kept to its last words. Which images are rehearsed is drawn ([`draw`]); what came of it is kept
+//! guests say is kept to its last words. Which images are rehearsed is drawn (`draw`); what came of it is kept
 //! ([`Record`]).
 
 mod boot;

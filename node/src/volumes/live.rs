@@ -8,10 +8,10 @@ use std::time::Duration;
 use api::volume::{Attachment, ExportKind, Hydration as Progress, Scrubbed, Terms};
 use blockio::Arena;
 use image::error::At;
-use image::{BootTrace, Digest, Error, Geometry, Kind, Result};
+use image::{BootTrace, ChunkSource, Digest, Error, Geometry, Kind, ReadContext, Result};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinHandle;
-use volume_pool::{Files, Shelf, Volume};
+use volume_pool::{Files, Shelf, Since, Volume};
 
 use super::bases::Base;
 use super::cores::Core;
@@ -275,6 +275,11 @@ impl Live {
         let filled = self.fill_from(core, &source, &*grid, image).await;
         source.close().await;
         filled?;
+        // Some are looked at once more; if the disk has lost one, all are.
+        let step = (self.volume.arrived().chunks / SAMPLES).max(1) as usize;
+        if self.compare(core, Arc::clone(&grid), step).await?.wrong > 0 {
+            self.compare(core, grid, 1).await?;
+        }
         self.volume.become_plain().await?;
         tracing::info!(volume = self.name, "all of the image is here");
         Ok(())
@@ -288,20 +293,13 @@ impl Live {
         image: Digest,
     ) -> Result<()> {
         let arena = core.arena(self.volume.identity().chunk_log2)?;
-        let hydration = self.hydration(core, source, image, &arena)?;
+        let size = self.volume.identity().base.map_or(0, |base| base.size);
+        let hydration = self.hydration(core, source, image, size, &arena)?;
         let Terms { patience, by, .. } = self.how.terms;
         let patience = patience.map(Duration::from_secs);
         let (deadline, paced) = (by.is_some(), self.status.pace.borrow().holds());
         let policy = Policy { fill: self.how.fill, patience, deadline, paced };
-        hydration.run(policy, self.trace(grid, &image)).await?;
-        // Some are looked at once more; if the disk has lost one, all are.
-        let chunks = self.volume.arrived().chunks;
-        let step = (chunks / SAMPLES).max(1) as usize;
-        let sampled = hydration.scrub((0..chunks).step_by(step)).await?;
-        if sampled.wrong > 0 {
-            hydration.scrub(0..chunks).await?;
-        }
-        Ok(())
+        hydration.run(policy, self.trace(grid, &image)).await
     }
 
     fn hydration<'a, G: Grid>(
@@ -309,10 +307,10 @@ impl Live {
         core: &'a Core,
         source: &'a LazySource<G>,
         image: Digest,
+        size: u64,
         arena: &'a Arena,
     ) -> Result<Hydration<'a, LazySource<G>>> {
         let identity = self.volume.identity();
-        let size = identity.base.map_or(0, |base| base.size);
         let fetch = Fetch {
             source,
             image,
@@ -336,16 +334,32 @@ impl Live {
             return Err(Error::new(Kind::Unsupported, format!("{}: {why}", self.name)));
         }
         let base = self.base.borrow().clone();
-        if let Some(base) = base {
+        let of_its_image = self.volume.identity().base.map(|base| Since::Image(base.image));
+        if let Some(base) = base.filter(|_| of_its_image == Some(self.volume.since())) {
             // What the volume has of the image is there.
             return Box::pin(base.0.scrub(core, grid)).await;
         }
-        let Some(base) = self.volume.identity().base else { return Ok(Scrubbed::default()) };
-        let source = LazySource::new(grid, base.image, core.number);
+        self.compare(core, grid, 1).await
+    }
+
+    /// Compares one chunk in `step` with the image that changes count from.
+    async fn compare<G: Grid>(&self, core: &Core, grid: Arc<G>, step: usize) -> Result<Scrubbed> {
+        let image = match self.volume.since() {
+            Since::Image(image) => image,
+            Since::Zeros => return Ok(Scrubbed::default()),
+            Since::Unknown => {
+                let why = "what was captured of it is not known, and so what it should be";
+                return Err(Error::new(Kind::Unsupported, format!("{}: {why}", self.name)));
+            }
+        };
+        let source = LazySource::new(grid, image, core.number);
         let scrubbed = async {
+            let ctx = ReadContext::default();
+            let asking = async || source.manifest(&ctx, &image).await;
+            let size = Patience::new().ask(asking).await?.geometry().size();
             let arena = core.arena(self.volume.identity().chunk_log2)?;
-            let hydration = self.hydration(core, &source, base.image, &arena)?;
-            hydration.scrub(0..self.volume.arrived().chunks).await
+            let hydration = self.hydration(core, &source, image, size, &arena)?;
+            hydration.scrub((0..self.volume.arrived().chunks).step_by(step)).await
         };
         let scrubbed = scrubbed.await;
         source.close().await;

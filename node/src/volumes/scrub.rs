@@ -1,10 +1,10 @@
-//! Compares what a volume has of its image with the image, and repairs what has rotted.
+//! Compares what a volume has of the image that its changes count from with that image, and repairs what has rotted.
 
 use std::cell::Cell;
 
 use api::volume::Scrubbed;
 use image::{ChunkSet, ChunkSource, Priority, Result};
-use volume_pool::{Verdict, Verified, Volume};
+use volume_pool::{Original, Verdict, Verified, Volume};
 
 use super::hydrate::Hydration;
 use crate::pull::batch::{Batch, Deliver};
@@ -16,6 +16,7 @@ impl<S: ChunkSource> Hydration<'_, S> {
     /// Checks these chunks, in rising order; what is wrong is fetched and written again.
     pub(super) async fn scrub(&self, chunks: impl Iterator<Item = u64>) -> Result<Scrubbed> {
         let mut found = Scrubbed::default();
+        let of = self.original();
         for chunk in chunks {
             let (section, within) = self.volume.place_of(chunk)?;
             if section >= self.fetch.geometry.sections() || !self.volume.is_present(chunk) {
@@ -24,7 +25,7 @@ impl<S: ChunkSource> Hydration<'_, S> {
             let table = self.table(section, Priority::Background).await?;
             let Some(digest) = table.digests().get(within as usize) else { continue };
             let buf = self.fetch.arena.acquire().await;
-            match self.volume.check_chunk(section, within, digest, buf).await? {
+            match self.volume.check_chunk(&of, section, within, digest, buf).await? {
                 Verdict::Right => found.right += 1,
                 Verdict::Other => found.written += 1,
                 Verdict::Wrong => {
@@ -43,6 +44,10 @@ impl<S: ChunkSource> Hydration<'_, S> {
         Ok(found)
     }
 
+    fn original(&self) -> Original {
+        Original { image: self.fetch.image, geometry: self.fetch.geometry }
+    }
+
     async fn repair(
         &self,
         section: u32,
@@ -50,11 +55,11 @@ impl<S: ChunkSource> Hydration<'_, S> {
         table: &std::sync::Arc<image::SectionTable>,
     ) -> Result<bool> {
         if table.digests()[chunk as usize].is_zero() {
-            return self.volume.repair_zeros(section, chunk).await;
+            return self.volume.repair_zeros(&self.original(), section, chunk).await;
         }
         let mut chunks = ChunkSet::empty(table.chunks());
         chunks.insert(chunk);
-        let repaired = Repair { volume: self.volume, done: Cell::new(false) };
+        let repaired = Repair { volume: self.volume, of: self.original(), done: Cell::new(false) };
         let priority = Priority::Background;
         let batch = Batch { section, table: std::sync::Arc::clone(table), chunks, priority };
         self.fetch.batch(batch, &repaired).await?;
@@ -65,12 +70,13 @@ impl<S: ChunkSource> Hydration<'_, S> {
 /// Writes verified chunks over what has rotted.
 struct Repair<'a> {
     volume: &'a Volume,
+    of: Original,
     done: Cell<bool>,
 }
 
 impl Deliver for Repair<'_> {
     async fn deliver(&self, section: u32, chunk: u32, plain: Verified) -> Result<()> {
-        self.done.set(self.volume.repair(section, chunk, plain).await?);
+        self.done.set(self.volume.repair(&self.of, section, chunk, plain).await?);
         Ok(())
     }
 }

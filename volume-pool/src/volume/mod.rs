@@ -53,7 +53,7 @@ use wanted::Wanted;
 
 pub use point::{Captured, PointInTime};
 pub use read::Piece;
-pub use scrub::Verdict;
+pub use scrub::{Original, Verdict};
 
 /// A volume that is in use.
 #[derive(Debug)]

@@ -1,12 +1,24 @@
-//! Checking: whether a chunk that the guest never wrote is still the image's, and making it so again.
+//! Checking: whether a chunk that the guest has not written is still as in the image that changes count from, and
+//! making it so again.
+
+use std::ops::Range;
 
 use blockio::Buf;
-use image::{Digest, Result, is_zero};
+use image::{Digest, Geometry, Result, is_zero};
 
 use super::traffic::FillTurn;
 use super::{Volume, io};
 use crate::Verified;
 use crate::since::Since;
+
+/// The image that a volume is compared with. Only the one that its changes count from says anything of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Original {
+    /// Its identity.
+    pub image: Digest,
+    /// Its disk.
+    pub geometry: Geometry,
+}
 
 /// What was found of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +39,16 @@ impl Volume {
     /// Of the disk.
     pub async fn check_chunk(
         &self,
+        of: &Original,
         section: u32,
         chunk: u32,
         expected: &Digest,
         mut buf: Buf,
     ) -> Result<Verdict> {
-        let chunk = self.layout.get().chunk_at(section, chunk);
-        if !self.is_of_the_image(chunk) {
+        let (chunk, image) = self.place_in(of, section, chunk);
+        if !self.is_as_in(of, chunk) {
             return Ok(Verdict::Other);
         }
-        let image = self.layout.get().image_bytes_of(chunk);
         buf.set_len((image.end - image.start) as usize);
         let (read, buf) = self.engine.read_at(&self.data, buf, image.start).await;
         read.map_err(io)?;
@@ -45,7 +57,7 @@ impl Volume {
             false => Digest::of_chunk(&buf) == *expected,
         };
         // A guest may have begun to write while we read.
-        Ok(match (right, self.is_of_the_image(chunk)) {
+        Ok(match (right, self.is_as_in(of, chunk)) {
             (true, _) => Verdict::Right,
             (false, true) => Verdict::Wrong,
             (false, false) => Verdict::Other,
@@ -58,11 +70,16 @@ impl Volume {
     /// # Errors
     ///
     /// Of the disk.
-    pub async fn repair(&self, section: u32, chunk: u32, plain: Verified) -> Result<bool> {
-        let chunk = self.layout.get().chunk_at(section, chunk);
-        let Some(turn) = self.repair_turn(chunk).await else { return Ok(false) };
-        let at = self.layout.get().image_bytes_of(chunk).start;
-        let (written, _) = self.engine.write_at(&self.data, plain.into_buf(), at).await;
+    pub async fn repair(
+        &self,
+        of: &Original,
+        section: u32,
+        chunk: u32,
+        plain: Verified,
+    ) -> Result<bool> {
+        let (chunk, image) = self.place_in(of, section, chunk);
+        let Some(turn) = self.repair_turn(of, chunk).await else { return Ok(false) };
+        let (written, _) = self.engine.write_at(&self.data, plain.into_buf(), image.start).await;
         self.written.set(true);
         drop(turn);
         written.map(|()| true).map_err(io)
@@ -73,10 +90,9 @@ impl Volume {
     /// # Errors
     ///
     /// Of the disk.
-    pub async fn repair_zeros(&self, section: u32, chunk: u32) -> Result<bool> {
-        let chunk = self.layout.get().chunk_at(section, chunk);
-        let Some(turn) = self.repair_turn(chunk).await else { return Ok(false) };
-        let range = self.layout.get().image_bytes_of(chunk);
+    pub async fn repair_zeros(&self, of: &Original, section: u32, chunk: u32) -> Result<bool> {
+        let (chunk, range) = self.place_in(of, section, chunk);
+        let Some(turn) = self.repair_turn(of, chunk).await else { return Ok(false) };
         let zeroed = self.engine.zero_range(&self.data, range).await;
         self.written.set(true);
         drop(turn);
@@ -84,17 +100,22 @@ impl Volume {
     }
 
     /// Keeps writes from a chunk of the image; nothing if the guest has begun to write to it.
-    async fn repair_turn(&self, chunk: u64) -> Option<FillTurn<'_>> {
+    async fn repair_turn(&self, of: &Original, chunk: u64) -> Option<FillTurn<'_>> {
         let turn = self.traffic.turn(|| self.traffic.try_fill(chunk)).await;
         // Writes that have begun have said so; those that come wait for our turn to end.
-        self.is_of_the_image(chunk).then_some(turn)
+        self.is_as_in(of, chunk).then_some(turn)
     }
 
-    /// Whether a chunk is here and the guest has never written to it. Of a volume that was captured nobody knows
-    /// what was written before.
-    fn is_of_the_image(&self, chunk: u64) -> bool {
-        let base = self.identity.borrow().get().base.map(|base| base.image);
-        if base.map(Since::Image) != Some(self.since.get()) {
+    /// The number of an image's chunk in the volume, and the bytes that the image has of it.
+    fn place_in(&self, of: &Original, section: u32, chunk: u32) -> (u64, Range<u64>) {
+        let start = of.geometry.chunk_start(section, chunk);
+        let end = start + of.geometry.chunk_len_at(section, chunk) as u64;
+        (self.layout.get().chunk_at(section, chunk), start..end.min(self.size()))
+    }
+
+    /// Whether a chunk is here, and the guest has not written to it since it was as in an image.
+    fn is_as_in(&self, of: &Original, chunk: u64) -> bool {
+        if self.since.get() != Since::Image(of.image) {
             return false;
         }
         let (maps, layout) = (self.maps.borrow(), self.layout.get());

@@ -11,7 +11,7 @@ use blockio::{Arena, BlockFile, Engine, EngineKind, EngineOptions, Fs, OpenMode}
 use image::{Digest, Domain, Error, Geometry, Kind, Manifest, SectionTable};
 use proptest::prelude::*;
 
-use super::{Captured, Files, PointInTime, Volume};
+use super::{Captured, Files, Original, PointInTime, Volume};
 use crate::layout::BLOCK;
 use crate::{NewVolume, Shelf, Since, Verified};
 
@@ -69,6 +69,11 @@ fn new_volume() -> NewVolume {
 
 fn shelf(fs: &Fs) -> Shelf {
     Shelf::open(fs.clone(), "/volumes".into()).unwrap()
+}
+
+fn original() -> Original {
+    let image = new_volume().image.unwrap();
+    Original { image: image.identity(), geometry: *image.geometry() }
 }
 
 /// A volume under test, and how it is got at.
@@ -820,7 +825,12 @@ fn what_rots_is_found_and_made_good_and_what_the_guest_wrote_is_left() {
             let (table, mut found) = (table(), Vec::new());
             for (chunk, digest) in table.digests().iter().enumerate() {
                 let buf = rig.arena.acquire().await;
-                found.push(rig.volume.check_chunk(0, chunk as u32, digest, buf).await.unwrap());
+                found.push(
+                    rig.volume
+                        .check_chunk(&original(), 0, chunk as u32, digest, buf)
+                        .await
+                        .unwrap(),
+                );
             }
             found
         };
@@ -835,12 +845,12 @@ fn what_rots_is_found_and_made_good_and_what_the_guest_wrote_is_left() {
             let mut buf = rig.arena.acquire().await;
             buf.copy_from(&plain);
             let plain = Verified::check(buf, plain.len(), &Digest::of_chunk(&plain)).unwrap();
-            rig.volume.repair(0, chunk as u32, plain).await.unwrap()
+            rig.volume.repair(&original(), 0, chunk as u32, plain).await.unwrap()
         };
         // A guest that writes at the same time is first or last, never undone.
         let (repaired, written) = tokio::join!(repair(0), rig.write(SECTOR..2 * SECTOR, 9));
         written.unwrap();
-        let zeros = rig.volume.repair_zeros(0, ZERO_CHUNK as u32).await.unwrap();
+        let zeros = rig.volume.repair_zeros(&original(), 0, ZERO_CHUNK as u32).await.unwrap();
         assert!(repaired && zeros && !repair(1).await);
         let tags = rig.tags(0..CHUNK).await.unwrap();
         assert_eq!((tags[0], tags[1], tags[2]), (tag_of_image(0), 9, tag_of_image(2)));
