@@ -3,6 +3,7 @@
 //! Everything here passes without root. The tests named `real_…` need root, debootstrap, QEMU, strace and
 //! the tools of file systems, and run only with `FOREBAY_E2E=1`.
 
+mod agents;
 mod caches;
 mod care;
 mod chaos;

@@ -7,6 +7,8 @@
 //! | `GET /v1/captures/{id}` | → [`Capture`] |
 //! | `DELETE /v1/captures/{id}` | cancels → [`Capture`] |
 
+use std::path::PathBuf;
+
 use image::{Digest, Ref};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,10 @@ pub struct SaveVolume {
     /// Bytes a second that are read at most.
     #[serde(default)]
     pub rate: Option<u64>,
+    /// The socket of the guest's agent: its file systems write down what they have, and hold still while the point in
+    /// time is fixed. If that cannot be done it is fixed all the same, and said.
+    #[serde(default)]
+    pub agent: Option<PathBuf>,
     /// Fail if the name is taken already.
     #[serde(default)]
     pub new: bool,
@@ -124,6 +130,12 @@ pub struct Capture {
     /// Its point in time, in seconds since 1970.
     #[serde(default)]
     pub taken: Option<u64>,
+    /// For how many milliseconds the guest's file systems held still.
+    #[serde(default)]
+    pub frozen_ms: Option<u64>,
+    /// Why they did not, if they were to: the image is what a guest finds after its power was pulled.
+    #[serde(default)]
+    pub not_frozen: Option<String>,
     /// The image.
     #[serde(default)]
     pub image: Option<Digest>,

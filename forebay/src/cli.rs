@@ -269,6 +269,9 @@ pub struct SaveArgs {
     /// Bytes a second to read at most
     #[arg(long, value_parser = crate::config::parse_size)]
     pub rate: Option<u64>,
+    /// The socket of the guest's agent (qemu-guest-agent): file systems hold still while the instant is fixed
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::AnyPath)]
+    pub agent: Option<PathBuf>,
     /// Do not wait until it is done
     #[arg(long)]
     pub no_wait: bool,
@@ -679,6 +682,9 @@ pub enum NodeCommand {
     CancelCapture(CancelArgs),
     /// Print the daemon's metrics, as Prometheus reads them
     Metrics,
+    /// Let a guest's file systems go on if the daemon dies while they hold still; the daemon starts it
+    #[command(hide = true)]
+    Thaw(HoldArgs),
     /// Keep the mounts of volumes while the daemon is away; the daemon starts it
     #[command(hide = true)]
     Hold(HoldArgs),

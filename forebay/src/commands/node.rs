@@ -1,5 +1,6 @@
 //! `forebay node`: the daemon, joining a grid, tokens, transfers.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,6 +57,9 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             crate::output::print(text.as_bytes())
         }
         Some(NodeCommand::Hold(args)) => hold(&args.socket),
+        Some(NodeCommand::Thaw(args)) => {
+            block_on(node::hypervisor::agent::guard(&args.socket, std::io::stdin()))
+        }
         Some(NodeCommand::Cancel(CancelArgs { id })) => {
             let ended = block_on(async { daemon_client(config).cancel(id).await })?;
             output.result(&ended, |t| human(std::slice::from_ref(t)))
@@ -188,6 +192,12 @@ fn hold(socket: &Path) -> Result<()> {
     node::export::fuse::holder::hold(&listener, HOLDER_IDLE).map_err(place)
 }
 
+/// What thaws guests if the daemon dies.
+fn thaw() -> Result<Arc<[OsString]>> {
+    let program = std::env::current_exe().map_err(|e| Error::io("finding this program", e))?;
+    Ok([program.into(), "node".into(), "thaw".into()].into())
+}
+
 /// What starts a holder of mounts.
 fn holder(config: &Config) -> Result<Holder> {
     let socket = config.data.join("node/holder.sock");
@@ -229,6 +239,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         at_once: config.number("node.captures").max(1) as usize,
         workers: NonZeroUsize::new(config.threads("import.workers")).unwrap_or(NonZeroUsize::MIN),
         memory: config.size("import.memory") as usize,
+        thaw: thaw()?,
         background_rate: Some(config.size("node.capture_rate")).filter(|rate| *rate > 0),
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;

@@ -30,8 +30,9 @@ pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
 
 /// A disk that is no volume.
 fn of_path(args: SaveArgs) -> Result<ImportArgs> {
-    if args.background || args.rate.is_some() || args.no_wait {
-        let what = format!("{}: --background, --rate and --no-wait are for volumes", args.source);
+    if args.background || args.rate.is_some() || args.no_wait || args.agent.is_some() {
+        let what =
+            format!("{}: --background, --rate, --agent and --no-wait are for volumes", args.source);
         return Err(Error::new(Kind::Invalid, what));
     }
     let kind = args.record.kind.or(Some(KindArg::Snapshot));
@@ -59,6 +60,12 @@ async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Re
         all: args.all,
         background: args.background,
         rate: args.rate,
+        agent: args
+            .agent
+            .as_deref()
+            .map(std::path::absolute)
+            .transpose()
+            .map_err(|e| Error::io("--agent", e))?,
         new: args.new,
         record: api::catalog::NewRecord { kind: said.kind.or(Some(ImageKind::Snapshot)), ..said },
     };
@@ -133,8 +140,13 @@ fn human(capture: &Capture) -> String {
         (_, Some(why)) => format!("all, because {why}"),
         _ => "all".to_owned(),
     };
+    let still = match (capture.frozen_ms, &capture.not_frozen) {
+        (Some(ms), _) => format!("\nits file systems held still for {ms} ms"),
+        (_, Some(why)) => format!("\nits file systems did not hold still: {why}"),
+        _ => String::new(),
+    };
     format!(
-        "{name} → {image}\n{} disk; read {} of it ({how}); {} new, {} sent",
+        "{name} → {image}\n{} disk; read {} of it ({how}); {} new, {} sent{still}",
         bytes(p.size),
         bytes(p.read),
         chunks(p.new_chunks),

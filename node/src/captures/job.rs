@@ -1,5 +1,6 @@
 //! One capture, from the volume to the name.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -45,6 +46,8 @@ pub(super) struct Work<G> {
     pub(super) memory: usize,
     /// Bytes a second of captures for which nobody waits.
     pub(super) background_rate: Option<u64>,
+    /// What thaws guests if this process dies.
+    pub(super) thaw: Arc<[OsString]>,
 }
 
 impl Told {
@@ -58,6 +61,8 @@ impl Told {
             parent: None,
             progress: CaptureProgress::default(),
             taken: None,
+            frozen_ms: None,
+            not_frozen: None,
             image: None,
             error: None,
         };
@@ -244,13 +249,25 @@ impl<G: Saves> Work<G> {
             None => (Truth::ChangedMap, Captured::Changed),
             Some(_) => (Truth::FullRead, Captured::All),
         };
-        let fixed = taken.fix(what).await?;
+        taken.prepare(what).await?;
+        let agent = asked.agent.as_deref().map(|agent| (agent, &self.thaw[..]));
+        let (fixed, still) = taken.fix(what, agent).await?;
+        if let Some(Err(why)) = &still {
+            tracing::warn!(
+                why,
+                volume = asked.volume,
+                "the guest's file systems were not held still"
+            );
+        }
         let to_read = fixed.ranges.iter().map(|range| range.end - range.start).sum();
         told.tell(|now| {
             now.truth = Some(truth);
             now.why = why;
             now.parent = parent;
             now.taken = Some(unix_now());
+            now.frozen_ms =
+                still.as_ref().and_then(|s| s.as_ref().ok()).map(|t| t.as_millis() as u64);
+            now.not_frozen = still.and_then(std::result::Result::err);
             now.progress.to_read = to_read;
         });
         let changes = Changes { ranges: fixed.ranges.clone(), ancestor };

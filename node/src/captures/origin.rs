@@ -1,14 +1,18 @@
 //! What a capture is made of: a volume that this daemon serves, or has for itself; or one whose guest uses the plain file,
 //! which QEMU keeps as it was.
 
+use std::ffi::OsString;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use capture::Disk;
-use image::{Digest, Result};
+use image::{Digest, Error, Kind, Result};
 use volume_pool::{Captured, Since};
 
 use super::Saves;
+use crate::hypervisor::agent::Frozen;
 use crate::volumes::{Fleeced, Taken, Volumes};
 
 /// A volume that is being captured. To be [ended](Origin::end).
@@ -52,16 +56,51 @@ impl<G: Saves> Origin<G> {
         }
     }
 
-    pub(super) async fn fix(&self, what: Captured) -> Result<Fixed> {
+    /// Does what can be done before the point in time is fixed.
+    pub(super) async fn prepare(&self, what: Captured) -> Result<()> {
+        match self {
+            Self::Ours(taken) => taken.prepare(what).await,
+            Self::Qemu(fleeced) => fleeced.prepare().await,
+        }
+    }
+
+    /// Fixes it, while the guest's file systems hold still if there is somebody to see to that. Returns also how long they
+    /// did, or why not.
+    pub(super) async fn fix(
+        &self,
+        what: Captured,
+        agent: Option<(&Path, &[OsString])>,
+    ) -> Result<(Fixed, Option<std::result::Result<Duration, String>>)> {
+        let frozen = match agent {
+            Some((socket, thaw)) => Some(Frozen::freeze(socket, thaw).await),
+            None => None,
+        };
+        let fixed = match self {
+            Self::Ours(taken) => taken.fix(what).await.map(Some),
+            Self::Qemu(fleeced) => fleeced.fix().await.map(|()| None),
+        };
+        let still = match frozen {
+            None => None,
+            Some(Ok(frozen)) => {
+                let thawed = frozen.thaw().await;
+                Some(thawed.map_err(|e| format!("it is told again to let them go on: {e}")))
+            }
+            Some(Err(error)) => Some(Err(error.to_string())),
+        };
+        Ok((self.fixed(fixed?).await?, still))
+    }
+
+    async fn fixed(&self, fixed: Option<crate::volumes::Fixed<G>>) -> Result<Fixed> {
         match self {
             Self::Ours(taken) => {
-                let fixed = taken.fix(what).await?;
+                let gone = || Error::new(Kind::Cancelled, "the capture was ended");
+                let fixed = fixed.ok_or_else(gone)?;
                 let (ranges, identity) = (fixed.ranges.clone(), &taken.identity);
                 let (sector, chunk_log2) = (identity.sector, identity.chunk_log2);
                 Ok(Fixed { disk: Arc::new(fixed), ranges, sector, chunk_log2 })
             }
             Self::Qemu(fleeced) => {
-                let disk = fleeced.fix().await?;
+                let disk = fleeced.disk().await?;
                 let ranges = std::iter::once(0..disk.size()).collect();
                 let (sector, chunk_log2) = (fleeced.identity.sector, fleeced.identity.chunk_log2);
                 Ok(Fixed { disk, ranges, sector, chunk_log2 })

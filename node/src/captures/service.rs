@@ -1,6 +1,7 @@
 //! What can be asked of a node's captures.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +18,7 @@ const UNPOISONED: &str = "no panics while locked";
 const REMEMBERED: usize = 256;
 
 /// How a node captures.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CaptureOptions {
     /// Captures at a time; others wait for their turn.
     pub at_once: usize,
@@ -27,6 +28,8 @@ pub struct CaptureOptions {
     pub memory: usize,
     /// Bytes a second that those read at most for which nobody waits; without limit if it is not said.
     pub background_rate: Option<u64>,
+    /// A command that, with the socket of a guest's agent as one more word, calls [`guard`](crate::hypervisor::agent::guard).
+    pub thaw: Arc<[OsString]>,
 }
 
 /// The captures of a node. Clones share them.
@@ -60,8 +63,8 @@ impl<G: Saves> Captures<G> {
         Self(Arc::new(Inner {
             grid: Arc::new(grid),
             volumes,
-            options,
             turns: Arc::new(Semaphore::new(options.at_once.max(1))),
+            options,
             alone: Mutex::default(),
             jobs: Mutex::default(),
         }))
@@ -96,6 +99,7 @@ impl<G: Saves> Captures<G> {
             workers: options.workers,
             memory: options.memory,
             background_rate: options.background_rate,
+            thaw: Arc::clone(&options.thaw),
         };
         let (turns, alone) = (Arc::clone(turns), self.alone(&told.now().request.volume));
         let runtime = tokio::runtime::Builder::new_current_thread()

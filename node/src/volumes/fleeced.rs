@@ -64,18 +64,27 @@ impl<G: Grid> Fleeced<G> {
         Monitor::connect(&self.qmp, PATIENCE).await.at(|| self.identity.name.clone())
     }
 
-    /// Has QEMU fix the point in time.
-    pub(crate) async fn fix(&self) -> Result<Arc<NbdDisk>> {
+    /// Makes all ready for the point in time.
+    pub async fn prepare(&self) -> Result<()> {
         let mut monitor = self.monitor().await?;
         let disk = self.volumes.0.shelf.disk(&self.identity.name)?;
         self.remove_files()?;
         make_scratch(&self.fleece.scratch, &disk, self.identity.size)?;
-        let begun = fleece::begin(&mut monitor, &self.fleece).await;
+        let made = fleece::prepare(&mut monitor, &self.fleece).await;
         // QEMU has it open, and nobody else needs it.
         let removed = Fs::os().remove_file(&self.fleece.scratch);
-        begun
-            .and(removed.map_err(|e| Error::io("the capture's scratch file", e)))
-            .at(|| self.identity.name.clone())?;
+        made.and(removed.map_err(|e| Error::io("the capture's scratch file", e)))
+            .at(|| self.identity.name.clone())
+    }
+
+    /// Has QEMU fix it.
+    pub async fn fix(&self) -> Result<()> {
+        fleece::fix(&mut self.monitor().await?, &self.fleece).await
+    }
+
+    /// What was there then.
+    pub(crate) async fn disk(&self) -> Result<Arc<NbdDisk>> {
+        fleece::export(&mut self.monitor().await?, &self.fleece).await?;
         let connected = NbdDisk::connect(self.fleece.socket.clone(), self.fleece.name.clone());
         Ok(Arc::new(connected?))
     }

@@ -162,6 +162,14 @@ async fn open<G: Grid>(
 }
 
 impl<G: Grid> Taken<G> {
+    /// Brings what the capture needs: see [`Volume::prepare_point`](volume_pool::Volume::prepare_point).
+    pub async fn prepare(&self, what: Captured) -> Result<()> {
+        let work = move |on: Here| {
+            async move { Ok((on.volume.prepare_point(what).await?, None)) }.boxed_local()
+        };
+        self.here(work).await
+    }
+
     /// Fixes the point in time: see [`Volume::fix_point`](volume_pool::Volume::fix_point).
     pub async fn fix(self: &Arc<Self>, what: Captured) -> Result<Fixed<G>> {
         let scratch = self.volumes.0.shelf.scratch(&self.identity.name)?;

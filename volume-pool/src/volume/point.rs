@@ -163,14 +163,12 @@ fn runs_of(bits: &Bits, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 }
 
 impl Volume {
-    /// Fixes a point in time: what every write that has returned has written, and nothing of those that begin later.
-    /// What of it is to be captured is here when this returns, as far as that can be. `file` is empty, and of nobody
-    /// else; what guests overwrite is kept there.
+    /// Brings what a capture needs that is not here. What a guest changes meanwhile and later it waits for itself.
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] while there is another; those of what has to be fetched first.
-    pub async fn fix_point(&self, what: Captured, file: BlockFile) -> Result<Rc<PointInTime>> {
+    /// [`Kind::Conflict`] while there is a point in time; those of what has to be fetched.
+    pub async fn prepare_point(&self, what: Captured) -> Result<()> {
         self.has_no_point()?;
         for _ in 0..ROUNDS {
             let absent = self.absent_of(&self.to_capture(what));
@@ -181,6 +179,18 @@ impl Volume {
                 self.arrive(&range).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Fixes a point in time: what every write that has returned has written, and nothing of those that begin later.
+    /// This takes as long as the writes that are under way. `file` is empty, and of nobody else; what guests overwrite
+    /// is kept there.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] while there is another.
+    pub async fn fix_point(&self, what: Captured, file: BlockFile) -> Result<Rc<PointInTime>> {
+        self.has_no_point()?;
         let _held = self.traffic.hold().await;
         self.has_no_point()?;
         // What was given up in the middle may still be on its way to the disk.

@@ -325,7 +325,12 @@ impl Captures {
 
     async fn fix(&self, rig: &Rig, scratch: BlockFile, all: bool) {
         let what = if all { Captured::All } else { Captured::Changed };
-        match rig.volume.fix_point(what, scratch).await {
+        let prepared = rig.volume.prepare_point(what).await;
+        let fixed = match prepared {
+            Ok(()) => rig.volume.fix_point(what, scratch).await,
+            Err(error) => Err(error),
+        };
+        match fixed {
             Ok(point) => {
                 let allowed = self.allowed.borrow().clone();
                 self.begun.replace(Some((point, allowed)));

@@ -59,20 +59,42 @@ impl Fleece {
     }
 }
 
-/// Fixes the point in time and exports it, under the fleece's name.
+/// Makes all ready for a point in time.
 ///
 /// # Errors
 ///
 /// [`Kind::Gone`] if there is no such node; [`Kind::Conflict`] if another NBD server of this QEMU runs, and for whatever
-/// QEMU refuses. Nothing of it is left then.
-pub async fn begin(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
+/// QEMU refuses. What was made by then is to be [taken away](end).
+pub async fn prepare(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
     end(monitor, fleece).await?;
-    let begun = make(monitor, fleece).await.at(|| format!("node {}", fleece.source));
-    if begun.is_err() {
-        let ended = end(monitor, fleece).await;
-        ended.unwrap_or_else(|error| tracing::warn!(%error, "what was made for a capture is left"));
-    }
-    begun
+    make(monitor, fleece).await.at(|| format!("node {}", fleece.source))
+}
+
+/// Fixes the point in time: one command.
+///
+/// # Errors
+///
+/// What QEMU says.
+pub async fn fix(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
+    let backup = json!({
+        "job-id": fleece.job(), "device": fleece.source, "target": fleece.name, "sync": "none",
+        "auto-dismiss": false,
+        // The guest goes on if there is no room for what it overwrites; the job does not.
+        "on-target-error": "report",
+    });
+    monitor.execute("blockdev-backup", backup).await.map(drop)
+}
+
+/// Exports it, under the fleece's name.
+///
+/// # Errors
+///
+/// What QEMU says.
+pub async fn export(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
+    let export = json!({
+        "type": "nbd", "id": fleece.export(), "node-name": fleece.name, "name": fleece.name, "writable": false,
+    });
+    monitor.execute("block-export-add", export).await.map(drop)
 }
 
 async fn make(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
@@ -90,18 +112,7 @@ async fn make(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
     });
     monitor.execute("blockdev-add", scratch).await?;
     let server = json!({ "addr": { "type": "unix", "data": { "path": path(&fleece.socket) } } });
-    monitor.execute("nbd-server-start", server).await?;
-    let backup = json!({
-        "job-id": fleece.job(), "device": fleece.source, "target": fleece.name, "sync": "none",
-        "auto-dismiss": false,
-        // The guest goes on if there is no room for what it overwrites; the job does not.
-        "on-target-error": "report",
-    });
-    monitor.execute("blockdev-backup", backup).await?;
-    let export = json!({
-        "type": "nbd", "id": fleece.export(), "node-name": fleece.name, "name": fleece.name, "writable": false,
-    });
-    monitor.execute("block-export-add", export).await.map(drop)
+    monitor.execute("nbd-server-start", server).await.map(drop)
 }
 
 /// Whether the point in time is still kept: not if there was no room for what the guest has overwritten.
