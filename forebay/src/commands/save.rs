@@ -15,8 +15,9 @@ use crate::cli::{ImportArgs, KindArg, RecordArgs, SaveArgs};
 use crate::config::Config;
 use crate::output::{Output, bytes, chunks, table};
 
-/// How often progress is shown.
-const TICK: Duration = Duration::from_millis(100);
+/// How often progress is asked for: often at first, for many captures are short.
+const FIRST_TICK: Duration = Duration::from_millis(2);
+const LAST_TICK: Duration = Duration::from_millis(100);
 
 /// Runs the command.
 pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
@@ -94,13 +95,15 @@ fn meant_a_path(error: Error, source: &str) -> Error {
 
 async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) -> Result<Capture> {
     let mut shown = output.progress(&args.name.to_string(), 0);
+    let mut tick = FIRST_TICK;
     let capture = loop {
         let capture = daemon.capture(id).await?;
         shown.at(capture.progress.read.min(capture.progress.to_read), capture.progress.to_read);
         if capture.state.is_final() {
             break capture;
         }
-        tokio::time::sleep(TICK).await;
+        tokio::time::sleep(tick).await;
+        tick = (tick * 2).min(LAST_TICK);
     };
     shown.finish();
     match (capture.state, &capture.error) {

@@ -21,6 +21,7 @@
 //! | `volume` | reads and writes of a volume that is all here, beside other servers of its file ([`volume`]) |
 //! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
+//! | `save` | captures of a volume of which little has changed ([`save`]) |
 
 mod absent;
 mod bars;
@@ -41,6 +42,7 @@ mod overload;
 mod process;
 mod pull;
 mod s3;
+mod save;
 mod tails;
 mod versions;
 mod volume;
@@ -95,7 +97,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 19] = [
+    let all: [(&str, Measure); 20] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -115,6 +117,7 @@ fn main() {
         ("volume-absent", absent::measure),
         ("volume-idle", idle::measure),
         ("volume-cpu", cpu::measure),
+        ("save", save::measure),
     ];
     for (name, measure) in all {
         if only.is_empty() || only.iter().any(|o| o == name) {

@@ -37,7 +37,7 @@ impl<'a> Node<'a> {
         })
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         self.grid.command_as(&self.data, args)
     }
 

@@ -1,0 +1,131 @@
+//! Captures of a volume, beside what they cannot do without: with nothing changed, and with one chunk in a hundred.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use image::{Digest, Domain, Encoder, is_zero};
+use serde_json::Value;
+
+use crate::Setup;
+use crate::bars::{Bars, Bound, median, mib, seconds};
+use crate::fio::nbd;
+use crate::grid::{Grid, Servers};
+use crate::node::Node;
+use crate::process::{now, settle};
+
+const CHUNK: u64 = forebay_benches::CHUNK as u64;
+/// Of the chunks one in so many is written to.
+const EVERY: u64 = 100;
+/// Threads that read and hash: all cores.
+const CORES: usize = 2;
+
+pub fn measure(setup: &Setup, bars: &mut Bars) {
+    let dir = setup.dir.join("save");
+    std::fs::create_dir_all(&dir).unwrap();
+    let grid = Grid::start_as(setup, &dir.join("up"), &Servers::default());
+    grid.import(&setup.disk, "v:1");
+    let node = Node::start(&grid, "save-node");
+    let made = node.volume(&["create", "v:1", "--name", "v"]);
+    let file = PathBuf::from(made["disk"].as_str().unwrap());
+    let socket = node.attach("v", &["--no-trace"]);
+    node.wait_for("v");
+    node.save(&["v", "saved:0"]);
+    nothing_changed(setup, bars, &node, &file);
+    some_changed(setup, bars, &node, &file, &socket);
+}
+
+fn nothing_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path) {
+    let gib = file.metadata().unwrap().len() as f64 / f64::from(1 << 30);
+    let (mut by_map, mut full, mut limit) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..setup.runs {
+        settle();
+        by_map.push(timed(|| {
+            let saved = node.save(&["v", "saved:0"]);
+            assert_eq!(
+                (&saved["truth"], &saved["progress"]["read"]),
+                (&"changed-map".into(), &0.into())
+            );
+        }));
+        limit.push(timed(|| read_and_hash(file)));
+        full.push(timed(|| drop(node.save(&["v", "saved:0", "--all"]))));
+    }
+    let allowed = 0.1 + 0.001 * gib;
+    let ratio = median(by_map.iter().map(|t| t / allowed).collect());
+    let what =
+        "a capture when nothing has changed, by the map, beside 100 ms and 1 ms for each GiB";
+    bars.add(what, millis(median(by_map)), millis(allowed), ratio, Bound::AtMost(1.0));
+    let ratio = median(full.iter().zip(&limit).map(|(a, b)| a / b).collect());
+    let what = "… when all is read, beside reading it and BLAKE3 on all cores";
+    bars.add(what, seconds(median(full)), seconds(median(limit)), ratio, Bound::AtMost(1.1));
+}
+
+fn some_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path, socket: &str) {
+    let chunks = file.metadata().unwrap().len() / CHUNK;
+    let (on, writes) = (EVERY * CHUNK - 4096, chunks / EVERY);
+    let uri = format!("nbd+unix:///v?socket={socket}");
+    let (on, number) = (format!("--rw=write:{on}"), format!("--number_ios={writes}"));
+    nbd(setup, None, &uri, &["--bs=4096", "--iodepth=1", "--end_fsync=1", &on, &number]);
+    let changed: Vec<u64> = (0..writes).map(|n| n * EVERY).collect();
+    let saved = node.save(&["v", "saved:1"]);
+    let read = saved["progress"]["read"].as_u64().unwrap() as f64;
+    let plain = (changed.len() as u64 * CHUNK) as f64;
+    let what = "what a capture reads when one chunk in a hundred has changed, beside these chunks";
+    bars.add(what, mib(read), mib(plain), read / plain, Bound::AtMost(1.05));
+    let sent = saved["progress"]["sent"].as_u64().unwrap() as f64;
+    let packed = compressed(file, &changed) as f64;
+    let what = "… what it sends, beside their compressed size";
+    bars.add(what, mib(sent), mib(packed), sent / packed, Bound::AtMost(1.05));
+}
+
+/// What no capture that reads all can do without.
+fn read_and_hash(path: &Path) {
+    let file = File::open(path).unwrap();
+    let (next, size) = (AtomicU64::new(0), file.metadata().unwrap().len());
+    std::thread::scope(|scope| {
+        for _ in 0..CORES {
+            scope.spawn(|| {
+                let mut chunk = vec![0; CHUNK as usize];
+                loop {
+                    let at = next.fetch_add(CHUNK, Ordering::Relaxed);
+                    if at >= size {
+                        return;
+                    }
+                    file.read_exact_at(&mut chunk, at).unwrap();
+                    if !is_zero(&chunk) {
+                        std::hint::black_box(Digest::of_chunk(&chunk));
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Bytes of the frames of these chunks.
+fn compressed(path: &Path, chunks: &[u64]) -> usize {
+    let (file, mut plain) = (File::open(path).unwrap(), vec![0; CHUNK as usize]);
+    let mut encoder = Encoder::new().unwrap();
+    let frame = |chunk: &u64| {
+        file.read_exact_at(&mut plain, chunk * CHUNK).unwrap();
+        encoder.encode(Domain::PUBLIC, Digest::of_chunk(&plain), &plain).bytes().len()
+    };
+    chunks.iter().map(frame).sum()
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let started = now();
+    work();
+    Duration::as_secs_f64(&(now() - started))
+}
+
+fn millis(seconds: f64) -> String {
+    format!("{:.0} ms", seconds * 1e3)
+}
+
+impl Node<'_> {
+    fn save(&self, args: &[&str]) -> Value {
+        crate::process::json(&mut self.command(&[&["save"], args].concat()))
+    }
+}
