@@ -33,6 +33,10 @@ fn a_volume_is_saved_again_and_again_at_the_cost_of_what_changed() {
     let mut rig = Rig::start("abc.defghij");
     let mut wanted = rig.disk.bytes.clone();
     let socket = rig.attached("v", &["--no-fill"]);
+    // What is as it was is still what it was.
+    let same = rig.save(&["v", "same:1"]);
+    let of = rig.grid.run(&["inspect", "d:1"]).json();
+    assert_eq!((&same["image"], &of["record"]["kind"]), (&of["image"], &"os".into()), "{of}");
     let mut guest = connect(&socket);
     let mut write = |wanted: &mut Vec<u8>, at: usize, len: usize, byte: u8| {
         guest.write(at as u64, &vec![byte; len]).unwrap();

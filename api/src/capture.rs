@@ -43,7 +43,7 @@ pub struct SaveVolume {
     /// Fail if the name is taken already.
     #[serde(default)]
     pub new: bool,
-    /// What is said of the image.
+    /// What is said of the image: a snapshot, unless it says otherwise.
     #[serde(default)]
     pub record: NewRecord,
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::capture::{Capture, CaptureState, SaveVolume, Truth};
-use image::record::ImageKind;
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 
@@ -53,7 +52,6 @@ fn of_path(args: SaveArgs) -> Result<ImportArgs> {
 
 /// Ends the capture when the command is interrupted.
 async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Result<Capture> {
-    let said = record(&args.record, None);
     let asked = SaveVolume {
         volume: args.source.clone(),
         name: args.name.clone(),
@@ -68,7 +66,7 @@ async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Re
             .transpose()
             .map_err(|e| Error::io("--agent", e))?,
         new: args.new,
-        record: api::catalog::NewRecord { kind: said.kind.or(Some(ImageKind::Snapshot)), ..said },
+        record: record(&args.record, None),
     };
     let begun = daemon.save_volume(&asked).await.map_err(|e| meant_a_path(e, &args.source))?;
     if args.no_wait {

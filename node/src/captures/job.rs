@@ -170,8 +170,10 @@ impl<G: Saves> Work<G> {
             Since::Image(image) => Some(image),
             _ => None,
         });
+        // One in which nothing has changed is what it was.
+        let is_new = taken.since() != Since::Image(image);
         let said = NewRecord {
-            kind: asked.record.kind.or(Some(ImageKind::Snapshot)),
+            kind: asked.record.kind.or(is_new.then_some(ImageKind::Snapshot)),
             parent: parent.filter(|parent| *parent != image),
             ..asked.record.clone()
         };
