@@ -88,6 +88,7 @@ fn file_system(kind: FsKind, bytes: Option<u64>) -> Option<Content> {
 fn ext(head: &[u8]) -> Option<Content> {
     const HAS_64: u32 = 0x80;
     const IS_JOURNAL: u32 = 0x8;
+    const HAS_JOURNAL: u32 = 0x4;
     let sb = head.get(1024..2048)?;
     let log = le32(sb, 24);
     // Two bytes alone would be found by chance.
@@ -97,6 +98,10 @@ fn ext(head: &[u8]) -> Option<Content> {
     let incompatible = le32(sb, 96);
     if incompatible & IS_JOURNAL != 0 {
         return Some(Content::Other("the journal of an ext file system"));
+    }
+    // By its UUID the tools would look for it among the disks of this machine, and write to what they find.
+    if le32(sb, 92) & HAS_JOURNAL != 0 && le32(sb, 224) == 0 {
+        return Some(Content::Other("an ext file system whose journal lies on another disk"));
     }
     let high = if incompatible & HAS_64 != 0 { le32(sb, 0x150) } else { 0 };
     let blocks = u64::from(high) << 32 | u64::from(le32(sb, 4));

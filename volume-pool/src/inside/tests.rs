@@ -188,6 +188,12 @@ fn file_systems_say_what_they_are_and_how_large() {
     assert_eq!(disk(&|d| put(d, 4086, b"SWAPSPACE2")), Content::Other("swap"));
     assert_eq!(disk(&|d| put(d, 512, b"LABELONE")), Content::Other("LVM"));
     assert_eq!(disk(&|d| put(d, 0, b"LUKS\xba\xbe\0\x02")), Content::Other("LUKS"));
+    let elsewhere = disk(&|d| {
+        ext4(d, 0, 1 << 20);
+        put(d, 1024 + 92, &[4]);
+    });
+    let says = "an ext file system whose journal lies on another disk";
+    assert_eq!(elsewhere, Content::Other(says));
     let two = disk(&|d| {
         ext4(d, 0, 1 << 20);
         btrfs(d, 1);
