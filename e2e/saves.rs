@@ -234,6 +234,17 @@ fn a_guest_that_writes_all_the_while_is_saved_as_it_was_at_one_instant() {
     }
 }
 
+/// Node and bitmap, of all that there are.
+fn nodes_with_bitmaps(guest: &mut Monitor) -> Vec<(String, String)> {
+    let nodes = guest.execute("query-named-block-nodes", json!({ "flat": true }));
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let of = |node: &Value| -> Vec<_> {
+        let bitmaps = node["dirty-bitmaps"].as_array().cloned().unwrap_or_default();
+        bitmaps.iter().map(|bitmap| (text(&node["node-name"]), text(&bitmap["name"]))).collect()
+    };
+    nodes.as_array().expect("a list").iter().flat_map(of).collect()
+}
+
 #[test]
 fn real_a_guest_on_the_plain_file_is_saved_by_its_qemu_as_it_was_at_one_instant() {
     if !wanted() {
@@ -261,7 +272,7 @@ fn real_a_guest_on_the_plain_file_is_saved_by_its_qemu_as_it_was_at_one_instant(
     let ended = rig.ended(id);
     assert_eq!(
         (&ended["state"], &ended["truth"]),
-        (&"done".into(), &"full-read".into()),
+        (&"done".into(), &"qemu-bitmap".into()),
         "{ended}"
     );
     assert!(rig.pulled("saved:1") == wanted);
@@ -272,8 +283,30 @@ fn real_a_guest_on_the_plain_file_is_saved_by_its_qemu_as_it_was_at_one_instant(
     rig.kill_node();
     let wanted = write(&mut guest, 8 * CHUNK, 3);
     rig.start_node();
-    rig.save(&["v", "saved:2"]);
+    // All that changed before and after the daemon's death is known.
+    let saved = rig.save(&["v", "saved:2"]);
+    assert_eq!(saved["truth"], "qemu-bitmap");
     assert!(rig.pulled("saved:2") == wanted);
+    let wanted = write(&mut guest, 5 * CHUNK + 8192, 4);
+    let saved = rig.save(&["v", "saved:3"]);
+    assert_eq!(
+        (&saved["truth"], &saved["progress"]["to_read"]),
+        (&"qemu-bitmap".into(), &CHUNK.into())
+    );
+    assert!(rig.pulled("saved:3") == wanted);
+    // Without the bitmap nobody knows, and the next one does.
+    let source = nodes_with_bitmaps(&mut guest).pop().expect("one");
+    let bitmap = json!({ "node": source.0, "name": source.1 });
+    guest.execute("block-dirty-bitmap-remove", bitmap);
+    let wanted = write(&mut guest, 6 * CHUNK, 5);
+    assert_eq!(rig.save(&["v", "saved:4"])["truth"], "full-read");
+    assert!(rig.pulled("saved:4") == wanted);
+    let saved = rig.save(&["v", "saved:5"]);
+    assert_eq!(
+        (&saved["truth"], &saved["progress"]["to_read"]),
+        (&"qemu-bitmap".into(), &0.into())
+    );
+    assert_eq!(nodes_with_bitmaps(&mut guest).len(), 1);
     let jobs = guest.execute("query-jobs", json!({}));
     let exports = guest.execute("query-block-exports", json!({}));
     assert_eq!((jobs, exports), (json!([]), json!([])));

@@ -79,6 +79,8 @@ impl CaptureState {
 pub enum Truth {
     /// The volume counts what guests write.
     ChangedMap,
+    /// The volume did until its guest was moved to the plain file, and a dirty bitmap of QEMU's does since.
+    QemuBitmap,
     /// It is not: all is read, and compared by digest.
     FullRead,
 }

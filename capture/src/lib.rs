@@ -12,6 +12,6 @@ pub mod progress;
 pub mod source;
 
 pub use format::{Compression, Format};
-pub use pipeline::{Ancestor, Changes, ImportOptions, Imported, Pace, Stored, import, save};
+pub use pipeline::{Ancestor, Changes, ImportOptions, Imported, Pace, Stored, import, save, whole};
 pub use progress::{Progress, Stats};
 pub use source::{Disk, DiskSource, SourceOptions};

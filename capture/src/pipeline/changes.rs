@@ -107,8 +107,8 @@ impl<'a, S> Changed<'a, S> {
     }
 }
 
-/// Rounds ranges to whole pieces, and joins those that touch.
-fn whole(mut ranges: Vec<Range<u64>>, piece: u64, size: u64) -> Vec<Range<u64>> {
+/// Rounds ranges of a disk of `size` bytes to whole pieces, and joins those that touch.
+pub fn whole(mut ranges: Vec<Range<u64>>, piece: u64, size: u64) -> Vec<Range<u64>> {
     ranges.sort_by_key(|range| range.start);
     let mut all: Vec<Range<u64>> = Vec::new();
     for range in ranges.into_iter().filter(|range| !range.is_empty()) {

@@ -41,7 +41,7 @@ use tokio::sync::mpsc;
 use crate::progress::{Progress, Stats};
 use crate::source::{Content, Disk, DiskSource};
 use changes::{All, Changed, Reading};
-pub use changes::{Ancestor, Changes};
+pub use changes::{Ancestor, Changes, whole};
 use crew::{Crew, Event, Shared};
 use section::{Hashed, Held};
 

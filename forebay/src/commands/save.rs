@@ -138,6 +138,7 @@ fn human(capture: &Capture) -> String {
     };
     let how = match (capture.truth, &capture.why) {
         (Some(Truth::ChangedMap), _) => "what has changed, by the volume's own map".to_owned(),
+        (Some(Truth::QemuBitmap), _) => "what has changed, by a bitmap of QEMU's".to_owned(),
         (_, Some(why)) => format!("all, because {why}"),
         _ => "all".to_owned(),
     };

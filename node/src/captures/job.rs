@@ -248,7 +248,7 @@ impl<G: Saves> Work<G> {
     ) -> Result<Imported> {
         let (ancestor, why) = self.truth(asked, taken, parent).await?;
         let (truth, what) = match why {
-            None => (Truth::ChangedMap, Captured::Changed),
+            None => (taken.truth(), Captured::Changed),
             Some(_) => (Truth::FullRead, Captured::All),
         };
         taken.prepare(what).await?;

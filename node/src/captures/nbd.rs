@@ -44,6 +44,7 @@ const CHUNK_ERROR: u16 = 1 << 15;
 
 const ALLOCATION: &str = "base:allocation";
 const STATE_ZERO: u32 = 2;
+const STATE_DIRTY: u32 = 1;
 
 /// Longest option reply that is read, in bytes.
 const MOST_OPTION: u32 = 64 << 10;
@@ -58,6 +59,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct NbdDisk {
     socket: PathBuf,
     export: String,
+    /// A dirty bitmap of QEMU's that comes with it.
+    bitmap: Option<String>,
     size: u64,
     idle: Mutex<Vec<Connection>>,
 }
@@ -68,6 +71,8 @@ struct Connection {
     size: u64,
     /// The number by which the server calls `base:allocation`, if it tells it.
     allocation: Option<u32>,
+    /// The same of the bitmap.
+    dirty: Option<u32>,
     last: u64,
 }
 
@@ -89,8 +94,8 @@ impl NbdDisk {
     ///
     /// [`Kind::Retry`] if nobody answers; [`Kind::Gone`] if there is no such export; [`Kind::Unsupported`] if the server
     /// has no structured replies.
-    pub(crate) fn connect(socket: PathBuf, export: String) -> Result<Self> {
-        let mut disk = Self { socket, export, size: 0, idle: Mutex::default() };
+    pub(crate) fn connect(socket: PathBuf, export: String, bitmap: Option<String>) -> Result<Self> {
+        let mut disk = Self { socket, export, bitmap, size: 0, idle: Mutex::default() };
         let first = disk.open()?;
         disk.size = first.size;
         disk.give_back(first);
@@ -99,7 +104,7 @@ impl NbdDisk {
 
     fn open(&self) -> Result<Connection> {
         let place = || format!("the NBD server at {}", self.socket.display());
-        Connection::open(&self.socket, &self.export).at(place)
+        Connection::open(&self.socket, &self.export, self.bitmap.as_deref()).at(place)
     }
 
     /// Asks on a connection of its own; one that has failed is not used again.
@@ -110,6 +115,31 @@ impl NbdDisk {
         let answer = ask(&mut connection).at(place)?;
         self.give_back(connection);
         Ok(answer)
+    }
+
+    /// What the bitmap says has changed, in bytes, in rising order.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Unsupported`] if the server does not tell.
+    pub(crate) fn dirty(&self) -> Result<Vec<Range<u64>>> {
+        let (mut at, mut dirty) = (0, Vec::new());
+        while at < self.size {
+            let asked = at..self.size.min(at + STATUS_SPAN);
+            let said = self.ask(|connection| {
+                let untold = || Error::new(Kind::Unsupported, "it does not tell what has changed");
+                let context = connection.dirty.ok_or_else(untold)?;
+                connection.status(&asked, context)
+            });
+            for (len, state) in said? {
+                let range = at..(at + len).min(self.size);
+                at = range.end;
+                if state & STATE_DIRTY != 0 {
+                    dirty.push(range);
+                }
+            }
+        }
+        Ok(dirty)
     }
 
     fn give_back(&self, connection: Connection) {
@@ -126,7 +156,7 @@ impl Disk for NbdDisk {
         let mut at = from;
         while at < self.size {
             let asked = at..self.size.min(at + STATUS_SPAN);
-            for (len, state) in self.ask(|connection| connection.status(&asked))? {
+            for (len, state) in self.ask(|connection| connection.allocated(&asked))? {
                 let range = at..(at + len).min(self.size);
                 at = range.end;
                 if state & STATE_ZERO == 0 {
@@ -149,20 +179,20 @@ impl Disk for NbdDisk {
 }
 
 impl Connection {
-    fn open(socket: &std::path::Path, export: &str) -> Result<Self> {
+    fn open(socket: &std::path::Path, export: &str, bitmap: Option<&str>) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .map_err(|e| Error::caused(Kind::Retry, e.to_string(), e))?;
         let set = stream
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         set.map_err(lost)?;
-        let mut this = Self { stream, size: 0, allocation: None, last: 0 };
+        let mut this = Self { stream, size: 0, allocation: None, dirty: None, last: 0 };
         if this.u64()? != MAGIC || this.u64()? != HAVE_OPTION || this.u16()? & FIXED_NEWSTYLE == 0 {
             return Err(garbage("its greeting"));
         }
         this.send(&CLIENT_FLAGS.to_be_bytes())?;
         this.structured()?;
-        this.contexts(export)?;
+        this.contexts(export, bitmap)?;
         this.go(export)?;
         Ok(this)
     }
@@ -175,17 +205,22 @@ impl Connection {
         }
     }
 
-    fn contexts(&mut self, export: &str) -> Result<()> {
+    fn contexts(&mut self, export: &str, bitmap: Option<&str>) -> Result<()> {
+        let dirty = bitmap.map(|bitmap| format!("qemu:dirty-bitmap:{bitmap}"));
         let mut asked = text(export);
-        asked.extend(1u32.to_be_bytes());
+        asked.extend((1 + u32::from(dirty.is_some())).to_be_bytes());
         asked.extend(text(ALLOCATION));
+        asked.extend(dirty.iter().flat_map(|dirty| text(dirty)));
         self.option(OPT_SET_META_CONTEXT, &asked)?;
         loop {
             match self.option_reply(OPT_SET_META_CONTEXT)? {
                 (REP_META_CONTEXT, reply) if reply.len() >= 4 => {
-                    if &reply[4..] == ALLOCATION.as_bytes() {
-                        let id = reply[..4].try_into().expect("four bytes");
-                        self.allocation = Some(u32::from_be_bytes(id));
+                    let id = u32::from_be_bytes(reply[..4].try_into().expect("four bytes"));
+                    let name = &reply[4..];
+                    if name == ALLOCATION.as_bytes() {
+                        self.allocation = Some(id);
+                    } else if dirty.as_ref().is_some_and(|dirty| name == dirty.as_bytes()) {
+                        self.dirty = Some(id);
                     }
                 }
                 (REP_ACK, _) => return Ok(()),
@@ -289,11 +324,8 @@ impl Connection {
         }
     }
 
-    /// What lies in a range, piece by piece: lengths and states. All of it is data if the server does not tell.
-    fn status(&mut self, range: &Range<u64>) -> Result<Vec<(u64, u32)>> {
-        let Some(allocation) = self.allocation else {
-            return Ok(vec![(range.end - range.start, 0)]);
-        };
+    /// What a context says of a range, piece by piece: lengths and states.
+    fn status(&mut self, range: &Range<u64>, context: u32) -> Result<Vec<(u64, u32)>> {
         self.request(CMD_BLOCK_STATUS, range.start, (range.end - range.start) as u32)?;
         let (mut pieces, mut failed) = (Vec::new(), None);
         loop {
@@ -307,7 +339,7 @@ impl Connection {
                         |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
                     let all =
                         data.chunks_exact(8).map(|d| (u64::from(number(&d[..4])), number(&d[4..])));
-                    if of == allocation {
+                    if of == context {
                         pieces = all.collect();
                     }
                 }
@@ -325,6 +357,14 @@ impl Connection {
                 Err(garbage("a block status that says nothing"))
             }
             None => Ok(pieces),
+        }
+    }
+
+    /// What lies in a range. All of it is data if the server does not tell.
+    fn allocated(&mut self, range: &Range<u64>) -> Result<Vec<(u64, u32)>> {
+        match self.allocation {
+            Some(allocation) => self.status(range, allocation),
+            None => Ok(vec![(range.end - range.start, 0)]),
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::capture::Truth;
 use capture::Disk;
 use image::{Digest, Error, Kind, Result};
 use volume_pool::{Captured, Since};
@@ -52,7 +53,18 @@ impl<G: Saves> Origin<G> {
     pub(super) fn doubt(&self) -> Option<&'static str> {
         match self {
             Self::Ours(taken) => taken.doubt,
-            Self::Qemu(_) => Some("its guest writes to the plain file, past this daemon"),
+            Self::Qemu(fleeced) if fleeced.is_known() => None,
+            Self::Qemu(_) => Some(
+                "its guest writes to the plain file, past this daemon, and nothing of QEMU's tells what",
+            ),
+        }
+    }
+
+    /// How it is known, if it is.
+    pub(super) fn truth(&self) -> Truth {
+        match self {
+            Self::Ours(_) => Truth::ChangedMap,
+            Self::Qemu(_) => Truth::QemuBitmap,
         }
     }
 
@@ -87,10 +99,14 @@ impl<G: Saves> Origin<G> {
             }
             Some(Err(error)) => Some(Err(error.to_string())),
         };
-        Ok((self.fixed(fixed?).await?, still))
+        Ok((self.fixed(what, fixed?).await?, still))
     }
 
-    async fn fixed(&self, fixed: Option<crate::volumes::Fixed<G>>) -> Result<Fixed> {
+    async fn fixed(
+        &self,
+        what: Captured,
+        fixed: Option<crate::volumes::Fixed<G>>,
+    ) -> Result<Fixed> {
         match self {
             Self::Ours(taken) => {
                 let gone = || Error::new(Kind::Cancelled, "the capture was ended");
@@ -101,7 +117,14 @@ impl<G: Saves> Origin<G> {
             }
             Self::Qemu(fleeced) => {
                 let disk = fleeced.disk().await?;
-                let ranges = std::iter::once(0..disk.size()).collect();
+                let ranges = match what {
+                    Captured::All => std::iter::once(0..disk.size()).collect(),
+                    Captured::Changed => {
+                        let mut ranges = fleeced.changed_before().await?;
+                        ranges.extend(disk.dirty()?);
+                        capture::whole(ranges, 1 << fleeced.identity.chunk_log2, disk.size())
+                    }
+                };
                 let (sector, chunk_log2) = (fleeced.identity.sector, fleeced.identity.chunk_log2);
                 Ok(Fixed { disk, ranges, sector, chunk_log2 })
             }
@@ -121,7 +144,7 @@ impl<G: Saves> Origin<G> {
     pub(super) async fn end(&self, image: Option<Digest>) -> Result<()> {
         match self {
             Self::Ours(taken) => taken.end(image).await,
-            Self::Qemu(fleeced) => fleeced.end().await,
+            Self::Qemu(fleeced) => fleeced.end(image).await,
         }
     }
 }

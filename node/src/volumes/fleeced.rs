@@ -1,18 +1,22 @@
 //! A volume whose guest uses its plain file, past this daemon: QEMU fixes the point in time, and exports it.
 
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockio::{Fs, OpenMode};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use image::error::At;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{Digest, Error, Geometry, Kind, Result};
 use volume_pool::foreign::{Format, Writer};
-use volume_pool::{Identity, Since};
+use volume_pool::{Identity, Since, Volume};
 
-use super::live::node_name;
+use super::live;
 use super::service::Volumes;
 use crate::captures::nbd::NbdDisk;
 use crate::daemon::Grid;
@@ -26,6 +30,8 @@ pub struct Fleeced<G> {
     volumes: Volumes<G>,
     qmp: PathBuf,
     fleece: fleece::Fleece,
+    /// QEMU's bitmap of what the guest has changed past us.
+    known: Option<String>,
     /// What the volume says of itself.
     pub identity: Identity,
     /// The image that it was captured as last, or is made of.
@@ -48,20 +54,57 @@ impl<G: Grid> Volumes<G> {
         let identity = self.0.shelf.identity(name)?;
         let since = self.0.shelf.since(&identity)?;
         self.reserve(name)?;
-        let source = node_name(&identity.id);
         let fleece = fleece::Fleece {
-            name: format!("{source}-c"),
-            source,
             scratch: self.0.shelf.disk(name)?.with_file_name("aside.qcow2"),
             socket: self.0.sockets.join(format!("{name}.capture")),
+            ..live::fleece(&identity.id)
         };
-        Ok(Fleeced { volumes: self.clone(), qmp, fleece, identity, since })
+        let volumes = self.clone();
+        let mut fleeced = Fleeced { volumes, qmp, fleece, known: None, identity, since };
+        match fleeced.look().await {
+            Ok(()) => Ok(fleeced),
+            Err(error) => {
+                self.release(name);
+                Err(error)
+            }
+        }
     }
 }
 
 impl<G: Grid> Fleeced<G> {
     async fn monitor(&self) -> Result<Monitor> {
         Monitor::connect(&self.qmp, PATIENCE).await.at(|| self.identity.name.clone())
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        self.known = fleece::known(&mut self.monitor().await?, &self.fleece).await?;
+        Ok(())
+    }
+
+    /// Whether it is known what has changed: by our map until the guest was moved, and by QEMU's bitmap since.
+    pub fn is_known(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// What our map says, in bytes: it says nothing more since the guest was moved.
+    pub async fn changed_before(&self) -> Result<Vec<Range<u64>>> {
+        self.with_volume(|volume| async move { Ok(volume.changed_ranges()) }.boxed_local()).await
+    }
+
+    async fn with_volume<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Rc<Volume>) -> LocalBoxFuture<'static, Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (name, key) = (&self.identity.name, self.identity.name.clone());
+        let found = self.volumes.on_its_core(name, move |core| {
+            async move {
+                let live = core.live.borrow().get(&key).cloned();
+                let gone = || Error::new(Kind::Conflict, "it was detached just now");
+                work(Rc::clone(&live.ok_or_else(gone)?.volume)).await
+            }
+            .boxed_local()
+        });
+        found.await
     }
 
     /// Makes all ready for the point in time.
@@ -79,13 +122,15 @@ impl<G: Grid> Fleeced<G> {
 
     /// Has QEMU fix it.
     pub async fn fix(&self) -> Result<()> {
-        fleece::fix(&mut self.monitor().await?, &self.fleece).await
+        fleece::fix(&mut self.monitor().await?, &self.fleece, self.known.as_deref()).await
     }
 
     /// What was there then.
     pub(crate) async fn disk(&self) -> Result<Arc<NbdDisk>> {
-        fleece::export(&mut self.monitor().await?, &self.fleece).await?;
-        let connected = NbdDisk::connect(self.fleece.socket.clone(), self.fleece.name.clone());
+        let known = self.known.as_deref();
+        fleece::export(&mut self.monitor().await?, &self.fleece, known).await?;
+        let (socket, export) = (self.fleece.socket.clone(), self.fleece.name.clone());
+        let connected = NbdDisk::connect(socket, export, self.known.clone());
         Ok(Arc::new(connected?))
     }
 
@@ -94,15 +139,29 @@ impl<G: Grid> Fleeced<G> {
         fleece::is_kept(&mut self.monitor().await?, &self.fleece).await
     }
 
-    /// Ends the capture.
-    pub async fn end(&self) -> Result<()> {
+    /// Ends the capture, with the image that was made: changes count from there.
+    pub async fn end(&self, image: Option<Digest>) -> Result<()> {
+        let noted = match image {
+            Some(image) => self.note(image).await.map(|()| true),
+            None => Ok(false),
+        };
+        let captured = matches!(noted, Ok(true));
         let ended = match self.monitor().await {
-            Ok(mut monitor) => fleece::end(&mut monitor, &self.fleece).await,
+            Ok(mut monitor) => fleece::end(&mut monitor, &self.fleece, captured).await,
             Err(error) => Err(error),
         };
+        let ended = noted.and(ended);
         let removed = self.remove_files();
         self.volumes.release(&self.identity.name);
         ended.and(removed)
+    }
+
+    async fn note(&self, image: Digest) -> Result<()> {
+        self.volumes.0.shelf.note_since(&self.identity, &image)?;
+        let note = move |volume: Rc<Volume>| {
+            async move { volume.captured_past_us(&image).await }.boxed_local()
+        };
+        self.with_volume(note).await
     }
 
     fn remove_files(&self) -> Result<()> {

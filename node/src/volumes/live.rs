@@ -51,6 +51,8 @@ pub(super) struct Live {
     base: RefCell<Option<Rc<Base>>>,
     /// It has become plain.
     ripe: Notify,
+    /// What its changes are is known up to here: nobody wrote past us before it was opened.
+    tracked: bool,
     /// Held while its guest is moved past us, and by captures, for which it must stay.
     passage: Arc<Mutex<()>>,
 }
@@ -193,6 +195,7 @@ impl Live {
         status.fills.set(how.fill);
         Rc::new(Self {
             name: volume.identity().name,
+            tracked: !volume.identity().untracked,
             volume,
             how,
             status,
@@ -401,6 +404,7 @@ impl Live {
             name: node_name(&self.volume.identity().id),
             direct: None,
             locking: qmp::Locking::Auto,
+            bitmap: self.tracked.then(|| fleece(&self.volume.identity().id).bitmaps()[0].clone()),
         };
         loop {
             // What the guest does with the plain file is not seen. One that has done nothing yet is not waited for.
@@ -540,8 +544,19 @@ fn pace(core: &Core, all: &Option<Arc<Rate>>, terms: &Terms, now: u64) -> Pace {
     Pace::new(all.iter().cloned().chain(own).collect(), by)
 }
 
+/// What a capture by QEMU of this volume is called there.
+pub(super) fn fleece(id: &[u8; 16]) -> qmp::fleece::Fleece {
+    let source = node_name(id);
+    qmp::fleece::Fleece {
+        name: format!("{source}-c"),
+        source,
+        scratch: Default::default(),
+        socket: Default::default(),
+    }
+}
+
 /// A name in QEMU's graph: of the volume, and the same each time.
-pub(super) fn node_name(id: &[u8; 16]) -> String {
+fn node_name(id: &[u8; 16]) -> String {
     let id: String = id[..8].iter().map(|b| format!("{b:02x}")).collect();
     format!("fb-{id}")
 }

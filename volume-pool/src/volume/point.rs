@@ -86,9 +86,7 @@ impl PointInTime {
 
     /// The bytes that are to be read: whole chunks, in rising order.
     pub fn ranges(&self) -> Vec<Range<u64>> {
-        runs_of(&self.chunks, 0..self.chunks.len())
-            .map(|run| self.layout.bytes_of(run.start).start..self.layout.bytes_of(run.end - 1).end)
-            .collect()
+        ranges_of(&self.layout, &self.chunks)
     }
 
     /// The parts of a range that lie in [`file`](Self::file) as they were, in rising order. What is read of them
@@ -150,6 +148,13 @@ impl PointInTime {
         moving.push(blocks.clone());
         Next::Move(Moving { point: self, blocks, arrived: false })
     }
+}
+
+/// The bytes of chunks.
+fn ranges_of(layout: &Layout, chunks: &Bits) -> Vec<Range<u64>> {
+    runs_of(chunks, 0..chunks.len())
+        .map(|run| layout.bytes_of(run.start).start..layout.bytes_of(run.end - 1).end)
+        .collect()
 }
 
 /// The stretches of set bits.
@@ -338,6 +343,25 @@ impl Volume {
             let mut maps = self.maps.borrow_mut();
             let Some(captured) = maps.captured.take() else { return Ok(()) };
             maps.changed.mark_dirty_like(&captured);
+            maps.take_changed()
+        };
+        self.write_pages(pages).await
+    }
+
+    /// What has changed since the last capture, in bytes: whole chunks, in rising order.
+    pub fn changed_ranges(&self) -> Vec<Range<u64>> {
+        ranges_of(&self.layout.get(), &self.to_capture(Captured::Changed))
+    }
+
+    /// The same of a capture that somebody else has fixed, while nothing is written to the volume through us: all that
+    /// had changed is in the image.
+    pub async fn captured_past_us(&self, image: &Digest) -> Result<()> {
+        self.since.set(Since::Image(*image));
+        let pages = {
+            let mut maps = self.maps.borrow_mut();
+            let changed =
+                std::mem::replace(&mut maps.changed, Bits::new(self.layout.get().blocks()));
+            maps.changed.mark_dirty_like(&changed);
             maps.take_changed()
         };
         self.write_pages(pages).await

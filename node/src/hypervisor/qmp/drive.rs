@@ -133,7 +133,12 @@ async fn forward(monitor: &mut Monitor, pivot: &Pivot) -> Result<Outcome> {
 async fn carry_out(monitor: &mut Monitor, pivot: &Pivot, step: Step) -> Result<()> {
     let job = pivot.job();
     let (command, arguments) = match step {
-        Step::Add { direct } => ("blockdev-add", pivot.node_options(direct)),
+        Step::Add { direct } => {
+            monitor.execute("blockdev-add", pivot.node_options(direct)).await?;
+            // Who dies here leaves a node without: then what is written to it is not known, and nobody thinks so.
+            let Some(bitmap) = &pivot.bitmap else { return Ok(()) };
+            ("block-dirty-bitmap-add", json!({ "node": pivot.name, "name": bitmap }))
+        }
         Step::Mirror { device, replaces } => {
             let mut options = json!({
                 "job-id": job,

@@ -10,6 +10,21 @@
 //! the source behind it, and is exported over a Unix socket, for reading. What a process that died has left is found by
 //! its names and taken away first.
 //!
+//! # What has changed
+//!
+//! A dirty bitmap of the source notes what the guest writes since the last capture. There are two names for it, so that
+//! the next one begins at the very instant at which the last one ends:
+//!
+//! ```text
+//!                                   b0 notes      all of it is captured         b1 notes …
+//!   the point in time, atomically:  b0 ends, b1 begins, the backup begins
+//!   it was captured:                b0 is removed
+//!   it came to nothing:             b0 goes on, with what b1 has
+//! ```
+//! Both are there only during a capture, or if a process died in it: then they are made one, which says more than it
+//! need. Where nobody knows what has changed, `p` begins at the point in time, and becomes a `b` only when it was noted
+//! that all before was captured.
+//!
 //! [image fleecing]: https://qemu-project.gitlab.io/qemu/interop/live-block-operations.html
 
 use std::path::{Path, PathBuf};
@@ -17,6 +32,7 @@ use std::time::Duration;
 
 use image::error::At;
 use image::{Error, Kind, Result};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -57,6 +73,26 @@ impl Fleece {
     fn export(&self) -> String {
         format!("{}-export", self.name)
     }
+
+    /// The names of the bitmap that notes what changes.
+    pub fn bitmaps(&self) -> [String; 2] {
+        ["b0", "b1"].map(|side| format!("{}-{side}", self.name))
+    }
+
+    fn pending(&self) -> String {
+        format!("{}-p", self.name)
+    }
+
+    /// Something to be done with a bitmap, in a transaction.
+    fn action(&self, what: &str, bitmap: &str) -> Value {
+        let data = json!({ "node": self.source, "name": bitmap });
+        json!({ "type": format!("block-dirty-bitmap-{what}"), "data": data })
+    }
+
+    fn merge(&self, into: &str, from: &str) -> Value {
+        let data = json!({ "node": self.source, "target": into, "bitmaps": [from] });
+        json!({ "type": "block-dirty-bitmap-merge", "data": data })
+    }
 }
 
 /// Makes all ready for a point in time.
@@ -66,33 +102,46 @@ impl Fleece {
 /// [`Kind::Gone`] if there is no such node; [`Kind::Conflict`] if another NBD server of this QEMU runs, and for whatever
 /// QEMU refuses. What was made by then is to be [taken away](end).
 pub async fn prepare(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
-    end(monitor, fleece).await?;
+    end(monitor, fleece, false).await?;
     make(monitor, fleece).await.at(|| format!("node {}", fleece.source))
 }
 
-/// Fixes the point in time: one command.
+/// Fixes the point in time: one command. From here on changes are noted anew, beside those in the `known` bitmap.
 ///
 /// # Errors
 ///
 /// What QEMU says.
-pub async fn fix(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
+pub async fn fix(monitor: &mut Monitor, fleece: &Fleece, known: Option<&str>) -> Result<()> {
+    let mut actions = Vec::new();
+    let next = match known {
+        Some(known) => {
+            actions.push(fleece.action("disable", known));
+            fleece.bitmaps().into_iter().find(|side| side != known).expect("there are two")
+        }
+        None => fleece.pending(),
+    };
+    actions.push(fleece.action("add", &next));
     let backup = json!({
         "job-id": fleece.job(), "device": fleece.source, "target": fleece.name, "sync": "none",
         "auto-dismiss": false,
         // The guest goes on if there is no room for what it overwrites; the job does not.
         "on-target-error": "report",
     });
-    monitor.execute("blockdev-backup", backup).await.map(drop)
+    actions.push(json!({ "type": "blockdev-backup", "data": backup }));
+    monitor.execute("transaction", json!({ "actions": actions })).await.map(drop)
 }
 
-/// Exports it, under the fleece's name.
+/// Exports it, under the fleece's name, and what had changed with it.
 ///
 /// # Errors
 ///
 /// What QEMU says.
-pub async fn export(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
+pub async fn export(monitor: &mut Monitor, fleece: &Fleece, known: Option<&str>) -> Result<()> {
+    let bitmaps: Vec<Value> =
+        known.iter().map(|name| json!({ "node": fleece.source, "name": name })).collect();
     let export = json!({
         "type": "nbd", "id": fleece.export(), "node-name": fleece.name, "name": fleece.name, "writable": false,
+        "bitmaps": bitmaps,
     });
     monitor.execute("block-export-add", export).await.map(drop)
 }
@@ -132,12 +181,90 @@ pub async fn is_kept(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
     }
 }
 
-/// Takes away all that was made, also half of it, also by a process that is gone.
+/// Takes away all that was made, also half of it, also by a process that is gone; what changes is noted on. With
+/// `captured` from the point in time on, for it was noted that all before was captured.
 ///
 /// # Errors
 ///
 /// What QEMU says of what it does not take away.
-pub async fn end(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
+pub async fn end(monitor: &mut Monitor, fleece: &Fleece, captured: bool) -> Result<()> {
+    take_away(monitor, fleece).await?;
+    let bitmaps = Bitmap::all(monitor, fleece).await?;
+    let there = |name: &str| bitmaps.iter().find(|bitmap| bitmap.name == name);
+    let [b0, b1] = fleece.bitmaps();
+    let pending = fleece.pending();
+    if there(&pending).is_some() {
+        if captured {
+            let actions = [fleece.action("add", &b0), fleece.merge(&b0, &pending)];
+            monitor.execute("transaction", json!({ "actions": actions })).await?;
+        }
+        remove(monitor, fleece, &pending).await?;
+    }
+    let (Some(one), Some(other)) = (there(&b0), there(&b1)) else { return Ok(()) };
+    let (old, new) = if one.recording { (other, one) } else { (one, other) };
+    if !captured {
+        let mut actions = vec![fleece.merge(&old.name, &new.name)];
+        if !old.recording {
+            actions.insert(0, fleece.action("enable", &old.name));
+        }
+        monitor.execute("transaction", json!({ "actions": actions })).await?;
+        return remove(monitor, fleece, &new.name).await;
+    }
+    remove(monitor, fleece, &old.name).await
+}
+
+/// The bitmap that notes what has changed since the last capture, if there is one.
+///
+/// # Errors
+///
+/// [`Kind::Gone`] if there is no such node.
+pub async fn known(monitor: &mut Monitor, fleece: &Fleece) -> Result<Option<String>> {
+    end(monitor, fleece, false).await?;
+    let bitmaps = Bitmap::all(monitor, fleece).await?;
+    let ours = fleece.bitmaps();
+    let known = bitmaps.into_iter().find(|bitmap| ours.contains(&bitmap.name));
+    match known {
+        Some(bitmap) if bitmap.recording && !bitmap.inconsistent => Ok(Some(bitmap.name)),
+        Some(bitmap) => remove(monitor, fleece, &bitmap.name).await.map(|()| None),
+        None => Ok(None),
+    }
+}
+
+async fn remove(monitor: &mut Monitor, fleece: &Fleece, bitmap: &str) -> Result<()> {
+    let bitmap = json!({ "node": fleece.source, "name": bitmap });
+    monitor.execute("block-dirty-bitmap-remove", bitmap).await.map(drop)
+}
+
+/// A bitmap of the source.
+#[derive(Debug, Deserialize)]
+struct Bitmap {
+    #[serde(default)]
+    name: String,
+    recording: bool,
+    #[serde(default)]
+    inconsistent: bool,
+}
+
+impl Bitmap {
+    async fn all(monitor: &mut Monitor, fleece: &Fleece) -> Result<Vec<Self>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Node {
+            node_name: String,
+            #[serde(default)]
+            dirty_bitmaps: Vec<Bitmap>,
+        }
+        let nodes = monitor.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes: Vec<Node> = serde_json::from_value(nodes).map_err(|e| {
+            Error::caused(Kind::Invalid, format!("the answer to query-named-block-nodes: {e}"), e)
+        })?;
+        let source = nodes.into_iter().find(|node| node.node_name == fleece.source);
+        let gone = || Error::new(Kind::Gone, format!("this QEMU has no node {}", fleece.source));
+        Ok(source.ok_or_else(gone)?.dirty_bitmaps)
+    }
+}
+
+async fn take_away(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
     let exports = monitor.execute("query-block-exports", Value::Null).await?;
     let exports = exports.as_array().cloned().unwrap_or_default();
     let ours = |export: &&Value| export["id"] == fleece.export();

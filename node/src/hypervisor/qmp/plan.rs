@@ -84,6 +84,8 @@ pub struct Pivot {
     pub direct: Option<bool>,
     /// Whether QEMU locks the file.
     pub locking: Locking,
+    /// A bitmap of this name notes what is written to the new node, from the start.
+    pub bitmap: Option<String>,
 }
 
 /// The next thing to do.

@@ -15,5 +15,6 @@ fn recorded() -> Pivot {
         name: "vol".to_owned(),
         direct: None,
         locking: Locking::Auto,
+        bitmap: None,
     }
 }
