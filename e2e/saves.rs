@@ -72,6 +72,7 @@ fn a_volume_is_saved_again_and_again_at_the_cost_of_what_changed() {
     rig.start_node();
     let after = rig.save(&["v", "saved:4"]);
     assert_eq!(after["progress"]["new_chunks"], 1);
+    assert!(after["why"].as_str().unwrap().contains("did not end as it should"), "{after}");
     assert!(rig.pulled("saved:4") == wanted);
 
     drop(guest);

@@ -121,7 +121,7 @@ pub struct Capture {
     /// How it is known what has changed, once it has begun.
     #[serde(default)]
     pub truth: Option<Truth>,
-    /// Why all is read, if it is.
+    /// Why all is read, or more than has changed, if it is.
     #[serde(default)]
     pub why: Option<String>,
     /// The image that changes count from.

@@ -137,7 +137,10 @@ fn human(capture: &Capture) -> String {
         return format!("capture {} of {} has begun", capture.id, capture.request.volume);
     };
     let how = match (capture.truth, &capture.why) {
-        (Some(Truth::ChangedMap), _) => "what has changed, by the volume's own map".to_owned(),
+        (Some(Truth::ChangedMap), None) => "what has changed, by the volume's own map".to_owned(),
+        (Some(Truth::ChangedMap), Some(why)) => {
+            format!("what has changed, by the volume's own map; {why}")
+        }
         (Some(Truth::QemuBitmap), _) => "what has changed, by a bitmap of QEMU's".to_owned(),
         (_, Some(why)) => format!("all, because {why}"),
         _ => "all".to_owned(),

@@ -264,7 +264,7 @@ impl<G: Saves> Work<G> {
         let to_read = fixed.ranges.iter().map(|range| range.end - range.start).sum();
         told.tell(|now| {
             now.truth = Some(truth);
-            now.why = why;
+            now.why = why.or_else(|| after_a_crash(taken.left_open()));
             now.parent = parent;
             now.taken = Some(unix_now());
             now.frozen_ms =
@@ -353,6 +353,17 @@ impl<G: Saves> Work<G> {
         };
         Some(Pace(Arc::new(wait)))
     }
+}
+
+fn after_a_crash(sections: u64) -> Option<String> {
+    let why = || {
+        let sections =
+            if sections == 1 { "1 section".to_owned() } else { format!("{sections} sections") };
+        format!(
+            "the daemon did not end as it should: all is read of {sections} of 64 MiB that were being written to"
+        )
+    };
+    (sections > 0).then(why)
 }
 
 fn unix_now() -> u64 {

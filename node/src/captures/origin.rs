@@ -60,6 +60,14 @@ impl<G: Saves> Origin<G> {
         }
     }
 
+    /// Sections of which all is read after a crash.
+    pub(super) fn left_open(&self) -> u64 {
+        match self {
+            Self::Ours(taken) => taken.left_open,
+            Self::Qemu(_) => 0,
+        }
+    }
+
     /// How it is known, if it is.
     pub(super) fn truth(&self) -> Truth {
         match self {

@@ -50,6 +50,8 @@ pub struct Taken<G> {
     pub since: Since,
     /// Why that is not to be relied on, if it is not.
     pub doubt: Option<&'static str>,
+    /// Sections of which all counts as changed after a crash.
+    pub left_open: u64,
 }
 
 /// A volume at a point in time.
@@ -110,13 +112,12 @@ impl<G: Grid> Volumes<G> {
         };
         let core = self.home(&identity);
         let (key, around) = (name.to_owned(), self.around(None));
-        let (since, identity, passed) = self
+        let Opened { since, identity, left_open } = self
             .on(core, move |core| {
                 async move { open(&core, around, key, files).await }.boxed_local()
             })
             .await?;
         let doubt = match identity {
-            _ if passed => Some("it was written to past this daemon"),
             _ if identity.untracked => {
                 Some("it was written to past this daemon, or could have been")
             }
@@ -126,8 +127,15 @@ impl<G: Grid> Volumes<G> {
             _ if since == Since::Unknown => Some("what its changes count from is not known"),
             _ => None,
         };
-        Ok(Taken { volumes: self.clone(), core, identity, since, doubt })
+        Ok(Taken { volumes: self.clone(), core, identity, since, doubt, left_open })
     }
+}
+
+/// What is told of a volume when it is opened for a capture.
+struct Opened {
+    since: Since,
+    identity: Identity,
+    left_open: u64,
 }
 
 /// Opens a volume on its core, or finds it there.
@@ -136,7 +144,7 @@ async fn open<G: Grid>(
     around: Surroundings<G>,
     name: String,
     files: Option<Files>,
-) -> Result<(Since, Identity, bool)> {
+) -> Result<Opened> {
     let ours = files.is_some();
     let kept = Arc::clone(&around.kept);
     let live = match files {
@@ -155,10 +163,10 @@ async fn open<G: Grid>(
         let why = "its guest writes to the plain file, past this daemon: stop the guest and detach the volume first";
         return Err(Error::new(Kind::Unsupported, why));
     }
-    let since = live.volume.since();
+    let (since, left_open) = (live.volume.since(), live.volume.left_open());
     let taken = OnCore { live, ours, point: None, _stays: stays };
     core.taken.borrow_mut().insert(name, taken);
-    Ok((since, identity, passed))
+    Ok(Opened { since, identity, left_open })
 }
 
 impl<G: Grid> Taken<G> {

@@ -78,6 +78,8 @@ pub struct Volume {
     base: RefCell<Option<Rc<Volume>>>,
     /// What `changed` counts from.
     since: Cell<Since>,
+    /// Sections of which all counts as changed, because a crash came before `changed` was written down.
+    left_open: Cell<u64>,
     /// What a capture under way reads.
     point: RefCell<Option<Rc<PointInTime>>>,
 }
@@ -135,6 +137,7 @@ impl Volume {
         let used = [&maps.written, &maps.changed, &maps.intent].iter().any(|map| map.count() > 0);
         let fresh = !used && !identity.get().plain && maps.present.count() == zeros;
         // Nobody wrote `changed` down since these sections were written to: all of them may have changed.
+        let left_open = maps.intent.count();
         let mut at = 0;
         while let Some(section) = maps.intent.next_set(at, maps.intent.len()) {
             maps.changed.set(layout.blocks_in(section));
@@ -163,6 +166,7 @@ impl Volume {
             written: Cell::new(true),
             base: RefCell::default(),
             since: Cell::new(since),
+            left_open: Cell::new(left_open),
             point: RefCell::default(),
         })
     }
@@ -211,6 +215,12 @@ impl Volume {
     /// What its changes count from.
     pub fn since(&self) -> Since {
         self.since.get()
+    }
+
+    /// Sections of 64 MiB of which all counts as changed since the last capture, because a crash came before it was
+    /// written down what has.
+    pub fn left_open(&self) -> u64 {
+        self.left_open.get()
     }
 
     /// Number of chunks of which its image has a part.

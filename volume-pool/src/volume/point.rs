@@ -339,6 +339,7 @@ impl Volume {
     pub async fn captured(&self, image: &Digest) -> Result<()> {
         self.point.replace(None);
         self.since.set(Since::Image(*image));
+        self.left_open.set(0);
         let pages = {
             let mut maps = self.maps.borrow_mut();
             let Some(captured) = maps.captured.take() else { return Ok(()) };
@@ -357,6 +358,7 @@ impl Volume {
     /// had changed is in the image.
     pub async fn captured_past_us(&self, image: &Digest) -> Result<()> {
         self.since.set(Since::Image(*image));
+        self.left_open.set(0);
         let pages = {
             let mut maps = self.maps.borrow_mut();
             let changed =
