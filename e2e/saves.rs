@@ -150,6 +150,27 @@ fn one_that_is_cancelled_or_whose_daemon_is_killed_leaves_the_name_and_what_has_
 }
 
 #[test]
+fn whoever_interrupts_the_command_ends_the_capture() {
+    let rig = Rig::start("abcdefgh");
+    let socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    connect(&socket).write(0, &vec![7; 6 * CHUNK]).unwrap();
+    let mut save = rig.grid.command(&["save", "v", "saved:1", "--rate", "64KiB"]);
+    let mut save = save.stdout(std::process::Stdio::null()).spawn().unwrap();
+    until("something was read", || {
+        let all = rig.grid.run(&["node", "captures"]).json();
+        all[0]["progress"]["read"].as_u64().is_some_and(|read| read > 0)
+    });
+    let pid = save.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(save.wait().unwrap().code(), Some(130));
+    assert_eq!(rig.capture(1)["state"], "cancelled");
+    rig.grid
+        .run(&["save", "v", "saved:1", "--rate", "0"])
+        .fails(64, &["leave it out for no limit"]);
+}
+
+#[test]
 fn what_the_store_has_lost_of_the_image_before_is_read_from_the_volume() {
     let rig = Rig::start("abcdefgh");
     let socket = rig.attached("v", &[]);

@@ -93,6 +93,8 @@ pub struct CaptureProgress {
     pub size: u64,
     /// What has to be read, holes among it.
     pub to_read: u64,
+    /// What of that lies behind the place where it is read, holes among it.
+    pub passed: u64,
     /// What was read.
     pub read: u64,
     /// Where on the disk that was.
@@ -141,6 +143,9 @@ pub struct Capture {
     /// The image.
     #[serde(default)]
     pub image: Option<Digest>,
+    /// What it waits for: the grid is away.
+    #[serde(default)]
+    pub trouble: Option<ErrorBody>,
     /// Why it failed.
     #[serde(default)]
     pub error: Option<ErrorBody>,

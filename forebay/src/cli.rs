@@ -248,6 +248,13 @@ pub struct ImportArgs {
     pub record: RecordArgs,
 }
 
+fn rate(text: &str) -> Result<u64, String> {
+    match crate::config::parse_size(text)? {
+        0 => Err("nothing would ever be read: leave it out for no limit".into()),
+        rate => Ok(rate),
+    }
+}
+
 /// `forebay save`.
 #[derive(Args, Debug)]
 pub struct SaveArgs {
@@ -267,7 +274,7 @@ pub struct SaveArgs {
     #[arg(long)]
     pub background: bool,
     /// Bytes a second to read at most
-    #[arg(long, value_parser = crate::config::parse_size)]
+    #[arg(long, value_parser = rate)]
     pub rate: Option<u64>,
     /// The socket of the guest's agent (qemu-guest-agent): file systems hold still while the instant is fixed
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::AnyPath)]
@@ -600,6 +607,9 @@ pub struct PruneArgs {
     /// Keep what has this label (may be repeated)
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub keep_label: Vec<(String, String)>,
+    /// Let groups go of which no rule keeps anything
+    #[arg(long)]
+    pub keep_none: bool,
     /// Say what would be removed, and change nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -20,7 +20,17 @@ use crate::report::ImportReport;
 
 /// Runs the command.
 pub fn run(config: &Config, args: &ImportArgs, output: Output) -> Result<()> {
-    let report = block_on(transfer(config, args, output))?;
+    run_as(config, args, None, output)
+}
+
+/// The same; an image of which nothing was said before is of this kind, unless the arguments say another.
+pub fn run_as(
+    config: &Config,
+    args: &ImportArgs,
+    kind: Option<ImageKind>,
+    output: Output,
+) -> Result<()> {
+    let report = block_on(transfer(config, args, kind, output))?;
     output.result(&report, human)
 }
 
@@ -38,7 +48,12 @@ fn human(report: &ImportReport) -> String {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command for people reads the real clock")]
-async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<ImportReport> {
+async fn transfer(
+    config: &Config,
+    args: &ImportArgs,
+    kind: Option<ImageKind>,
+    output: Output,
+) -> Result<ImportReport> {
     let started = Instant::now();
     let grid = Grid::find(&config.data)?;
     let source = open(args)?;
@@ -70,7 +85,12 @@ async fn transfer(config: &Config, args: &ImportArgs, output: Output) -> Result<
     let imported = imported.await;
     shown.finish();
     let imported = imported?;
-    let said = record(&args.record, lineage(&grid, args, &imported.image, parent).await?);
+    let described = grid.placement.image(&imported.image.to_string()).await?.record.is_some();
+    // What the ref pointed at before says nothing of an image that was there already, perhaps under another name, and
+    // was described.
+    let parent = parent.filter(|_| args.parent.is_some() || !described);
+    let said = record(&args.record, parent);
+    let said = NewRecord { kind: said.kind.or(kind.filter(|_| !described)), ..said };
     grid.placement.record(&imported.image, &said).await?;
     let expect = if args.new { Expect::Absent } else { Expect::Anything };
     let to = MoveRef { image: imported.image, expect };
@@ -110,18 +130,6 @@ async fn parent_of(grid: &Grid, args: &ImportArgs) -> Result<Option<String>> {
         Err(e) if e.kind() == Kind::Gone => Ok(None),
         Err(e) => Err(e),
     }
-}
-
-/// The parent that the image's record will name. What the ref pointed at before says nothing of an
-/// image that was there already, perhaps under another name, and was described.
-async fn lineage(
-    grid: &Grid,
-    args: &ImportArgs,
-    image: &Digest,
-    parent: Option<Digest>,
-) -> Result<Option<Digest>> {
-    let described = grid.placement.image(&image.to_string()).await?.record.is_some();
-    Ok(parent.filter(|_| args.parent.is_some() || !described))
 }
 
 fn engine(config: &Config) -> Result<blockio::EngineChoice> {

@@ -157,6 +157,11 @@ impl Saves for Located {
         sink.close().await;
     }
 
+    async fn is_described(&self, image: &Digest) -> Result<bool> {
+        let info = Grid::find(&self.data)?.placement.image(&image.to_string()).await?;
+        Ok(info.record.is_some())
+    }
+
     async fn describe(&self, image: &Digest, said: &NewRecord) -> Result<()> {
         Grid::find(&self.data)?.placement.record(image, said).await.map(drop)
     }

@@ -1,5 +1,7 @@
 //! `forebay prune`: removes names of images by rules; what they named is for `forebay gc`.
 
+use std::collections::BTreeSet;
+
 use api::catalog::{ImageLine, ImageList};
 use image::{Error, Kind, Result};
 use placement::Clock;
@@ -25,9 +27,11 @@ pub fn run(config: &Config, args: &PruneArgs, output: Output) -> Result<()> {
     let (report, ended) = with_grid(config, |grid| async move {
         let list = grid.placement.images().await?;
         let mut report = plan(list, args, &policy, Clock::system().now());
-        let ended = match args.dry_run {
-            true => Ok(()),
-            false => remove(&grid, &mut report).await,
+        let emptied = if args.keep_none { Ok(()) } else { keeps_some(&report) };
+        let ended = match (emptied, args.dry_run) {
+            (Err(error), _) => Err(error),
+            (_, true) => Ok(()),
+            (_, false) => remove(&grid, &mut report).await,
         };
         Ok((report, ended))
     })?;
@@ -64,6 +68,25 @@ fn plan(list: ImageList, args: &PruneArgs, policy: &Policy, now: u64) -> PruneRe
     let decisions = decide(candidates.collect(), policy, now);
     let names = decisions.into_iter().map(line).collect();
     PruneReport { dry_run: args.dry_run, names }
+}
+
+/// Rules that keep nothing of a group are mistyped more often than meant.
+fn keeps_some(report: &PruneReport) -> Result<()> {
+    let group = |line: &PruneLine| {
+        let name = line.name.to_string();
+        name.rsplit_once(':').map_or(name.clone(), |(group, _)| group.to_owned())
+    };
+    let kept = |line: &&PruneLine| line.action != PruneAction::ToRemove;
+    let some: BTreeSet<String> = report.names.iter().filter(kept).map(group).collect();
+    match report.names.iter().map(group).find(|group| !some.contains(group)) {
+        None => Ok(()),
+        Some(group) => {
+            let what = format!(
+                "{group}: these rules keep none of its images: nothing was removed; if that is meant, say --keep-none"
+            );
+            Err(Error::new(Kind::Conflict, what))
+        }
+    }
 }
 
 /// Whether a name is like a filter. Without a `*` it is one group, or one name: `web1` shall not reach `web10`.
@@ -129,6 +152,20 @@ fn said(action: PruneAction) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_that_keep_nothing_of_a_group_are_not_carried_out() {
+        let line = |name: &str, action| {
+            let (image, kept_by) = (image::Digest::of_chunk(b"a"), Vec::new());
+            PruneLine { name: name.parse().unwrap(), image, created: None, action, kept_by }
+        };
+        let (kept, gone) = (PruneAction::Kept, PruneAction::ToRemove);
+        let report = |names| PruneReport { dry_run: false, names };
+        keeps_some(&report(vec![line("a:1", kept), line("a:2", gone)])).unwrap();
+        let bare = report(vec![line("a:1", kept), line("a:2", gone), line("t/b:1", gone)]);
+        let error = keeps_some(&bare).unwrap_err();
+        assert!(error.message().starts_with("t/b: these rules keep none"), "{error}");
+    }
 
     #[test]
     fn a_filter_is_a_group_or_a_name_or_has_stars() {

@@ -4,27 +4,30 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::capture::{Capture, CaptureState, SaveVolume, Truth};
+use image::record::ImageKind;
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 
 use super::import::record;
 use super::node::daemon_client;
-use super::{block_on, import};
-use crate::cli::{ImportArgs, KindArg, RecordArgs, SaveArgs};
+use super::{import, run_to_end};
+use crate::cli::{ImportArgs, SaveArgs};
 use crate::config::Config;
-use crate::output::{Output, bytes, chunks, table};
+use crate::output::{Output, bytes, chunks, say, table};
 
 /// How often progress is asked for: often at first, for many captures are short.
 const FIRST_TICK: Duration = Duration::from_millis(2);
 const LAST_TICK: Duration = Duration::from_millis(100);
+/// How long a cancelled capture may take to end.
+const CANCEL: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
     if args.source.contains('/') {
-        return import::run(config, &of_path(args)?, output);
+        return import::run_as(config, &of_path(args)?, Some(ImageKind::Snapshot), output);
     }
     let daemon = daemon_client(config);
-    let capture = block_on(by_daemon(&daemon, &args, output))?;
+    let capture = run_to_end(by_daemon(&daemon, &args, output))?;
     output.result(&capture, human)
 }
 
@@ -35,7 +38,6 @@ fn of_path(args: SaveArgs) -> Result<ImportArgs> {
             format!("{}: --background, --rate, --agent and --no-wait are for volumes", args.source);
         return Err(Error::new(Kind::Invalid, what));
     }
-    let kind = args.record.kind.or(Some(KindArg::Snapshot));
     Ok(ImportArgs {
         path: PathBuf::from(args.source),
         name: args.name,
@@ -46,7 +48,7 @@ fn of_path(args: SaveArgs) -> Result<ImportArgs> {
         chunk_size: image::geometry::DEFAULT_CHUNK_LOG2,
         parent: args.parent,
         new: args.new,
-        record: RecordArgs { kind, ..args.record },
+        record: args.record,
     })
 }
 
@@ -68,15 +70,22 @@ async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Re
         new: args.new,
         record: record(&args.record, None),
     };
+    // From here on: one that has begun is not left alone.
+    let interrupted = super::interrupted();
     let begun = daemon.save_volume(&asked).await.map_err(|e| meant_a_path(e, &args.source))?;
     if args.no_wait {
         return Ok(begun);
     }
     tokio::select! {
         ended = watch(daemon, begun.id, args, output) => ended,
-        () = super::interrupted() => {
-            daemon.cancel_capture(begun.id).await?;
-            Err(Error::new(Kind::Cancelled, "interrupted"))
+        () = interrupted => {
+            let id = begun.id;
+            let ended = tokio::time::timeout(CANCEL, daemon.cancel_capture(id)).await;
+            let what = match ended {
+                Ok(Ok(_)) => format!("interrupted: capture {id} was cancelled"),
+                _ => format!("interrupted, and capture {id} goes on: end it with `forebay node cancel-capture {id}`"),
+            };
+            Err(Error::new(Kind::Cancelled, what))
         }
     }
 }
@@ -93,10 +102,15 @@ fn meant_a_path(error: Error, source: &str) -> Error {
 
 async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) -> Result<Capture> {
     let mut shown = output.progress(&args.name.to_string(), 0);
-    let mut tick = FIRST_TICK;
+    let (mut tick, mut told) = (FIRST_TICK, None);
     let capture = loop {
-        let capture = daemon.capture(id).await?;
-        shown.at(capture.progress.read.min(capture.progress.to_read), capture.progress.to_read);
+        let capture = daemon.capture(id).await.map_err(|error| lost(error, args))?;
+        shown.at(capture.progress.passed, capture.progress.to_read);
+        let waits = waits_for(&capture).filter(|_| tick == LAST_TICK);
+        if waits.is_some() && waits != told {
+            say(waits.clone().unwrap_or_default());
+            told = waits;
+        }
         if capture.state.is_final() {
             break capture;
         }
@@ -108,6 +122,32 @@ async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) 
         (CaptureState::Done, _) => Ok(capture),
         (_, Some(error)) => Err(error.clone().into()),
         _ => Err(Error::new(Kind::Cancelled, format!("capture {id} was cancelled"))),
+    }
+}
+
+/// What a capture that gets no further waits for.
+fn waits_for(capture: &Capture) -> Option<String> {
+    let name = &capture.request.name;
+    match (capture.state, &capture.trouble) {
+        (CaptureState::Queued, _) => Some(format!(
+            "{name}: waits for its turn: others are being saved (`forebay node captures`)"
+        )),
+        (_, Some(trouble)) => Some(format!("{name}: waits, and tries again: {}", trouble.message)),
+        _ => None,
+    }
+}
+
+/// A daemon that dies takes the instant with it.
+fn lost(error: Error, args: &SaveArgs) -> Error {
+    match error.kind() {
+        Kind::Retry => {
+            let what = format!(
+                "the node's daemon went away while it saved {}: {} is not made; when it is back, save again ({error})",
+                args.source, args.name
+            );
+            Error::caused(Kind::Retry, what, error)
+        }
+        _ => error,
     }
 }
 
@@ -134,7 +174,8 @@ pub fn rows(all: &[Capture]) -> String {
 fn human(capture: &Capture) -> String {
     let (p, name) = (&capture.progress, &capture.request.name);
     let Some(image) = capture.image else {
-        return format!("capture {} of {} has begun", capture.id, capture.request.volume);
+        let (id, volume) = (capture.id, &capture.request.volume);
+        return format!("capture {id} of {volume} goes on: see `forebay node captures`");
     };
     let how = match (capture.truth, &capture.why) {
         (Some(Truth::ChangedMap), None) => "what has changed, by the volume's own map".to_owned(),

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
@@ -32,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// What is known of a capture, for who watches, and the way to end it.
 pub(super) struct Told {
     now: Mutex<Capture>,
+    /// What is to be read.
+    ranges: OnceLock<Vec<Range<u64>>>,
     progress: Arc<Progress>,
     cancelled: Notify,
     /// It has changed its state.
@@ -64,10 +67,12 @@ impl Told {
             frozen_ms: None,
             not_frozen: None,
             image: None,
+            trouble: None,
             error: None,
         };
         Self {
             now: Mutex::new(now),
+            ranges: OnceLock::new(),
             progress: Arc::default(),
             cancelled: Notify::new(),
             changed: Notify::new(),
@@ -78,8 +83,11 @@ impl Told {
     pub(super) fn now(&self) -> Capture {
         let mut now = self.now.lock().expect(UNPOISONED).clone();
         let stats = self.progress.stats();
+        let ranges = self.ranges.get().into_iter().flatten();
+        let passed = ranges.map(|range| range.end.min(stats.position).saturating_sub(range.start));
         now.progress = CaptureProgress {
             size: stats.size,
+            passed: passed.sum(),
             read: stats.data,
             position: stats.position,
             new_chunks: stats.sent_chunks,
@@ -170,11 +178,11 @@ impl<G: Saves> Work<G> {
             Since::Image(image) => Some(image),
             _ => None,
         });
-        // One in which nothing has changed is what it was.
-        let is_new = taken.since() != Since::Image(image);
+        // One that was described before, perhaps under another name, is what it was, unless somebody says otherwise.
+        let is_new = !self.grid.is_described(&image).await?;
         let said = NewRecord {
             kind: asked.record.kind.or(is_new.then_some(ImageKind::Snapshot)),
-            parent: parent.filter(|parent| *parent != image),
+            parent: parent.filter(|parent| *parent != image && (is_new || asked.parent.is_some())),
             ..asked.record.clone()
         };
         self.grid.describe(&image, &said).await?;
@@ -272,6 +280,7 @@ impl<G: Saves> Work<G> {
             now.not_frozen = still.and_then(std::result::Result::err);
             now.progress.to_read = to_read;
         });
+        let _ = told.ranges.set(fixed.ranges.clone());
         let changes = Changes { ranges: fixed.ranges.clone(), ancestor };
         let imported = self.patiently(told, asked, &fixed, &changes, parent).await;
         if let Some(ancestor) = changes.ancestor {
@@ -298,7 +307,10 @@ impl<G: Saves> Work<G> {
             let tried = self.once(told, asked, fixed, changes, parent, &stored).await;
             let error = match tried {
                 Err(error) if matches!(error.kind(), Kind::Retry | Kind::Busy(_)) => error,
-                ended => return ended,
+                ended => {
+                    told.tell(|now| now.trouble = None);
+                    return ended;
+                }
             };
             if stored.count() > had {
                 (pause, waited, had) = (FIRST_PAUSE, Duration::ZERO, stored.count());
@@ -307,6 +319,7 @@ impl<G: Saves> Work<G> {
                 return Err(error);
             }
             tracing::warn!(%error, volume = asked.volume, "a capture waits for the grid");
+            told.tell(|now| now.trouble = Some(ErrorBody::from(&error)));
             tokio::time::sleep(pause).await;
             waited += pause;
             pause = (pause * 2).min(LAST_PAUSE);

@@ -38,6 +38,9 @@ pub trait Saves: Grid {
     /// Takes leave of it.
     fn close(&self, sink: Self::Sink) -> impl Future<Output = ()>;
 
+    /// Whether something was said of an image.
+    fn is_described(&self, image: &Digest) -> impl Future<Output = Result<bool>>;
+
     /// Says something of an image.
     fn describe(&self, image: &Digest, said: &NewRecord) -> impl Future<Output = Result<()>>;
 

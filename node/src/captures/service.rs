@@ -77,6 +77,9 @@ impl<G: Saves> Captures<G> {
     /// [`Kind::Gone`] if there is no such volume.
     pub async fn save(&self, request: SaveVolume) -> Result<Capture> {
         self.0.volumes.show(&request.volume).await?;
+        if request.rate == Some(0) {
+            return Err(Error::new(Kind::Invalid, "rate 0: nothing would ever be read"));
+        }
         let told = {
             let mut jobs = self.0.jobs.lock().expect(UNPOISONED);
             jobs.last += 1;
