@@ -41,6 +41,19 @@ impl Drop for Loop {
     }
 }
 
+/// Opens a device that an engine may not have let go of yet: it does on a thread of its own.
+fn open_soon(path: &Path, mode: OpenMode) -> BlockFile {
+    for _ in 0..500 {
+        match BlockFile::open(path, mode) {
+            Err(error) if cause(&error) == Cause::Busy => {
+                std::thread::park_timeout(std::time::Duration::from_millis(10));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} stays in use", path.display());
+}
+
 fn content(path: &Path) -> Vec<u8> {
     let device = BlockFile::open(path, OpenMode::read()).unwrap();
     let mut bytes = vec![0; SIZE as usize];
@@ -114,7 +127,7 @@ fn engines_work_on_devices() {
     let arena = Arena::new("test", 64 << 10, 4 * (64 << 10)).unwrap();
     for kind in [EngineKind::Portable, EngineKind::Ring] {
         for mode in [OpenMode::write(), OpenMode::write().direct()] {
-            let device = BlockFile::open(&disk.device, mode).unwrap();
+            let device = open_soon(&disk.device, mode);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(async {
                 let options =
