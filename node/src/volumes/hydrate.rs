@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::FusedFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use image::{ChunkSet, ChunkSource, Error, Priority, Result, SectionTable};
+use image::{ChunkSet, ChunkSource, Error, Kind, Priority, Result, SectionTable};
 use volume_pool::{Verified, Volume};
 
 use super::pace::Pace;
@@ -106,6 +106,7 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
                 () = self.time.sleep(wake) => {}
             }
         }
+        self.status.trouble.replace(None);
         Ok(())
     }
 
@@ -130,7 +131,9 @@ impl<'a, S: ChunkSource> Hydration<'a, S> {
         let error = match result {
             Ok(()) => {
                 plan.arrived(want, now);
-                self.status.trouble.replace(None);
+                // That others come does not make good a chunk that is wrong everywhere.
+                let mut trouble = self.status.trouble.borrow_mut();
+                trouble.take_if(|trouble| trouble.kind() != Kind::Corrupt);
                 return;
             }
             Err(error) => error,
