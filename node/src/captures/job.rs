@@ -135,9 +135,14 @@ impl<G: Saves> Work<G> {
     pub(super) async fn run(&self, told: &Told, turn: impl Future<Output = ()>) {
         let cancelled = || Error::new(Kind::Cancelled, "it was cancelled");
         let request = told.now().request;
-        let taken = tokio::select! {
+        let turn = tokio::select! {
             () = told.cancelled.notified() => Err(cancelled()),
-            taken = async { turn.await; Origin::take(&self.volumes, &request.volume).await } => taken,
+            () = turn => Ok(()),
+        };
+        // Not left in the middle: what is half taken nobody could give back.
+        let taken = match turn {
+            Ok(()) => Origin::take(&self.volumes, &request.volume).await,
+            Err(error) => Err(error),
         };
         let taken = match taken {
             Ok(taken) => taken,
@@ -153,12 +158,15 @@ impl<G: Saves> Work<G> {
             Ok(image) => (Some(image), Ok(image)),
             Err(error) => (told.now().image, Err(error)),
         };
-        let ended = taken.end(image).await;
         let name = &request.volume;
+        if let Err(error) = taken.end(image).await {
+            // The next capture reads more than it need: that is no fault of this one's image.
+            tracing::error!(%error, volume = name, "a capture did not end as it should");
+        }
         if let Err(error) = &saved {
             tracing::warn!(%error, volume = name, "a capture came to nothing");
         }
-        told.end(saved.and_then(|image| ended.map(|()| image)).at(|| name.clone()));
+        told.end(saved.at(|| name.clone()));
     }
 
     async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Origin<G>) -> Result<Digest> {
@@ -318,6 +326,8 @@ impl<G: Saves> Work<G> {
             if waited >= PATIENCE {
                 return Err(error);
             }
+            // One that is lost is not worth waiting for.
+            fixed.disk.check_unchanged()?;
             tracing::warn!(%error, volume = asked.volume, "a capture waits for the grid");
             told.tell(|now| now.trouble = Some(ErrorBody::from(&error)));
             tokio::time::sleep(pause).await;

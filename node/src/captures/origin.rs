@@ -16,6 +16,9 @@ use super::Saves;
 use crate::hypervisor::agent::Frozen;
 use crate::volumes::{Fleeced, Taken, Volumes};
 
+/// How long it may take to fix a point in time: file systems hold still meanwhile.
+const FIXING: Duration = Duration::from_secs(10);
+
 /// A volume that is being captured. To be [ended](Origin::end).
 pub(super) enum Origin<G> {
     /// All that is written to it goes through us.
@@ -95,10 +98,15 @@ impl<G: Saves> Origin<G> {
             Some((socket, thaw)) => Some(Frozen::freeze(socket, thaw).await),
             None => None,
         };
-        let fixed = match self {
-            Self::Ours(taken) => taken.fix(what).await.map(Some),
-            Self::Qemu(fleeced) => fleeced.fix().await.map(|()| None),
+        let fix = async {
+            match self {
+                Self::Ours(taken) => taken.fix(what).await.map(Some),
+                Self::Qemu(fleeced) => fleeced.fix().await.map(|()| None),
+            }
         };
+        let late =
+            |_| Error::new(Kind::Retry, "writes that are under way do not end: is the disk slow?");
+        let fixed = tokio::time::timeout(FIXING, fix).await.map_err(late).and_then(|fixed| fixed);
         let still = match frozen {
             None => None,
             Some(Ok(frozen)) => {

@@ -115,8 +115,15 @@ impl PointInTime {
         self.done.borrow_mut().set(self.layout.chunks_of(range));
     }
 
+    /// Nobody can read it any more; the room that it takes is given back at once, for the guest may wait for some.
     fn fail(&self, error: Error) {
-        self.failed.borrow_mut().get_or_insert(error);
+        let mut failed = self.failed.borrow_mut();
+        if failed.is_none() {
+            *failed = Some(error);
+            if let Err(error) = self.file.set_len(0) {
+                tracing::warn!(%error, "what was kept for a capture is not given back");
+            }
+        }
     }
 
     /// Whether a block is to be kept as it was, and was not put aside.

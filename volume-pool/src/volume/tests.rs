@@ -612,6 +612,29 @@ fn a_point_in_time_is_fixed_when_no_write_is_under_way() {
     });
 }
 
+#[test]
+fn a_disk_too_full_for_what_is_put_aside_fails_the_capture_and_not_the_guest() {
+    on_one_core(async {
+        let plan = FaultPlan::new();
+        let fs = plan.wrap_fs(&fresh_disk().fs());
+        let rig = Rig::on(&fs).unwrap();
+        for tag in [1, 2] {
+            rig.write(0..2 * CHUNK, tag).await.unwrap();
+        }
+        let scratch = shelf(&fs).scratch("v").unwrap();
+        let point = rig.volume.fix_point(Captured::Changed, scratch).await.unwrap();
+        rig.write(0..CHUNK, 3).await.unwrap();
+        assert_eq!(tags_then(&rig, &point, 0..CHUNK).await, [2; (CHUNK / SECTOR) as usize]);
+        plan.fail(FaultOp::Write, 1, Fault::Full);
+        rig.write(CHUNK..2 * CHUNK, 4).await.unwrap();
+        assert_eq!(rig.tags(CHUNK..CHUNK + SECTOR).await.unwrap(), [4]);
+        assert_eq!(point.aside(&(0..CHUNK)).unwrap_err().kind(), Kind::Full);
+        assert_eq!(point.file().size().unwrap(), 0, "the room is given back");
+        rig.volume.not_captured();
+        assert!(rig.volume.maps.borrow().changed.all(0..2 * CHUNK / BLOCK));
+    });
+}
+
 /// Every disk that a power cut could have left, of all that has happened to this one.
 async fn check_all(disk: &MemFs, model: &Model, captures: &Captures) {
     for image in disk.crash_images(CrashPlan { per_point: 200, ..CrashPlan::default() }) {
