@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `POST /v1/captures` | [`SaveVolume`] → [`Capture`], which has begun or waits for its turn |
 //! | `GET /v1/captures` | → list of [`Capture`], the last ones; gone with the daemon |
-//! | `GET /v1/captures/{id}` | → [`Capture`] |
+//! | `GET /v1/captures/{id}` | → [`Capture`], with a [`Watch`] in the query when it has ended or after that time |
 //! | `DELETE /v1/captures/{id}` | cancels → [`Capture`] |
 
 use std::path::PathBuf;
@@ -46,6 +46,14 @@ pub struct SaveVolume {
     /// What is said of the image: a snapshot, unless it says otherwise.
     #[serde(default)]
     pub record: NewRecord,
+}
+
+/// How long an answer may wait for a capture's end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watch {
+    /// In milliseconds, at most a minute; not at all by default.
+    #[serde(default)]
+    pub wait_ms: u64,
 }
 
 /// Where a capture stands.

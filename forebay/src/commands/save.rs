@@ -15,9 +15,8 @@ use crate::cli::{ImportArgs, SaveArgs};
 use crate::config::Config;
 use crate::output::{Output, bytes, chunks, say, table};
 
-/// How often progress is asked for: often at first, for many captures are short.
-const FIRST_TICK: Duration = Duration::from_millis(2);
-const LAST_TICK: Duration = Duration::from_millis(100);
+/// How often progress is asked for. The end of a capture is told at once.
+const TICK: Duration = Duration::from_millis(100);
 /// How long a cancelled capture may take to end.
 const CANCEL: Duration = Duration::from_secs(30);
 
@@ -102,11 +101,11 @@ fn meant_a_path(error: Error, source: &str) -> Error {
 
 async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) -> Result<Capture> {
     let mut shown = output.progress(&args.name.to_string(), 0);
-    let (mut tick, mut told) = (FIRST_TICK, None);
+    let mut told = None;
     let capture = loop {
-        let capture = daemon.capture(id).await.map_err(|error| lost(error, args))?;
+        let capture = daemon.capture(id, TICK).await.map_err(|error| lost(error, args))?;
         shown.at(capture.progress.passed, capture.progress.to_read);
-        let waits = waits_for(&capture).filter(|_| tick == LAST_TICK);
+        let waits = waits_for(&capture);
         if waits.is_some() && waits != told {
             say(waits.clone().unwrap_or_default());
             told = waits;
@@ -114,8 +113,6 @@ async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) 
         if capture.state.is_final() {
             break capture;
         }
-        tokio::time::sleep(tick).await;
-        tick = (tick * 2).min(LAST_TICK);
     };
     shown.finish();
     match (capture.state, &capture.error) {

@@ -1,7 +1,7 @@
 //! Captures in the daemon's API.
 
-use api::capture::{Capture, SaveVolume};
-use axum::extract::{Path, State};
+use api::capture::{Capture, SaveVolume, Watch};
+use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
@@ -30,8 +30,9 @@ async fn list<G: Saves>(State(captures): State<Captures<G>>) -> Json<Vec<Capture
 async fn show<G: Saves>(
     State(captures): State<Captures<G>>,
     Path(id): Path<u64>,
+    Query(watch): Query<Watch>,
 ) -> Answer<Capture> {
-    Ok(Json(captures.show(id)?))
+    Ok(Json(captures.show(id, watch).await?))
 }
 
 async fn cancel<G: Saves>(

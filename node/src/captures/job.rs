@@ -38,7 +38,7 @@ pub(super) struct Told {
     progress: Arc<Progress>,
     cancelled: Notify,
     /// It has changed its state.
-    pub(super) changed: Notify,
+    changed: Notify,
 }
 
 /// What a capture needs.
@@ -106,6 +106,20 @@ impl Told {
     fn tell(&self, change: impl FnOnce(&mut Capture)) {
         change(&mut self.now.lock().expect(UNPOISONED));
         self.changed.notify_waiters();
+    }
+
+    /// How it ended; waits for that.
+    pub(super) async fn ended(&self) -> Capture {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let now = self.now();
+            if now.state.is_final() {
+                return now;
+            }
+            changed.await;
+        }
     }
 
     /// Has it end soon.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use api::capture::{Capture, SaveVolume};
+use api::capture::{Capture, SaveVolume, Watch};
 use image::{Error, Kind, Result};
 use tokio::sync::Semaphore;
 
@@ -16,6 +17,8 @@ use crate::volumes::Volumes;
 const UNPOISONED: &str = "no panics while locked";
 /// Captures that have ended and are still told of.
 const REMEMBERED: usize = 256;
+/// How long an answer waits at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// How a node captures.
 #[derive(Clone, Debug)]
@@ -137,13 +140,17 @@ impl<G: Saves> Captures<G> {
         jobs.all.values().map(|told| told.now()).collect()
     }
 
-    /// One of them.
+    /// One of them, when it has ended or been waited for.
     ///
     /// # Errors
     ///
     /// [`Kind::Gone`] if there is none of this number.
-    pub fn show(&self, id: u64) -> Result<Capture> {
-        Ok(self.get(id)?.now())
+    pub async fn show(&self, id: u64, watch: Watch) -> Result<Capture> {
+        let told = self.get(id)?;
+        let wait = Duration::from_millis(watch.wait_ms).min(LONGEST_WAIT);
+        // Late, it stands as it stands.
+        let _ = tokio::time::timeout(wait, told.ended()).await;
+        Ok(told.now())
     }
 
     fn get(&self, id: u64) -> Result<Arc<Told>> {
@@ -156,16 +163,7 @@ impl<G: Saves> Captures<G> {
     pub async fn cancel(&self, id: u64) -> Result<Capture> {
         let told = self.get(id)?;
         told.cancel();
-        loop {
-            let changed = told.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let now = told.now();
-            if now.state.is_final() {
-                return Ok(now);
-            }
-            changed.await;
-        }
+        Ok(told.ended().await)
     }
 
     /// Ends all that are under way.

@@ -1,6 +1,7 @@
 //! Asks the node daemon of this machine.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use api::ErrorBody;
 use api::capture::{Capture, SaveVolume};
@@ -126,9 +127,10 @@ impl DaemonClient {
         self.call(Method::GET, "/v1/captures", Vec::new()).await
     }
 
-    /// One capture.
-    pub async fn capture(&self, id: u64) -> Result<Capture> {
-        self.call(Method::GET, &format!("/v1/captures/{id}"), Vec::new()).await
+    /// One capture, when it has ended or after this time.
+    pub async fn capture(&self, id: u64, wait: Duration) -> Result<Capture> {
+        let path = format!("/v1/captures/{id}?wait_ms={}", wait.as_millis());
+        self.call(Method::GET, &path, Vec::new()).await
     }
 
     /// Ends a capture.
