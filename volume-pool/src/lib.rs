@@ -36,4 +36,4 @@ pub use shelf::{NewVolume, Shelf};
 pub use since::Since;
 pub use target::Target;
 pub use verified::Verified;
-pub use volume::{Arrived, Captured, Files, Original, Piece, PointInTime, Verdict, Volume};
+pub use volume::{Arrived, Aside, Captured, Files, Original, Piece, PointInTime, Verdict, Volume};

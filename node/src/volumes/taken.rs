@@ -2,9 +2,9 @@
 //! by the threads of the capture, while its guest goes on writing.
 //!
 //! ```text
-//! capture's thread ── next_data, read ──▶ the volume's core: where does this lie, and what was put aside?
+//! capture's thread ── next_data, read ──▶ the volume's core: where does this lie? (not asked of what is all here)
 //!                  ◀──── files and places ────┘
-//!                  ── reads the files itself
+//!                  ── reads the files itself, then what was put aside meanwhile
 //! ```
 
 use std::ops::Range;
@@ -20,7 +20,7 @@ use futures::future::LocalBoxFuture;
 use image::error::At;
 use image::{Digest, Error, Kind, Result};
 use tokio::sync::OwnedMutexGuard;
-use volume_pool::{Captured, Files, Identity, Piece, PointInTime, Since};
+use volume_pool::{Aside, Captured, Files, Identity, Piece, PointInTime, Since};
 
 use super::cores::Core;
 use super::live::{Live, Surroundings};
@@ -60,7 +60,9 @@ pub struct Fixed<G> {
     /// What is to be read of it, in bytes.
     pub ranges: Vec<Range<u64>>,
     size: u64,
-    aside: BlockFile,
+    /// The data file, if all was here at that point.
+    whole: Option<BlockFile>,
+    aside: Arc<Aside>,
 }
 
 impl<G: Grid> Volumes<G> {
@@ -181,17 +183,17 @@ impl<G: Grid> Taken<G> {
     /// Fixes the point in time: see [`Volume::fix_point`](volume_pool::Volume::fix_point).
     pub async fn fix(self: &Arc<Self>, what: Captured) -> Result<Fixed<G>> {
         let scratch = self.volumes.0.shelf.scratch(&self.identity.name)?;
-        let aside = scratch.clone();
-        let fixed = self.here(move |on| {
+        let taken = Arc::clone(self);
+        self.here(move |on| {
             async move {
                 let point = on.volume.fix_point(what, scratch).await?;
-                let facts = (point.ranges(), point.size());
-                Ok((facts, Some(point)))
+                let (ranges, size, aside) = (point.ranges(), point.size(), point.aside().clone());
+                let fixed = Fixed { taken, ranges, size, whole: on.volume.whole_file(), aside };
+                Ok((fixed, Some(point)))
             }
             .boxed_local()
-        });
-        let (ranges, size) = fixed.await?;
-        Ok(Fixed { taken: Arc::clone(self), ranges, size, aside })
+        })
+        .await
     }
 
     /// Ends the capture: with an image that was made of the volume its changes count from there, without one as
@@ -299,7 +301,7 @@ impl<G: Grid> Disk for Fixed<G> {
                             return Ok(Some(range));
                         }
                         // What the guest has discarded since is a hole now.
-                        if let Some(kept) = point.aside(&range)?.into_iter().next() {
+                        if let Some(kept) = point.aside().of(&range)?.into_iter().next() {
                             return Ok(Some(kept));
                         }
                     }
@@ -312,19 +314,22 @@ impl<G: Grid> Disk for Fixed<G> {
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let range = offset..offset + buf.len() as u64;
-        let asked = range.clone();
-        let files = self
-            .ask(move |here, _| async move { here.volume.files_of(&asked).await }.boxed_local())?;
-        for (file, part) in files {
-            read_part(&file, buf, offset, part)?;
+        match &self.whole {
+            Some(file) => read_part(file, buf, offset, range.clone())?,
+            None => {
+                let asked = range.clone();
+                let files = move |here: Here, _| async move { here.volume.files_of(&asked).await };
+                for (file, part) in self.ask(move |here, point| files(here, point).boxed_local())? {
+                    read_part(&file, buf, offset, part)?;
+                }
+            }
         }
-        let aside = self.ask(move |_, point| async move { point.aside(&range) }.boxed_local())?;
-        aside.into_iter().try_for_each(|part| read_part(&self.aside, buf, offset, part))
+        let aside = self.aside.of(&range)?;
+        aside.into_iter().try_for_each(|part| read_part(self.aside.file(), buf, offset, part))
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        let whole = 0..self.size;
-        self.ask(move |_, point| async move { point.aside(&whole).map(drop) }.boxed_local())
+        self.aside.of(&(0..self.size)).map(drop)
     }
 
     fn stored(&self, range: Range<u64>) {

@@ -51,7 +51,7 @@ use together::Together;
 use traffic::Traffic;
 use wanted::Wanted;
 
-pub use point::{Captured, PointInTime};
+pub use point::{Aside, Captured, PointInTime};
 pub use read::Piece;
 pub use scrub::{Original, Verdict};
 

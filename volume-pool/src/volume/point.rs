@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockio::BlockFile;
 use image::{Digest, Error, Kind, Result};
@@ -43,14 +44,73 @@ pub struct PointInTime {
     chunks: Bits,
     /// Those of which nothing need be kept any more.
     done: RefCell<Bits>,
-    /// Blocks that lie in `file` as they were.
-    aside: RefCell<Bits>,
+    aside: Arc<Aside>,
     /// Blocks on their way there.
     moving: RefCell<Vec<Range<u64>>>,
     moved: Notify,
+}
+
+/// What was put aside. The volume's core tells of it, and threads that read the point in time ask.
+///
+/// A block is told of before the write that overwrites it is begun. So whoever reads the data file *first* and asks
+/// then learns of every block that may have been overwritten under its read.
+#[derive(Debug)]
+pub struct Aside {
+    layout: Layout,
     /// As long as the volume; holds what was put aside, at its place.
     file: BlockFile,
-    failed: RefCell<Option<Error>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// Blocks that lie in the file as they were.
+    blocks: Bits,
+    failed: Option<Error>,
+}
+
+impl Aside {
+    fn new(layout: Layout, file: BlockFile) -> Self {
+        let kept = Kept { blocks: Bits::new(layout.blocks()), failed: None };
+        Self { layout, file, kept: Mutex::new(kept) }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Whoever panicked with it had set bits, or none.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The parts of a range that lie in [`file`](Self::file) as they were, in rising order. What is read of them
+    /// elsewhere *before* this is asked may be what the guest has written since.
+    ///
+    /// # Errors
+    ///
+    /// If something could not be put aside: then nobody knows any more what was there.
+    pub fn of(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>> {
+        let kept = self.kept();
+        if let Some(error) = &kept.failed {
+            return Err(error.clone());
+        }
+        let parts = runs_of(&kept.blocks, self.layout.blocks_of(range))
+            .map(|run| (run.start * BLOCK).max(range.start)..(run.end * BLOCK).min(range.end));
+        Ok(parts.collect())
+    }
+
+    /// Holds what was put aside.
+    pub fn file(&self) -> &BlockFile {
+        &self.file
+    }
+
+    /// Nobody can read it any more; the room that it takes is given back at once, for the guest may wait for some.
+    fn fail(&self, error: Error) {
+        let mut kept = self.kept();
+        if kept.failed.is_none() {
+            kept.failed = Some(error);
+            if let Err(error) = self.file.set_len(0) {
+                tracing::warn!(%error, "what was kept for a capture is not given back");
+            }
+        }
+    }
 }
 
 /// Blocks on their way aside, until dropped. If that is before they have arrived the point in time is lost: they may
@@ -65,8 +125,8 @@ impl Drop for Moving<'_> {
     fn drop(&mut self) {
         self.point.moving.borrow_mut().retain(|blocks| *blocks != self.blocks);
         if !self.arrived {
-            self.point
-                .fail(Error::new(Kind::Retry, "a write of the guest was given up in the middle"));
+            let what = "a write of the guest was given up in the middle";
+            self.point.aside.fail(Error::new(Kind::Retry, what));
         }
         self.point.moved.notify_waiters();
     }
@@ -89,25 +149,9 @@ impl PointInTime {
         ranges_of(&self.layout, &self.chunks)
     }
 
-    /// The parts of a range that lie in [`file`](Self::file) as they were, in rising order. What is read of them
-    /// elsewhere *before* this is asked may be what the guest has written since.
-    ///
-    /// # Errors
-    ///
-    /// If something could not be put aside: then nobody knows any more what was there.
-    pub fn aside(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>> {
-        if let Some(error) = &*self.failed.borrow() {
-            return Err(error.clone());
-        }
-        let aside = self.aside.borrow();
-        let parts = runs_of(&aside, self.layout.blocks_of(range))
-            .map(|run| (run.start * BLOCK).max(range.start)..(run.end * BLOCK).min(range.end));
-        Ok(parts.collect())
-    }
-
-    /// Holds what was put aside.
-    pub fn file(&self) -> &BlockFile {
-        &self.file
+    /// What was put aside, for other threads, too.
+    pub fn aside(&self) -> &Arc<Aside> {
+        &self.aside
     }
 
     /// Nothing of a range is read any more.
@@ -115,34 +159,25 @@ impl PointInTime {
         self.done.borrow_mut().set(self.layout.chunks_of(range));
     }
 
-    /// Nobody can read it any more; the room that it takes is given back at once, for the guest may wait for some.
-    fn fail(&self, error: Error) {
-        let mut failed = self.failed.borrow_mut();
-        if failed.is_none() {
-            *failed = Some(error);
-            if let Err(error) = self.file.set_len(0) {
-                tracing::warn!(%error, "what was kept for a capture is not given back");
-            }
-        }
-    }
-
     /// Whether a block is to be kept as it was, and was not put aside.
-    fn wants(&self, block: u64) -> bool {
+    fn wants(&self, kept: &Kept, block: u64) -> bool {
         let at = block * BLOCK;
         let chunks = self.layout.chunks_of(&(at..at + 1));
         self.chunks.all(chunks.clone())
             && !self.done.borrow().all(chunks)
-            && !self.aside.borrow().all(block..block + 1)
+            && !kept.blocks.all(block..block + 1)
     }
 
     /// The first blocks of a range that are to be kept, and were not put aside.
     fn wanted(&self, blocks: Range<u64>) -> Option<Range<u64>> {
-        if self.failed.borrow().is_some() {
+        let kept = self.aside.kept();
+        if kept.failed.is_some() {
             return None;
         }
         let blocks = blocks.start..blocks.end.min(self.layout.blocks());
-        let start = blocks.clone().find(|block| self.wants(*block))?;
-        let end = (start..blocks.end).find(|block| !self.wants(*block)).unwrap_or(blocks.end);
+        let start = blocks.clone().find(|block| self.wants(&kept, *block))?;
+        let end =
+            (start..blocks.end).find(|block| !self.wants(&kept, *block)).unwrap_or(blocks.end);
         Some(start..end)
     }
 
@@ -216,12 +251,10 @@ impl Volume {
         let point = Rc::new(PointInTime {
             layout,
             done: RefCell::new(Bits::new(chunks.len())),
-            aside: RefCell::new(Bits::new(layout.blocks())),
+            aside: Arc::new(Aside::new(layout, file)),
             chunks,
             moving: RefCell::default(),
             moved: Notify::new(),
-            file,
-            failed: RefCell::default(),
         });
         self.point.replace(Some(Rc::clone(&point)));
         Ok(point)
@@ -255,6 +288,11 @@ impl Volume {
         let layout = self.layout.get();
         let runs = runs_of(chunks, 0..chunks.len()).flatten();
         runs.map(|chunk| layout.bytes_of(chunk)).filter(|range| !self.can_read(range)).collect()
+    }
+
+    /// The file in which a volume lies that is all here, each byte at its own place: it stays there.
+    pub fn whole_file(&self) -> Option<BlockFile> {
+        self.is_here(&(0..self.layout.get().size())).then(|| self.data.clone())
     }
 
     /// The files in which the parts of a range lie, each at its own place, when all of it is here. They hold what
@@ -305,7 +343,7 @@ impl Volume {
 
     fn fail_point(&self, error: Error) {
         if let Some(point) = &*self.point.borrow() {
-            point.fail(error);
+            point.aside.fail(error);
         }
     }
 
@@ -324,8 +362,10 @@ impl Volume {
                     let copied = self.copy_aside(&point, &moving.blocks).await;
                     moving.arrived = true;
                     match copied {
-                        Ok(()) => drop(point.aside.borrow_mut().set(moving.blocks.clone())),
-                        Err(error) => point.fail(error.at("keeping what the guest overwrites")),
+                        Ok(()) => drop(point.aside.kept().blocks.set(moving.blocks.clone())),
+                        Err(error) => {
+                            point.aside.fail(error.at("keeping what the guest overwrites"))
+                        }
                     }
                 }
             }
@@ -335,7 +375,7 @@ impl Volume {
     async fn copy_aside(&self, point: &PointInTime, blocks: &Range<u64>) -> Result<()> {
         let range = blocks.start * BLOCK..(blocks.end * BLOCK).min(point.size());
         for (file, part) in self.files_of(&range).await? {
-            self.engine.copy_range(&point.file, &file, part).await.map_err(io)?;
+            self.engine.copy_range(&point.aside.file, &file, part).await.map_err(io)?;
         }
         Ok(())
     }

@@ -375,8 +375,8 @@ async fn tags_then(rig: &Rig, point: &PointInTime, part: Range<u64>) -> Vec<Tag>
         read(&file, of);
     }
     tokio::task::yield_now().await;
-    for of in point.aside(&part).unwrap() {
-        read(point.file(), of);
+    for of in point.aside().of(&part).unwrap() {
+        read(point.aside().file(), of);
     }
     if part.start == 0 {
         point.done(&part);
@@ -628,8 +628,8 @@ fn a_disk_too_full_for_what_is_put_aside_fails_the_capture_and_not_the_guest() {
         plan.fail(FaultOp::Write, 1, Fault::Full);
         rig.write(CHUNK..2 * CHUNK, 4).await.unwrap();
         assert_eq!(rig.tags(CHUNK..CHUNK + SECTOR).await.unwrap(), [4]);
-        assert_eq!(point.aside(&(0..CHUNK)).unwrap_err().kind(), Kind::Full);
-        assert_eq!(point.file().size().unwrap(), 0, "the room is given back");
+        assert_eq!(point.aside().of(&(0..CHUNK)).unwrap_err().kind(), Kind::Full);
+        assert_eq!(point.aside().file().size().unwrap(), 0, "the room is given back");
         rig.volume.not_captured();
         assert!(rig.volume.maps.borrow().changed.all(0..2 * CHUNK / BLOCK));
     });
