@@ -53,7 +53,10 @@ impl Way {
             Some(SocketAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         };
-        let tuning = Tuning::default();
+        let mut tuning = Tuning::default();
+        if let Some(first) = servers.first() {
+            tuning = tuning.towards(first.ip());
+        }
         let mut ticket = self.ticket.clone();
         let token = ticket.borrow_and_update().clone();
         let client = Client::connect(ClientOptions {

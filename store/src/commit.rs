@@ -65,7 +65,7 @@ impl Incoming {
     async fn locate(&self, image: &Digest, manifest: &Manifest) -> Result<(Bytes, Leans)> {
         let packs = Arc::new(self.packs());
         let mut leans = Leans::default();
-        let mut sections = Vec::new();
+        let (mut sections, mut leant_on) = (Vec::new(), HashSet::new());
         for (section, digest) in manifest.present() {
             let table = self.shared.table(&digest).await.map_err(taken_away)?;
             let (allowed, rewritten) = (packs.clone(), self.shared.rewrites.from());
@@ -77,9 +77,10 @@ impl Incoming {
                 .await
                 .at(|| format!("section {section}"))?;
             leans.existing.insert(keys::section(&digest));
-            leans.existing.extend(spots.iter().map(|s| keys::pack(&s.pack)));
+            leant_on.extend(spots.iter().map(|spot| spot.pack));
             sections.push((section, spots));
         }
+        leans.existing.extend(leant_on.iter().map(keys::pack));
         leans.making.insert(keys::manifest(image));
         Ok((Locator::build(image, &sections), leans))
     }

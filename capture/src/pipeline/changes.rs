@@ -32,6 +32,9 @@ pub(super) trait Reading {
     /// What is to be read of a disk of so many bytes, in rising order.
     fn ranges(&self, size: u64) -> Vec<Range<u64>>;
 
+    /// Whether most of what is read will have to be sent, of an image that has a parent or not.
+    fn expects_new(&self, has_parent: bool) -> bool;
+
     /// Sections of which nothing is read, and which are not zeros for that.
     fn untouched(&self) -> Vec<u32>;
 
@@ -45,6 +48,10 @@ pub(super) struct All;
 impl Reading for All {
     fn ranges(&self, size: u64) -> Vec<Range<u64>> {
         std::iter::once(0..size).collect()
+    }
+
+    fn expects_new(&self, has_parent: bool) -> bool {
+        !has_parent
     }
 
     fn untouched(&self) -> Vec<u32> {
@@ -125,6 +132,11 @@ pub fn whole(mut ranges: Vec<Range<u64>>, piece: u64, size: u64) -> Vec<Range<u6
 impl<S: ChunkSource> Reading for Changed<'_, S> {
     fn ranges(&self, _size: u64) -> Vec<Range<u64>> {
         self.ranges.clone()
+    }
+
+    /// Without an ancestor all is read.
+    fn expects_new(&self, has_parent: bool) -> bool {
+        self.ancestor.is_some() || !has_parent
     }
 
     fn untouched(&self) -> Vec<u32> {

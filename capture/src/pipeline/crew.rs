@@ -14,9 +14,11 @@
 //! in order, and one that has been read to its end is complete at once. So whenever the reader waits
 //! for a buffer, either a section is complete and will give its own back, or there is a free one.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use blockio::{Arena, Buf};
@@ -29,9 +31,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::queue::Queue;
 use super::reader;
 use super::section::{Hashed, Held, Open, Plain};
-use super::{FRAME_ROOM, ImportOptions, Pace};
+use super::{FRAME_ROOM, ImportOptions, Pace, called_off};
 use crate::progress::Progress;
-use crate::source::{Content, Disk};
+use crate::source::{Content, Disk, changed};
+
+/// While less than one in so many of a section's chunks must be sent, what is read of the next ones is not kept. With
+/// a quarter the second reading, mostly from the page cache, costs less than the memory (`compare save`).
+const MOSTLY_KNOWN: u64 = 4;
 
 /// What the threads tell the runtime.
 pub(super) enum Event {
@@ -56,10 +62,28 @@ pub(super) struct HashJob {
 }
 
 struct EncodeJob {
+    section: u32,
     chunk: u32,
     digest: Digest,
-    plain: Plain,
+    plain: Kept,
     done: mpsc::UnboundedSender<Encoded>,
+}
+
+/// Where the bytes of a chunk are that must be sent.
+enum Kept {
+    /// In memory since they were read.
+    Here(Plain),
+    /// On the disk only.
+    There(Arc<dyn Disk>, Taken),
+}
+
+/// How the digest of a chunk that is not in memory came about.
+#[derive(Clone, Copy)]
+enum Taken {
+    /// The chunk was read.
+    Read,
+    /// It is that of the image before, or of an earlier try, and should have been stored.
+    Stored,
 }
 
 /// A frame on its way to the sink.
@@ -84,6 +108,10 @@ pub(super) struct Shared {
     pub(super) pieces: Queue<HashJob>,
     jobs: Queue<EncodeJob>,
     room: Arc<Semaphore>,
+    /// Whether what is read is kept until it is known whether it must be sent. Where most of it is known already it is
+    /// not: what is to be sent is read once more, and the rest takes neither memory nor the processors' caches.
+    keep: AtomicBool,
+    disk: Option<Arc<dyn Disk>>,
     events: mpsc::UnboundedSender<Event>,
     failed: mpsc::Sender<Error>,
 }
@@ -96,12 +124,14 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Starts to read, which streams are from front to back, and of disks these ranges; and to hash.
+    /// Starts to read, which streams are from front to back, and of disks these ranges; and to hash. If most of it is
+    /// expected to be new it is kept at first.
     pub(super) fn start(
         content: Content,
         geometry: Geometry,
         piece: usize,
         ranges: Vec<Range<u64>>,
+        expects_new: bool,
         options: &ImportOptions,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Event>)> {
         let workers = options.workers.get();
@@ -109,8 +139,14 @@ impl Crew {
             .map_err(|e| Error::io("memory for an import", e))?;
         let (events, inbox) = mpsc::unbounded_channel();
         let (failed, failures) = mpsc::channel(1);
+        let disk = match &content {
+            Content::Disk(disk) => Some(Arc::clone(disk)),
+            Content::Stream(_) => None,
+        };
         let shared = Arc::new(Shared {
             arena,
+            keep: AtomicBool::new(expects_new || disk.is_none()),
+            disk,
             geometry,
             domain: options.domain,
             progress: Arc::clone(&options.progress),
@@ -189,42 +225,72 @@ impl Shared {
         }
     }
 
-    /// The wanted chunks that were not read.
-    pub(super) fn unread(
+    /// Has the wanted chunks of a section compressed, and lets go of the others. As many frames will come out as are
+    /// wanted, unless the import ends before. `read` is what was read of the section, and `held` of it what is in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Invalid`] if chunks are wanted that were not offered.
+    pub(super) fn encode(
         &self,
+        section: u32,
         wanted: &ChunkSet,
         table: &SectionTable,
-        held: &[Held],
-    ) -> Result<Vec<u32>> {
-        let offered = |c: u32| table.digests().get(c as usize).is_some_and(|d| !d.is_zero());
-        if let Some(chunk) = wanted.iter().find(|c| !offered(*c)) {
+        read: &SectionTable,
+        held: Vec<Held>,
+    ) -> Result<mpsc::UnboundedReceiver<Encoded>> {
+        let is_in =
+            |t: &SectionTable, c: u32| t.digests().get(c as usize).is_some_and(|d| !d.is_zero());
+        if let Some(chunk) = wanted.iter().find(|chunk| !is_in(table, *chunk)) {
             let what = format!("the receiver asks for chunk {chunk}, which was not offered");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let mut here = ChunkSet::empty(table.chunks());
-        held.iter().for_each(|held| here.insert(held.chunk));
-        Ok(wanted.iter().filter(|chunk| !here.contains(*chunk)).collect())
-    }
-
-    /// Has the wanted chunks compressed, and lets go of the others. As many frames will come out as
-    /// are wanted of these, unless the import ends before.
-    pub(super) fn encode(
-        &self,
-        wanted: &ChunkSet,
-        held: Vec<Held>,
-    ) -> mpsc::UnboundedReceiver<Encoded> {
+        let was_read = (0..read.chunks()).filter(|chunk| is_in(read, *chunk)).count() as u64;
+        let new = wanted.iter().filter(|chunk| is_in(read, *chunk)).count() as u64;
+        self.progress.known(was_read - new);
+        if was_read > 0 && self.disk.is_some() {
+            self.keep.store(new * MOSTLY_KNOWN > was_read, Ordering::Relaxed);
+        }
         let (done, frames) = mpsc::unbounded_channel();
-        let (send, known): (Vec<_>, Vec<_>) =
-            held.into_iter().partition(|h| wanted.contains(h.chunk));
-        self.progress.known(known.len() as u64);
-        drop(known);
-        for Held { chunk, digest, plain } in send {
-            let done = done.clone();
-            if self.jobs.push(EncodeJob { chunk, digest, plain, done }).is_err() {
+        let mut here: BTreeMap<u32, Plain> = held
+            .into_iter()
+            .filter(|held| wanted.contains(held.chunk))
+            .map(|held| (held.chunk, held.plain))
+            .collect();
+        for chunk in wanted.iter() {
+            let plain = match (here.remove(&chunk), &self.disk) {
+                (Some(plain), _) => Kept::Here(plain),
+                (None, Some(disk)) if is_in(read, chunk) => Kept::There(disk.clone(), Taken::Read),
+                (None, Some(disk)) => Kept::There(disk.clone(), Taken::Stored),
+                // A stream is kept; only one that is over has nothing left.
+                (None, None) => return Err(called_off()),
+            };
+            let digest = table.digests()[chunk as usize];
+            let job = EncodeJob { section, chunk, digest, plain, done: done.clone() };
+            if self.jobs.push(job).is_err() {
                 break;
             }
         }
-        frames
+        Ok(frames)
+    }
+
+    /// Reads a chunk that is not in memory.
+    fn read_again(&self, job: &EncodeJob, disk: &dyn Disk, taken: Taken) -> Result<Vec<u8>> {
+        let EncodeJob { section, chunk, digest, .. } = job;
+        let mut plain = vec![0; self.geometry.chunk_len_at(*section, *chunk)];
+        disk.read(&mut plain, self.geometry.chunk_start(*section, *chunk))?;
+        if Digest::of_chunk(&plain) == *digest {
+            return Ok(plain);
+        }
+        let error = match taken {
+            Taken::Read => changed(),
+            Taken::Stored => {
+                let what = "the store has lost it, and it was taken for unchanged and is not as it was: save again, \
+                            and have all read (`--all`)";
+                Error::new(Kind::Corrupt, what)
+            }
+        };
+        Err(error.at(format!("section {section}: chunk {chunk}")))
     }
 }
 
@@ -235,7 +301,7 @@ fn hash(shared: &Shared) -> Result<()> {
             disk.read(&mut buf, offset)?;
         }
         shared.progress.read(buf.len());
-        section.hash(first_chunk, buf);
+        section.hash(first_chunk, buf, shared.keep.load(Ordering::Relaxed));
         shared.release(section);
     }
     Ok(())
@@ -244,8 +310,15 @@ fn hash(shared: &Shared) -> Result<()> {
 /// What an encoder does until it is called off.
 fn encode(shared: &Shared) -> Result<()> {
     let mut encoder = Encoder::new()?;
-    while let Some(EncodeJob { chunk, digest, plain, done }) = shared.jobs.pop() {
-        let frame = encoder.encode(shared.domain, digest, plain.bytes());
+    while let Some(job) = shared.jobs.pop() {
+        let frame = match &job.plain {
+            Kept::Here(plain) => encoder.encode(shared.domain, job.digest, plain.bytes()),
+            Kept::There(disk, taken) => {
+                let plain = shared.read_again(&job, disk.as_ref(), *taken)?;
+                encoder.encode(shared.domain, job.digest, &plain)
+            }
+        };
+        let EncodeJob { chunk, plain, done, .. } = job;
         drop(plain);
         let len = frame.bytes().len() as u32;
         let Ok(room) = block_on(Arc::clone(&shared.room).acquire_many_owned(len)) else {

@@ -7,7 +7,8 @@
 //! Memory is bounded whatever the size of the disk: plain bytes lie in an arena of
 //! [`ImportOptions::memory`] bytes, frames take [`FRAME_ROOM`] and one more per worker. Chunks of
 //! zeros are let go of when they have been seen, chunks that the receiver has when it says so, the
-//! others when they have been compressed. Sections of zeros are never offered.
+//! others when they have been compressed. Where most is known to the receiver nothing is kept, and what it
+//! wants is read once more. Sections of zeros are never offered.
 //!
 //! A stream's size is known only at its end, but a session needs a geometry at its start: it is
 //! opened for the largest disk there is, and the manifest that is committed has the true size. The
@@ -33,8 +34,8 @@ use image::error::At;
 use image::geometry::{DEFAULT_CHUNK_LOG2, MAX_DISK, SECTION_LEN};
 use image::seam::{ImagePlan, ImageSession};
 use image::{
-    ChunkSource, Digest, Domain, Encoder, Error, Frame, Geometry, ImageSink, Kind, Manifest,
-    ReadContext, Result, SectionSink, SectionTable,
+    ChunkSource, Digest, Domain, Error, Geometry, ImageSink, Kind, Manifest, ReadContext, Result,
+    SectionSink, SectionTable,
 };
 use tokio::sync::mpsc;
 
@@ -206,8 +207,6 @@ async fn run<K: ImageSink, R: Reading>(
     let piece = piece_len(options.chunk_log2, source.granule());
     let reading = reading(geometry, piece).at(|| &name)?;
     options.progress.set_size(size.unwrap_or(0));
-    let plan = ImagePlan { domain: options.domain, geometry, parent: options.parent };
-    let session = sink.open(&options.context, &plan).await.at(|| &name)?;
     let content = source.into_content();
     let disk = match &content {
         Content::Disk(disk) => Some(Arc::clone(disk)),
@@ -217,7 +216,11 @@ async fn run<K: ImageSink, R: Reading>(
     if let Some(stored) = stored {
         ranges = without(ranges, &stored.lock());
     }
-    let (mut crew, events) = Crew::start(content, geometry, piece, ranges, &options)?;
+    let new = reading.expects_new(options.parent.is_some());
+    // It reads while the session is opened.
+    let (mut crew, events) = Crew::start(content, geometry, piece, ranges, new, &options)?;
+    let plan = ImagePlan { domain: options.domain, geometry, parent: options.parent };
+    let session = sink.open(&options.context, &plan).await.at(|| &name)?;
     let sending = Sending { session: &session, shared: crew.shared(), reading, disk, stored };
     let sent = tokio::select! {
         // A thread's error is the cause of whatever else may be ready.
@@ -322,15 +325,15 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
 
     /// Offers a section, sends what is wanted of it, and seals it. Nothing is to be done of one that is zeros.
     async fn send(&self, section: Hashed) -> Result<Option<(u32, Digest)>> {
-        let Hashed { index, table, held } = section;
+        let Hashed { index, table: read, held } = section;
         let place = || format!("section {index}");
         let before = self.stored.and_then(|stored| stored.lock().get(&index).cloned());
         let table = match before {
             Some(table) => table,
-            None => self.reading.complete(index, table).await.at(place)?,
+            None => self.reading.complete(index, read.clone()).await.at(place)?,
         };
         if !table.is_zero() {
-            self.offer(index, &table, held).await.at(place)?;
+            self.offer(index, &table, &read, held).await.at(place)?;
         }
         if let Some(stored) = self.stored {
             stored.lock().insert(index, table.clone());
@@ -342,11 +345,16 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
         Ok((!table.is_zero()).then(|| (index, table.digest())))
     }
 
-    async fn offer(&self, index: u32, table: &SectionTable, held: Vec<Held>) -> Result<()> {
+    async fn offer(
+        &self,
+        index: u32,
+        table: &SectionTable,
+        read: &SectionTable,
+        held: Vec<Held>,
+    ) -> Result<()> {
         let (wanted, mut sink) = self.session.offer(index, table).await?;
-        let unread = self.shared.unread(&wanted, table, &held)?;
-        let mut frames = self.shared.encode(&wanted, held);
-        let mut left = wanted.count() - unread.len() as u32;
+        let mut frames = self.shared.encode(index, &wanted, table, read, held)?;
+        let mut left = wanted.count();
         while let Some(encoded) = frames.recv().await {
             let plain = u64::from(encoded.frame.header().plain_len);
             let stored = encoded.frame.bytes().len() as u64;
@@ -358,33 +366,9 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
         if left > 0 {
             return Err(called_off());
         }
-        for chunk in unread {
-            let frame = self.read_again(index, chunk, table)?;
-            let (plain, stored) = (frame.header().plain_len, frame.bytes().len());
-            sink.chunk(chunk, frame).await?;
-            self.shared.progress.sent(u64::from(plain), stored as u64);
-        }
         sink.seal().await?;
         self.shared.progress.sealed();
         Ok(())
-    }
-}
-
-impl<S, R> Sending<'_, S, R> {
-    /// A chunk that the receiver should have, as the image that has it is there or as it was sent before, and has lost.
-    fn read_again(&self, section: u32, chunk: u32, table: &SectionTable) -> Result<Frame> {
-        let geometry = &self.shared.geometry;
-        let digest = table.digests()[chunk as usize];
-        let place = || format!("chunk {chunk}, which the store has lost");
-        let disk = self.disk.as_ref().ok_or_else(called_off)?;
-        let mut plain = vec![0; geometry.chunk_len_at(section, chunk)];
-        disk.read(&mut plain, geometry.chunk_start(section, chunk)).at(place)?;
-        self.shared.progress.read(plain.len());
-        if Digest::of_chunk(&plain) != digest {
-            let what = "it was taken for unchanged, and is not as it was: save again, and have all read (`--all`)";
-            return Err(Error::new(Kind::Corrupt, what)).at(place);
-        }
-        Ok(Encoder::new()?.encode(self.shared.domain, digest, &plain))
     }
 }
 

@@ -26,8 +26,6 @@ struct Parts {
 pub(super) struct Held {
     /// Its number in the section.
     pub(super) chunk: u32,
-    /// Its digest.
-    pub(super) digest: Digest,
     /// Its bytes.
     pub(super) plain: Plain,
 }
@@ -50,7 +48,7 @@ pub(super) struct Hashed {
     pub(super) index: u32,
     /// Its digests.
     pub(super) table: SectionTable,
-    /// Its chunks that are not zeros, in no order.
+    /// Those of its chunks that are not zeros and are kept, in no order.
     pub(super) held: Vec<Held>,
 }
 
@@ -63,8 +61,9 @@ impl Open {
         self.index
     }
 
-    /// Hashes a piece that begins at a chunk. Chunks of zeros are let go of at once.
-    pub(super) fn hash(&self, first_chunk: u32, piece: Buf) {
+    /// Hashes a piece that begins at a chunk. Chunks of zeros are let go of at once, and the others if they need not be
+    /// kept.
+    pub(super) fn hash(&self, first_chunk: u32, piece: Buf, keep: bool) {
         let digest = |plain| if is_zero(plain) { Digest::ZERO } else { Digest::of_chunk(plain) };
         let digests: Vec<_> = piece.chunks(self.chunk_len).map(digest).collect();
         let piece = Arc::new(piece);
@@ -76,11 +75,9 @@ impl Open {
             let start = (chunk - first_chunk) as usize * self.chunk_len;
             let range = start..(start + self.chunk_len).min(piece.len());
             parts.set(chunk, digest);
-            parts.held.push(Held {
-                chunk,
-                digest,
-                plain: Plain { piece: Arc::clone(&piece), range },
-            });
+            if keep {
+                parts.held.push(Held { chunk, plain: Plain { piece: Arc::clone(&piece), range } });
+            }
         }
     }
 

@@ -21,6 +21,7 @@ use image::error::At;
 use image::{Error, Kind, Result};
 
 use crate::format::{Compression, Format, decide, decide_stream, doubt};
+pub(crate) use fingerprint::changed;
 pub use raw::RawDisk;
 pub use stream::Stream;
 
@@ -283,7 +284,7 @@ fn own_sector(file: &BlockFile) -> u32 {
 /// An error of reading a raw file in bulk: it ends early only if it shrank.
 pub(crate) fn bulk_error(error: std::io::Error) -> Error {
     match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => fingerprint::changed(),
+        std::io::ErrorKind::UnexpectedEof => changed(),
         _ => read_error(error),
     }
 }

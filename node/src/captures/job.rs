@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use volume_pool::{Captured, Since};
 
 use super::Saves;
+use super::dialled::Dialled;
 use super::origin::{Fixed, Origin};
 use crate::patience::Patience;
 use crate::rate::{Rate, RealTime};
@@ -371,9 +372,9 @@ impl<G: Saves> Work<G> {
         };
         let disk = Arc::clone(&fixed.disk);
         let source = DiskSource::disk(&asked.volume, fixed.sector, disk)?;
-        let (_, sink) = self.grid.push(parent.map(|image| image.to_string()).as_deref()).await?;
+        let sink = Dialled::new(&*self.grid);
         let imported = capture::save(source, changes, &sink, stored, options).await;
-        self.grid.close(sink).await;
+        sink.close().await;
         imported
     }
 

@@ -6,6 +6,7 @@
 //!                                        └──── changes count from here ◀── image, record, name
 //! ```
 
+mod dialled;
 pub(crate) mod http;
 mod job;
 pub(crate) mod nbd;

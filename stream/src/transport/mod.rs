@@ -7,7 +7,7 @@
 mod socket;
 mod tls;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ pub struct Tuning {
     /// short packets; probes that are too long cost nothing but themselves. An endpoint reserves
     /// 2048 times as much address space for what arrives, of which it touches 2 MiB.
     pub max_payload: u16,
+    /// UDP payload that packets have before a longer one was found on the path, in bytes: what every path carries,
+    /// unless more is known of it ([`Tuning::towards`]).
+    pub first_payload: u16,
     /// The round trip that is assumed before one was measured: a lost first packet is sent again after
     /// three of them. The RFC's 333 ms are for the whole Internet.
     pub initial_rtt: Duration,
@@ -65,6 +68,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             max_payload: MAX_BATCH as u16,
+            first_payload: 1200,
             initial_rtt: Duration::from_millis(50),
             initial_window: 288 << 10,
             stream_window: 2 << 20,
@@ -78,6 +82,22 @@ impl Default for Tuning {
 }
 
 impl Tuning {
+    /// The same for an address. What loopback carries is known, and not looked for: twelve probes of up to 64 KiB,
+    /// nearly all padding, in each direction cost a connection 10 ms of processor time, half of what a capture of an
+    /// unchanged volume took (`compare save`).
+    #[must_use]
+    pub fn towards(self, address: IpAddr) -> Self {
+        let headers = if address.is_ipv4() { 28 } else { 48 };
+        let carried = match address.is_loopback() {
+            true => std::fs::read_to_string("/sys/class/net/lo/mtu").ok(),
+            false => None,
+        };
+        let carried = carried.and_then(|mtu| mtu.trim().parse::<u32>().ok());
+        let Some(carried) = carried.and_then(|mtu| mtu.checked_sub(headers)) else { return self };
+        let payload = carried.min(self.max_payload.into()).max(self.first_payload.into()) as u16;
+        Self { first_payload: payload, ..self }
+    }
+
     fn transport(&self, incoming_streams: u32, window: u32) -> Result<TransportConfig> {
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.max_payload);
@@ -87,6 +107,7 @@ impl Tuning {
             .map_err(|e| Error::new(Kind::Invalid, format!("idle timeout: {e}")))?;
         let mut config = TransportConfig::default();
         config
+            .initial_mtu(self.first_payload)
             .mtu_discovery_config(Some(mtu))
             .initial_rtt(self.initial_rtt)
             .congestion_controller_factory(Arc::new(cubic))
@@ -169,7 +190,7 @@ impl Tuning {
         addr: SocketAddr,
         tls: Arc<rustls::ServerConfig>,
     ) -> Result<quinn::Endpoint> {
-        let config = self.server(tls)?;
+        let config = self.clone().towards(addr.ip()).server(tls)?;
         self.endpoint(addr, Some(config)).at(|| "server endpoint")
     }
 }
