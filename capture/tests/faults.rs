@@ -6,7 +6,7 @@ mod common;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use blockio::fake::{Fault, FaultOp, FaultPlan};
@@ -110,6 +110,40 @@ fn a_file_that_shrinks_or_changes_is_named() {
     file.set_modified(was + Duration::from_nanos(4_000_000)).unwrap();
     let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
     assert_eq!(e.kind(), Kind::Conflict, "{e}");
+}
+
+/// Never the same bytes twice.
+struct Restless(AtomicU64);
+
+impl Disk for Restless {
+    fn size(&self) -> u64 {
+        MIB as u64
+    }
+
+    fn next_data(&self, from: u64) -> Result<Option<Range<u64>>> {
+        Ok((from < self.size()).then(|| from..self.size()))
+    }
+
+    fn read(&self, buf: &mut [u8], _offset: u64) -> Result<()> {
+        buf.copy_from_slice(&noise(self.0.fetch_add(1, Ordering::SeqCst), buf.len()));
+        Ok(())
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is read again, as the receiver wants it, must be what was offered.
+#[test]
+fn what_is_not_the_same_when_it_is_read_again_is_named() {
+    let source = DiskSource::disk("restless", 512, Arc::new(Restless(1.into()))).unwrap();
+    let parent = Some(image::Digest::of_chunk(b"parent"));
+    let options = ImportOptions { parent, ..ImportOptions::default() };
+    let e = run(import(source, &MemorySink::default(), options)).unwrap_err();
+    assert_eq!(e.kind(), Kind::Conflict, "{e}");
+    assert!(e.message().contains("restless: section 0: chunk"), "{e}");
+    assert!(e.message().contains("changed while"), "{e}");
 }
 
 /// Endless data; knows whether anybody still holds it.

@@ -138,6 +138,37 @@ fn what_the_receiver_has_is_not_sent_again() {
     assert_eq!(sink.state.borrow().frames, 12);
 }
 
+/// Of what has a parent nothing is kept until much of it is new: then what the receiver wants is read again.
+#[test]
+fn a_child_of_an_image_is_what_it_is_however_much_of_it_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let section = 64 * MIB as usize;
+    let mut disk: Vec<u8> = noise(5, 4096).into_iter().cycle().take(2 * section).collect();
+    let sink = MemorySink::default();
+    // Every chunk another one.
+    disk.chunks_mut(256 << 10)
+        .zip(0u32..)
+        .for_each(|(c, i)| c[..4].copy_from_slice(&i.to_le_bytes()));
+    std::fs::write(&path, &disk).unwrap();
+    let parent = import_into(open(&path), &sink, 18).unwrap().image;
+    for (round, changed) in [0..0, 0..1, 200..202, 100..400, 0..512].into_iter().enumerate() {
+        let round = round as u8 + 1;
+        changed.clone().for_each(|chunk: usize| disk[(chunk << 18) + 9] = round);
+        std::fs::write(&path, &disk).unwrap();
+        let options = ImportOptions {
+            parent: Some(parent),
+            workers: 2.try_into().unwrap(),
+            ..ImportOptions::default()
+        };
+        let child = run(import(open(&path), &sink, options)).unwrap();
+        assert!(sink.disk() == disk, "round {round}");
+        let (new, known) = (changed.len() as u64, 512 - changed.len() as u64);
+        assert_eq!((child.stats.sent_chunks, child.stats.known_chunks), (new, known));
+        assert_eq!(child.stats.data, 2 * section as u64);
+    }
+}
+
 #[test]
 fn sections_are_sealed_several_at_a_time() {
     let mut disk = vec![0; 4 * 64 * MIB as usize];

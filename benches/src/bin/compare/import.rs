@@ -12,7 +12,7 @@ use crate::grid::Grid;
 use crate::process::{settle, timed};
 
 /// The disk's bytes that are not in holes, as a file of their own.
-fn non_holes(setup: &Setup) -> PathBuf {
+pub fn non_holes(setup: &Setup) -> PathBuf {
     let path = setup.dir.join("non-holes");
     let mut out = std::io::BufWriter::new(std::fs::File::create(&path).unwrap());
     for chunk in forebay_benches::chunks_of(&setup.disk, usize::MAX) {

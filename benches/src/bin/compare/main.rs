@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p forebay-benches --bin compare -- --disk V1.raw --second V2.raw [NAME…]
 //! ```
-//! Needs root (network namespaces, TUN devices, a memory cgroup), `zstd`, `nbdkit`, `nbdcopy`, `fio`, QEMU,
+//! Needs root (network namespaces, TUN devices, a memory cgroup), `zstd`, `borg`, `nbdkit`, `nbdcopy`, `fio`, QEMU,
 //! `valgrind`, and two cores; `e2e/guest/build-debian` makes the disks. Prints a table of ratios with each bar and whether it
 //! is met, and ends with 1 if one is missed. Beside it must lie `forebay` and the other programs of this
 //! crate: `cargo build --release -p forebay -p forebay-benches`.
@@ -22,6 +22,9 @@
 //! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
 //! | `save` | captures of a volume of which little has changed ([`save`]) |
+//! | `save-cold` | a disk of which nothing is stored, beside borg and zstd ([`save_cold`]) |
+//! | `save-beside` | what a guest feels of a capture in the background ([`save_beside`]) |
+//! | `save-memory` | a disk of 1 TiB ([`memory`]) |
 
 mod absent;
 mod bars;
@@ -43,6 +46,8 @@ mod process;
 mod pull;
 mod s3;
 mod save;
+mod save_beside;
+mod save_cold;
 mod tails;
 mod versions;
 mod volume;
@@ -97,7 +102,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 20] = [
+    let all: [(&str, Measure); 23] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -118,6 +123,9 @@ fn main() {
         ("volume-idle", idle::measure),
         ("volume-cpu", cpu::measure),
         ("save", save::measure),
+        ("save-cold", save_cold::measure),
+        ("save-beside", save_beside::measure),
+        ("save-memory", memory::saving),
     ];
     for (name, measure) in all {
         if only.is_empty() || only.iter().any(|o| o == name) {

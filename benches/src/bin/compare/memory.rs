@@ -10,12 +10,15 @@ use std::process::{Command, Stdio};
 use crate::Setup;
 use crate::bars::{Bars, Bound, mib};
 use crate::grid::{Grid, Servers};
+use crate::node::Node;
 use crate::process::{MemoryWatch, run, within};
 
 const MIB: u64 = 1 << 20;
 const PULL: u64 = 192 * MIB;
 const UP: u64 = 384 * MIB;
+const SAVE: u64 = 256 * MIB;
 const SPARSE: u64 = 100 << 30;
+const HUGE: u64 = 1 << 40;
 
 /// A memory cgroup (version 1 or 2) with a limit.
 struct Group {
@@ -75,7 +78,7 @@ fn add(bars: &mut Bars, what: &str, sampled: u64, group: Option<&Group>, limit: 
 }
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
-    let sparse = Sparse::make(&setup.dir.join("sparse.raw"));
+    let sparse = Sparse::make(&setup.dir.join("sparse.raw"), SPARSE);
     let grid = Grid::start(setup, &setup.dir.join("memory"), None);
     grid.import(&setup.disk, "v:1");
     grid.import(&sparse.path, "sparse:1");
@@ -132,34 +135,69 @@ fn serving(setup: &Setup, bars: &mut Bars, name: &str, disk: &str, check: impl F
     drop(grid);
 }
 
+/// A disk of a tebibyte is saved: by the command, and as a volume by its node's daemon.
+pub fn saving(setup: &Setup, bars: &mut Bars) {
+    let huge = Sparse::make(&setup.dir.join("huge.raw"), HUGE);
+    let grid = Grid::start(setup, &setup.dir.join("memory-save"), None);
+    let group = Group::new("fbcmp-save", SAVE);
+    let mut command = grid.command(&["save", huge.path.to_str().unwrap(), "huge:1"]);
+    if let Some(group) = &group {
+        command = within(&group.procs(), &command);
+    }
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let watch = MemoryWatch::start(child.id());
+    let status = child.wait().unwrap();
+    let sampled = watch.peak();
+    assert!(status.success(), "{command:?}: {status}");
+    let what = "peak memory of saving a sparse disk of 1 TiB";
+    add(bars, what, sampled, group.as_ref(), SAVE);
+    std::fs::remove_file(&huge.path).unwrap();
+    drop(group);
+    let group = Group::new("fbcmp-save-node", SAVE);
+    let enter = |command: Command| match &group {
+        Some(group) => within(&group.procs(), &command),
+        None => command,
+    };
+    let node = Node::start_as(&grid, "memory-save-node", enter);
+    node.volume(&["create", "huge:1", "--name", "huge"]);
+    let watch = MemoryWatch::start(node.daemon.0.id());
+    node.attach("huge", &["--no-trace"]);
+    node.wait_for("huge");
+    node.save(&["huge", "huge:2", "--all"]);
+    let what = "… of the daemon that has it as a volume, brings it here, and saves all of it";
+    add(bars, what, watch.peak(), group.as_ref(), SAVE);
+}
+
 /// A disk with something in every tenth GiB, and holes elsewhere.
 struct Sparse {
     path: PathBuf,
     data: Vec<u8>,
+    size: u64,
 }
 
 impl Sparse {
-    fn places() -> impl Iterator<Item = u64> {
-        (0..SPARSE).step_by(10 << 30)
+    fn places(&self) -> impl Iterator<Item = u64> {
+        (0..self.size).step_by(10 << 30)
     }
 
-    fn make(path: &Path) -> Self {
+    fn make(path: &Path, size: u64) -> Self {
         let (file, data) = (File::create(path).unwrap(), std::fs::read("/bin/bash").unwrap());
-        file.set_len(SPARSE).unwrap();
-        Self::places().for_each(|at| file.write_all_at(&data, at).unwrap());
-        Self { path: path.to_owned(), data }
+        file.set_len(size).unwrap();
+        let made = Self { path: path.to_owned(), data, size };
+        made.places().for_each(|at| file.write_all_at(&made.data, at).unwrap());
+        made
     }
 
     /// That a copy is the same. Its holes are not read: that would take longer than everything else.
     fn check(&self, copy: &Path) {
         let file = File::open(copy).unwrap();
         let mut found = vec![0; self.data.len()];
-        for at in Self::places() {
+        for at in self.places() {
             file.read_exact_at(&mut found, at).unwrap();
             assert!(found == self.data, "{}: at {at}", copy.display());
         }
         let (len, held) = file.metadata().map(|m| (m.len(), m.blocks() * 512)).unwrap();
-        let most = Self::places().count() as u64 * (self.data.len() as u64 + MIB);
-        assert!(len == SPARSE && held <= most, "{}: {len} bytes, {held} held", copy.display());
+        let most = self.places().count() as u64 * (self.data.len() as u64 + MIB);
+        assert!(len == self.size && held <= most, "{}: {len} bytes, {held} held", copy.display());
     }
 }

@@ -125,7 +125,8 @@ fn millis(seconds: f64) -> String {
 }
 
 impl Node<'_> {
-    fn save(&self, args: &[&str]) -> Value {
+    /// Saves a volume; how that ended.
+    pub fn save(&self, args: &[&str]) -> Value {
         crate::process::json(&mut self.command(&[&["save"], args].concat()))
     }
 }
