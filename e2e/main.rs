@@ -29,6 +29,7 @@ mod restores;
 mod retention;
 mod saves;
 mod services;
+mod snapshots;
 mod tour;
 mod traces;
 mod volumes;

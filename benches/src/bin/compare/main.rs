@@ -24,6 +24,7 @@
 //! | `save` | captures of a volume of which little has changed ([`save`]) |
 //! | `save-cold` | a disk of which nothing is stored, beside borg and zstd ([`save_cold`]) |
 //! | `save-beside` | what a guest feels of a capture in the background ([`save_beside`]) |
+//! | `save-frozen` | how long a guest's file systems hold still ([`save_frozen`]) |
 //! | `save-memory` | a disk of 1 TiB ([`memory`]) |
 
 mod absent;
@@ -48,6 +49,7 @@ mod s3;
 mod save;
 mod save_beside;
 mod save_cold;
+mod save_frozen;
 mod tails;
 mod versions;
 mod volume;
@@ -102,7 +104,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 23] = [
+    let all: [(&str, Measure); 24] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -125,6 +127,7 @@ fn main() {
         ("save", save::measure),
         ("save-cold", save_cold::measure),
         ("save-beside", save_beside::measure),
+        ("save-frozen", save_frozen::measure),
         ("save-memory", memory::saving),
     ];
     for (name, measure) in all {

@@ -1,0 +1,180 @@
+//! A Debian that is saved while it runs, twice and once more; its images pulled, checked and booted. Needs what
+//! [`crate::real`] needs.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::caches::join;
+use crate::guests::Node;
+use crate::harness::{Grid, forebay, path, run};
+use crate::real::{guest, must, script, wanted};
+
+/// A guest that runs its services, and an agent that does what it is told.
+struct Debian {
+    qemu: Child,
+    agent: PathBuf,
+}
+
+impl Drop for Debian {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Debian {
+    fn start(guest: &Path, dir: &Path, nbd: &str, qmp: &Path) -> Self {
+        let agent = dir.join("agent.sock");
+        let beside = |suffix: &str| format!("{}.{suffix}", guest.display());
+        let disk = format!(
+            "driver=nbd,node-name=d,server.type=unix,server.path={nbd},export=web,reconnect-delay=60"
+        );
+        let qemu = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-m", "768", "-smp", "2", "-nographic", "-no-reboot"])
+            .args(["-monitor", "none", "-nic", "none"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", path(qmp))])
+            .args(["-serial", &format!("file:{}", path(&dir.join("console")))])
+            .args(["-kernel", &beside("vmlinuz"), "-initrd", &beside("initrd")])
+            .args(["-append", "root=/dev/vda rw console=ttyS0 panic=-1"])
+            .args(["-blockdev", &disk, "-device", "virtio-blk-pci,drive=d"])
+            .args(["-device", "virtio-serial-pci"])
+            .args(["-chardev", &format!("socket,id=a,path={},server=on,wait=off", path(&agent))])
+            .args(["-device", "virtserialport,chardev=a,name=org.qemu.guest_agent.0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("QEMU");
+        Self { qemu, agent }
+    }
+
+    /// What the agent answers; it has one client at a time.
+    fn ask(&self, command: &str, arguments: &Value) -> Option<Value> {
+        let mut stream = UnixStream::connect(&self.agent).ok()?;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).ok()?;
+        let asked = json!({ "execute": command, "arguments": arguments });
+        stream.write_all(format!("{asked}\n").as_bytes()).ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        serde_json::from_str::<Value>(&line).ok()?.get("return").cloned()
+    }
+
+    fn wait_for_agent(&mut self) {
+        patiently("an answer of the guest's agent", || {
+            assert!(self.qemu.try_wait().unwrap().is_none(), "QEMU ended");
+            self.ask("guest-ping", &json!({})).is_some()
+        });
+    }
+
+    /// What a shell in the guest prints.
+    fn shell(&self, script: &str) -> String {
+        let asked = json!({ "path": "/bin/sh", "arg": ["-c", script], "capture-output": true });
+        let begun = self.ask("guest-exec", &asked).expect("the agent runs it");
+        let mut status = Value::Null;
+        patiently(script, || {
+            let now = self.ask("guest-exec-status", &json!({ "pid": begun["pid"] }));
+            status = now.unwrap_or_default();
+            status["exited"] == true
+        });
+        assert_eq!(status["exitcode"], 0, "{script}: {status}");
+        let said = status["out-data"].as_str().unwrap_or_default();
+        must(Command::new("sh").args(["-c", "echo \"$0\" | base64 -d", said]))
+    }
+
+    /// Writes a file of random bytes, which need not have reached the disk; its checksum.
+    fn writes(&self, name: &str) -> String {
+        let script = format!("head -c 8388608 /dev/urandom >/root/{name}; sha256sum </root/{name}");
+        self.shell(&script)[..64].to_owned()
+    }
+}
+
+/// Emulated guests take their time.
+#[expect(clippy::disallowed_methods, reason = "guests start in real time")]
+fn patiently(what: &str, mut so: impl FnMut() -> bool) {
+    for _ in 0..1200 {
+        if so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(250));
+    }
+    panic!("waited in vain: {what}");
+}
+
+/// Without any repair: the file systems held still at that instant.
+fn is_clean(disk: &Path) {
+    must(Command::new("e2fsck").args(["-fn", path(disk)]));
+}
+
+/// The checksum of a file in the guest's file system, if it is there.
+fn file(disk: &Path, name: &str) -> Option<String> {
+    let script = "debugfs -R \"cat /root/$1\" \"$0\" 2>/dev/null | sha256sum";
+    let listed = must(Command::new("debugfs").args(["-R", "ls -p /root", path(disk)]));
+    let there = listed.lines().any(|line| line.split('/').nth(5) == Some(name));
+    let sum = must(Command::new("sh").args(["-c", script, path(disk), name]));
+    there.then(|| sum[..64].to_owned())
+}
+
+#[test]
+fn real_a_debian_is_saved_while_it_runs_and_its_images_are_whole() {
+    if !wanted() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let guest = guest(temp.path());
+    let grid = Grid::start();
+    let first = grid.run(&["import", path(&guest), "debian:12"]).json();
+    let data = join(&grid, "node", "n1");
+    let node = Node::start(data.clone());
+    node.volume(&["create", "debian:12", "--name", "web"]);
+    let qmp = temp.path().join("qmp");
+    // Slowly enough that all of it is here only after it was saved by its map.
+    let attach = ["attach", "web", "--rate", "8MiB", "--no-trace", "--qmp", path(&qmp)];
+    let attached = node.volume(&attach);
+    let nbd = attached["attached"]["path"].as_str().unwrap().to_owned();
+    let mut debian = Debian::start(&guest, temp.path(), &nbd, &qmp);
+    debian.wait_for_agent();
+    let agent = debian.agent.clone();
+    let save = |name: &str| {
+        let words = ["--json", "save", "web", name, "--agent", path(&agent)];
+        run(forebay(&data).args(words)).json()
+    };
+    let new = |saved: &Value| saved["progress"]["new"].as_u64().unwrap();
+
+    let mut sums = vec![("one", debian.writes("one"))];
+    let saved = [save("web:1")];
+    assert_eq!(saved[0]["truth"], "changed-map", "{}", saved[0]);
+    assert_eq!(saved[0]["parent"], first["image"]);
+    assert!(saved[0]["frozen_ms"].is_u64(), "its file systems held still: {}", saved[0]);
+    sums.push(("two", debian.writes("two")));
+    let second = save("web:2");
+    assert_eq!((&second["truth"], &second["parent"]), (&"changed-map".into(), &saved[0]["image"]));
+    patiently("the guest is moved to the plain file", || {
+        node.volume(&["show", "web"])["attached"]["moved"] == true
+    });
+    sums.push(("three", debian.writes("three")));
+    let third = save("web:3");
+    assert_eq!((&third["truth"], &third["parent"]), (&"qemu-bitmap".into(), &second["image"]));
+    // At the cost of what has changed: the file, and what the guest does besides.
+    for saved in [&second, &third] {
+        assert!((8 << 20..128 << 20).contains(&new(saved)), "{saved}");
+    }
+    drop(debian);
+
+    let pulled = temp.path().join("pulled.raw");
+    for (saved, name) in ["web:1", "web:2", "web:3"].into_iter().enumerate() {
+        grid.pull(name, &pulled).json();
+        is_clean(&pulled);
+        for (written, (file_name, sum)) in sums.iter().enumerate() {
+            let wanted = (written <= saved).then_some(sum);
+            assert_eq!(file(&pulled, file_name).as_ref(), wanted, "{file_name} in {name}");
+        }
+        if name == "web:2" {
+            let beside = |suffix: &str| PathBuf::from(format!("{}.{suffix}", guest.display()));
+            must(script("boot").arg(&pulled).arg(beside("vmlinuz")).arg(beside("initrd")));
+        }
+    }
+}
