@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::catalog::{MoveRef, RefInfo};
 use api::grid::CacheInfo;
@@ -41,6 +41,50 @@ pub struct Grid {
     /// Its placement.
     pub placement: Client,
     papers: Papers,
+}
+
+/// What a data directory says of its grid.
+#[derive(Clone, PartialEq, Eq)]
+struct Whereabouts {
+    address: String,
+    papers: Papers,
+}
+
+impl Whereabouts {
+    fn read(data: &Path) -> Result<Self> {
+        let (address, papers) = match read::<Serving>(&data.join(UP))? {
+            Some(serving) => (serving.placement.to_string(), Papers::load(&data.join(ADMIN))?),
+            None => (joined(data)?.placement, Papers::load(&data.join(MEMBER))?),
+        };
+        Ok(Self { address, papers })
+    }
+}
+
+/// The grid of a data directory, looked for each time it is asked for: it may be joined, or its papers renewed, meanwhile.
+/// While it is the same, so is the client.
+#[derive(Clone)]
+pub struct Finder {
+    data: PathBuf,
+    last: Arc<Mutex<Option<(Whereabouts, Grid)>>>,
+}
+
+impl Finder {
+    /// Of this data directory.
+    pub fn new(data: PathBuf) -> Self {
+        Self { data, last: Arc::default() }
+    }
+
+    /// As [`Grid::find`].
+    pub fn find(&self) -> Result<Grid> {
+        let at = Whereabouts::read(&self.data)?;
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, grid)) = last.as_ref().filter(|(before, _)| *before == at) {
+            return Ok(grid.clone());
+        }
+        let grid = Grid::of(at.clone())?;
+        *last = Some((at, grid.clone()));
+        Ok(grid)
+    }
 }
 
 /// The data directory unless another is named.
@@ -92,11 +136,11 @@ pub fn joined(data: &Path) -> Result<Joined> {
 impl Grid {
     /// Finds the grid of a data directory.
     pub fn find(data: &Path) -> Result<Self> {
-        let (address, papers) = match read::<Serving>(&data.join(UP))? {
-            Some(serving) => (serving.placement.to_string(), Papers::load(&data.join(ADMIN))?),
-            None => (joined(data)?.placement, Papers::load(&data.join(MEMBER))?),
-        };
-        Ok(Self { placement: Client::new(&address, &papers)?, papers })
+        Self::of(Whereabouts::read(data)?)
+    }
+
+    fn of(at: Whereabouts) -> Result<Self> {
+        Ok(Self { placement: Client::new(&at.address, &at.papers)?, papers: at.papers })
     }
 
     /// TLS for QUIC connections to the grid's servers.

@@ -21,7 +21,7 @@ use super::{block_on, interrupted, with_grid};
 use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RemoveArgs, RoleArg, TokenArgs};
 use crate::config::Config;
 use crate::connect::{self, Connector, Known};
-use crate::grid::{self, Grid, Joined, MEMBER};
+use crate::grid::{self, Finder, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, line, table, time};
 use crate::report::NodeServing;
 use crate::serve::lock;
@@ -104,11 +104,10 @@ fn human(transfers: &[Transfer]) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// The daemon finds images through the grid of its data directory, read anew for each transfer: it
-/// may be joined, or its papers renewed, while the daemon runs.
+/// The daemon finds images through the grid of its data directory.
 #[derive(Clone)]
 struct Located {
-    data: std::path::PathBuf,
+    grid: Finder,
     known: Known,
 }
 
@@ -116,7 +115,7 @@ impl DaemonGrid for Located {
     type Connect = Connector;
 
     async fn find(&self, name: &str) -> Result<(Digest, u64)> {
-        let grid = Grid::find(&self.data)?;
+        let grid = self.grid.find()?;
         match grid.placement.image(name).await {
             Ok(info) => Ok((info.image, info.data())),
             // What describes it may be damaged: nothing that a pull needs. A ticket names it too.
@@ -125,16 +124,16 @@ impl DaemonGrid for Located {
     }
 
     async fn locate(&self, name: &str) -> Result<(Digest, Connector)> {
-        let grid = Grid::find(&self.data)?;
+        let grid = self.grid.find()?;
         Connector::to_pull(&grid, name, &self.known).await
     }
 
     async fn trace(&self, image: &Digest) -> Result<Option<BootTrace>> {
-        Grid::find(&self.data)?.placement.trace(&image.to_string()).await
+        self.grid.find()?.placement.trace(&image.to_string()).await
     }
 
     async fn add_trace(&self, recording: &BootTrace) -> Result<()> {
-        Grid::find(&self.data)?.placement.add_trace(recording).await.map(drop)
+        self.grid.find()?.placement.add_trace(recording).await.map(drop)
     }
 }
 
@@ -142,7 +141,7 @@ impl Saves for Located {
     type Sink = stream::Client;
 
     async fn current(&self, name: &Ref) -> Result<Option<Digest>> {
-        match Grid::find(&self.data)?.placement.image(&name.to_string()).await {
+        match self.grid.find()?.placement.image(&name.to_string()).await {
             Ok(info) => Ok(Some(info.image)),
             Err(error) if error.kind() == Kind::Gone => Ok(None),
             Err(error) => Err(error),
@@ -150,7 +149,7 @@ impl Saves for Located {
     }
 
     async fn push(&self, parent: Option<&str>) -> Result<(Option<Digest>, stream::Client)> {
-        connect::to_push(&Grid::find(&self.data)?, parent).await
+        connect::to_push(&self.grid.find()?, parent).await
     }
 
     async fn close(&self, sink: stream::Client) {
@@ -158,16 +157,16 @@ impl Saves for Located {
     }
 
     async fn is_described(&self, image: &Digest) -> Result<bool> {
-        let info = Grid::find(&self.data)?.placement.image(&image.to_string()).await?;
+        let info = self.grid.find()?.placement.image(&image.to_string()).await?;
         Ok(info.record.is_some())
     }
 
     async fn describe(&self, image: &Digest, said: &NewRecord) -> Result<()> {
-        Grid::find(&self.data)?.placement.record(image, said).await.map(drop)
+        self.grid.find()?.placement.record(image, said).await.map(drop)
     }
 
     async fn name(&self, name: &Ref, to: &MoveRef) -> Result<()> {
-        Grid::find(&self.data)?.move_ref(name, to).await.map(drop)
+        self.grid.find()?.move_ref(name, to).await.map(drop)
     }
 }
 
@@ -252,7 +251,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let interrupted = interrupted();
         // Bound before the daemon starts, so that of two daemons the second ends at once.
         let listener = http::bind(&socket).await?;
-        let located = Located { data: config.data.clone(), known: Known::new() };
+        let located = Located { grid: Finder::new(config.data.clone()), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
         let metrics = crate::serve::volumes::metrics(config)?;
         let volumes = Volumes::start(located.clone(), volume_options).await?;

@@ -1,11 +1,16 @@
 //! One call: a connection, a request, an answer. Errors name the address.
+//!
+//! Calls that follow each other at once share a connection: a handshake with certificates on both sides takes longer than
+//! most answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use api::ErrorBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -16,7 +21,7 @@ use serde::de::DeserializeOwned;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -29,6 +34,10 @@ const ANSWER: Duration = Duration::from_secs(60);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Longest answer, in bytes: some hundred thousand refs.
 const MAX_ANSWER: usize = 64 << 20;
+
+/// After this long a connection is not used for another call: the server, which closes idle ones later, might be about
+/// to, and then nobody knew whether it was asked.
+const REUSED: Duration = Duration::from_secs(1);
 
 /// How long to wait for an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,6 +57,17 @@ pub(super) struct Wire {
     server_name: Arc<str>,
     address: Arc<str>,
     tls: TlsConnector,
+    idle: Arc<Mutex<Option<Open>>>,
+}
+
+/// A connection that takes requests, one after the other.
+struct Open {
+    requests: SendRequest<Full<Bytes>>,
+    answered: Instant,
+    /// Who else took it might wait for a runtime that does something else just now.
+    thread: ThreadId,
+    /// Dropped with it, whatever ends it.
+    _driver: JoinSet<hyper::Result<()>>,
 }
 
 impl std::fmt::Debug for Wire {
@@ -76,7 +96,7 @@ impl Wire {
         }
         let tls = TlsConnector::from(Arc::new(config));
         let (who, server_name) = (who.into(), server_name.into());
-        Ok(Self { who, program, server_name, address: bare.into(), tls })
+        Ok(Self { who, program, server_name, address: bare.into(), tls, idle: Arc::default() })
     }
 
     pub(super) fn address(&self) -> &str {
@@ -118,11 +138,14 @@ impl Wire {
     ) -> Result<Bytes> {
         let place = || self.place(method, path);
         let request = self.request(method, path, body)?;
-        let stream = match timeout(CONNECT, self.connect()).await {
-            Ok(stream) => stream?,
-            Err(_) => return Err(self.away(&format!("no connection within {CONNECT:?}"))),
+        let open = match self.kept() {
+            Some(open) => open,
+            None => match timeout(CONNECT, self.connect()).await {
+                Ok(open) => open?,
+                Err(_) => return Err(self.away(&format!("no connection within {CONNECT:?}"))),
+            },
         };
-        let exchange = exchange(stream, request);
+        let exchange = self.exchange(open, request);
         let exchanged = match patience {
             Patience::Endless => exchange.await,
             Patience::Usual => timeout(ANSWER, exchange).await.unwrap_or_else(|_| {
@@ -154,7 +177,36 @@ impl Wire {
         request.map_err(|e| Error::new(Kind::Invalid, format!("{method} {path}: {e}")))
     }
 
-    async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+    /// The connection of the call before, if that was just now.
+    fn kept(&self) -> Option<Open> {
+        let open = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let just_now = now().duration_since(open.answered) < REUSED;
+        let ours = open.thread == thread::current().id();
+        (just_now && ours && open.requests.is_ready()).then_some(open)
+    }
+
+    async fn exchange(
+        &self,
+        mut open: Open,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes)> {
+        let answer = open.requests.send_request(request).await.map_err(|e| broken(&e))?;
+        let read = read(answer).await?;
+        (open.answered, open.thread) = (now(), thread::current().id());
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(open);
+        Ok(read)
+    }
+
+    async fn connect(&self) -> Result<Open> {
+        let stream = self.stream().await?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (requests, connection) = handshake.map_err(|e| broken(&e))?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        Ok(Open { requests, answered: now(), thread: thread::current().id(), _driver: driver })
+    }
+
+    async fn stream(&self) -> Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(&*self.address).await;
         let stream = stream.map_err(|e| self.away(&e.to_string()))?;
         // Neither is needed for a right answer.
@@ -186,17 +238,9 @@ impl Wire {
     }
 }
 
-async fn exchange(
-    stream: TlsStream<TcpStream>,
-    request: Request<Full<Bytes>>,
-) -> Result<(StatusCode, Bytes)> {
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|e| broken(&e))?;
-    // Dropped with this future, whatever ends it.
-    let mut driver = JoinSet::new();
-    driver.spawn(connection);
-    let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
-    read(answer).await
+#[expect(clippy::disallowed_methods, reason = "servers wait in real time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 async fn read(answer: Response<Incoming>) -> Result<(StatusCode, Bytes)> {
