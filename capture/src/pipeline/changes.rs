@@ -38,7 +38,7 @@ pub(super) trait Reading {
     /// Sections of which nothing is read, and which are not zeros for that.
     fn untouched(&self) -> Vec<u32>;
 
-    /// The table of a section, of that of what was read.
+    /// The table of a section, of that of what was read. Not all that was read need be in it.
     async fn complete(&self, section: u32, read: SectionTable) -> Result<SectionTable>;
 }
 
@@ -71,6 +71,8 @@ pub(super) struct Changed<'a, S> {
     geometry: Geometry,
     /// Whole pieces, in rising order; neighbours do not touch.
     ranges: Vec<Range<u64>>,
+    /// The same in whole chunks: what else lies in these pieces has not changed, and may be changing now.
+    taken: Vec<Range<u64>>,
 }
 
 impl<'a, S> Changed<'a, S> {
@@ -103,14 +105,15 @@ impl<'a, S> Changed<'a, S> {
             }
         }
         let context = ReadContext { priority: Priority::Background, ..context };
-        let ranges = whole(ranges, piece as u64, geometry.size());
-        Ok(Self { ancestor, context, domain, geometry, ranges })
+        let taken = whole(ranges, geometry.chunk_len() as u64, geometry.size());
+        let ranges = whole(taken.clone(), piece as u64, geometry.size());
+        Ok(Self { ancestor, context, domain, geometry, ranges, taken })
     }
 
-    fn is_read(&self, section: u32, chunk: u32) -> bool {
+    fn is_taken(&self, section: u32, chunk: u32) -> bool {
         let at = self.geometry.chunk_start(section, chunk);
-        let after = self.ranges.partition_point(|range| range.end <= at);
-        self.ranges.get(after).is_some_and(|range| range.start <= at)
+        let after = self.taken.partition_point(|range| range.end <= at);
+        self.taken.get(after).is_some_and(|range| range.start <= at)
     }
 }
 
@@ -159,11 +162,12 @@ impl<S: ChunkSource> Reading for Changed<'_, S> {
         let digest = |table: Option<&SectionTable>, chunk: u32| {
             table.and_then(|t| t.digests().get(chunk as usize)).copied().unwrap_or(Digest::ZERO)
         };
-        let digests =
-            (0..self.geometry.chunks_in(section)).map(|chunk| match self.is_read(section, chunk) {
+        let digests = (0..self.geometry.chunks_in(section)).map(|chunk| {
+            match self.is_taken(section, chunk) {
                 true => digest(Some(&read), chunk),
                 false => digest(as_before.as_deref(), chunk),
-            });
+            }
+        });
         Ok(SectionTable::new(self.domain, digests.collect()))
     }
 }

@@ -245,8 +245,12 @@ impl Shared {
             let what = format!("the receiver asks for chunk {chunk}, which was not offered");
             return Err(Error::new(Kind::Invalid, what));
         }
-        let was_read = (0..read.chunks()).filter(|chunk| is_in(read, *chunk)).count() as u64;
-        let new = wanted.iter().filter(|chunk| is_in(read, *chunk)).count() as u64;
+        // What else was read, for it lies beside that, need not be what the image has there.
+        let is_read = |c: u32| {
+            is_in(read, c) && read.digests().get(c as usize) == table.digests().get(c as usize)
+        };
+        let was_read = (0..read.chunks()).filter(|chunk| is_read(*chunk)).count() as u64;
+        let new = wanted.iter().filter(|chunk| is_read(*chunk)).count() as u64;
         self.progress.known(was_read - new);
         if was_read > 0 && self.disk.is_some() {
             self.keep.store(new * MOSTLY_KNOWN > was_read, Ordering::Relaxed);
@@ -254,13 +258,13 @@ impl Shared {
         let (done, frames) = mpsc::unbounded_channel();
         let mut here: BTreeMap<u32, Plain> = held
             .into_iter()
-            .filter(|held| wanted.contains(held.chunk))
+            .filter(|held| wanted.contains(held.chunk) && is_read(held.chunk))
             .map(|held| (held.chunk, held.plain))
             .collect();
         for chunk in wanted.iter() {
             let plain = match (here.remove(&chunk), &self.disk) {
                 (Some(plain), _) => Kept::Here(plain),
-                (None, Some(disk)) if is_in(read, chunk) => Kept::There(disk.clone(), Taken::Read),
+                (None, Some(disk)) if is_read(chunk) => Kept::There(disk.clone(), Taken::Read),
                 (None, Some(disk)) => Kept::There(disk.clone(), Taken::Stored),
                 // A stream is kept; only one that is over has nothing left.
                 (None, None) => return Err(called_off()),
