@@ -51,6 +51,30 @@ fn the_sinks_errors_come_out_unaltered() {
 }
 
 #[test]
+fn what_does_not_arrive_as_it_was_is_read_and_sent_again_a_few_times() {
+    for at in [At::Chunk, At::Seal] {
+        let (_dir, path) = raw(70 * MIB);
+        let sink = MemorySink::default();
+        sink.fail.set(Some((at, Kind::Corrupt)));
+        sink.times.set(Some(2));
+        import_into(open(&path), &sink, 18).unwrap();
+        assert!(sink.disk() == noise(11, 70 * MIB), "{at:?}");
+        // What is always wrong is not the work of a bit that has flipped.
+        let sink = MemorySink::default();
+        sink.fail.set(Some((at, Kind::Corrupt)));
+        let e = import_into(open(&path), &sink, 18).unwrap_err();
+        assert_eq!(e.kind(), Kind::Corrupt, "{e}");
+        assert!(e.message().contains("section ") && sink.state.borrow().offers <= 6, "{e}");
+        // A stream cannot be read again.
+        let sink = MemorySink::default();
+        sink.fail.set(Some((at, Kind::Corrupt)));
+        sink.times.set(Some(1));
+        let stream = stream(noise(11, MIB), &SourceOptions::default()).unwrap();
+        assert_eq!(import_into(stream, &sink, 18).unwrap_err().kind(), Kind::Corrupt);
+    }
+}
+
+#[test]
 fn a_sink_that_makes_another_image_is_caught() {
     let (_dir, path) = raw(MIB);
     let sink = MemorySink::default();

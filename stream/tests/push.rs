@@ -10,7 +10,7 @@ use common::{MemImage, World};
 use forebay_stream::{Client, Memory};
 use image::error::Result;
 use image::seam::{ImagePlan, ImageSession};
-use image::{Digest, Domain, Error, ImageSink, Kind, ReadContext, SectionSink};
+use image::{Digest, Domain, Error, Frame, ImageSink, Kind, ReadContext, SectionSink};
 
 fn plan(image: &MemImage) -> ImagePlan {
     let geometry = *image.manifest.geometry();
@@ -155,6 +155,35 @@ fn bytes_that_are_not_the_tables_are_refused_while_they_are_sent() {
         assert_eq!(e.kind(), Kind::Corrupt, "{e}");
         assert!(e.message().contains("section table"), "{e}");
         assert!(grid.world.sink.received.borrow().chunks.is_empty());
+    });
+}
+
+#[test]
+fn a_frame_that_was_damaged_on_its_way_is_refused_and_taken_when_it_comes_again() {
+    World::new(MemImage::small()).run(async |grid| {
+        let (client, _) = grid.pusher().await;
+        let image = grid.image();
+        let session = client.open(&ReadContext::default(), &plan(image)).await.unwrap();
+        let damaged = |frame: &Frame| {
+            // After its CRC32C was made, and before the checksum of the datagrams.
+            let mut bytes = frame.bytes().to_vec();
+            *bytes.last_mut().unwrap() ^= 1;
+            Frame::parse(bytes.into()).unwrap()
+        };
+        let (want, mut sink) = session.offer(0, &image.tables[0]).await.unwrap();
+        let pushed = async {
+            for chunk in want.iter() {
+                sink.chunk(chunk, damaged(&image.frames[&(0, chunk)])).await?;
+            }
+            sink.seal().await
+        };
+        let e = pushed.await.unwrap_err();
+        assert!(e.kind() == Kind::Corrupt && e.message().contains("CRC32C"), "{e}");
+        assert!(grid.world.sink.received.borrow().chunks.is_empty());
+        for section in [0, 1] {
+            push_section(&session, image, section).await.unwrap();
+        }
+        assert_eq!(session.commit(&image.manifest).await.unwrap(), image.id);
     });
 }
 

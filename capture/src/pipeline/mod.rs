@@ -56,6 +56,10 @@ pub const FRAME_ROOM: usize = 16 << 20;
 /// the store.
 const SECTIONS_AT_ONCE: usize = 64;
 
+/// How often a section is offered of which something has come, or was written, other than it was sent: a bit that
+/// flips somewhere does so once.
+const TRIES: usize = 3;
+
 /// Bytes read, hashed and let go of together, at least: with smaller chunks a read takes several.
 const MIN_PIECE: usize = 256 << 10;
 
@@ -333,7 +337,7 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
             None => self.reading.complete(index, read.clone()).await.at(place)?,
         };
         if !table.is_zero() {
-            self.offer(index, &table, &read, held).await.at(place)?;
+            self.store(index, &table, &read, held).await.at(place)?;
         }
         if let Some(stored) = self.stored {
             stored.lock().insert(index, table.clone());
@@ -343,6 +347,27 @@ impl<S: ImageSession, R: Reading> Sending<'_, S, R> {
             disk.stored(start..start + self.shared.geometry.section_len(index));
         }
         Ok((!table.is_zero()).then(|| (index, table.digest())))
+    }
+
+    /// Offers a section, and again if what has come of it is not what it should be. What is wanted then is read anew:
+    /// of a stream it cannot be.
+    async fn store(
+        &self,
+        index: u32,
+        table: &SectionTable,
+        read: &SectionTable,
+        mut held: Vec<Held>,
+    ) -> Result<()> {
+        let mut tries = 1;
+        loop {
+            match self.offer(index, table, read, std::mem::take(&mut held)).await {
+                Err(e) if e.kind() == Kind::Corrupt && self.disk.is_some() && tries < TRIES => {
+                    tracing::warn!(error = %e, section = index, "sending a section again");
+                    tries += 1;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     async fn offer(

@@ -41,6 +41,8 @@ pub struct State {
 pub struct MemorySink {
     pub state: Rc<RefCell<State>>,
     pub fail: Rc<Cell<Option<(At, Kind)>>>,
+    /// How often it still does so; always unless it is said.
+    pub times: Rc<Cell<Option<u32>>>,
     /// Never answers an offer.
     pub hang: Rc<Cell<bool>>,
     /// Asks for all chunks, zeros too.
@@ -54,7 +56,11 @@ pub struct MemorySink {
 impl MemorySink {
     fn check(&self, at: At) -> Result<()> {
         match self.fail.get() {
-            Some((when, kind)) if when == at => Err(Error::new(kind, format!("{at:?} fails"))),
+            Some((when, _)) if when == at && self.times.get() == Some(0) => Ok(()),
+            Some((when, kind)) if when == at => {
+                self.times.set(self.times.get().map(|times| times - 1));
+                Err(Error::new(kind, format!("{at:?} fails")))
+            }
             _ => Ok(()),
         }
     }

@@ -2,4 +2,5 @@
 
 mod content;
 mod cuts;
+mod flips;
 mod machines;
