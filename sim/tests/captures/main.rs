@@ -3,4 +3,5 @@
 mod content;
 mod cuts;
 mod flips;
+mod full;
 mod machines;
