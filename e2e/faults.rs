@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use crate::harness::{Background, Disk, Grid, files, flip, path, until};
 
 fn holds(copy: &Path, disk: &Disk) -> bool {
@@ -52,6 +54,36 @@ fn a_corrupted_store_is_named_and_nothing_wrong_gets_a_name() {
         grid.pull("d:1", &copy).json();
         assert!(holds(&copy, &disk), "{folder}");
     }
+}
+
+#[test]
+fn what_rots_in_the_store_is_named_and_given_back_by_a_cache_that_has_it() {
+    let mut grid = Grid::start();
+    let disk = Disk::new("abcd");
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let rot = |grid: &Grid| {
+        grid.objects("packs").iter().for_each(|pack| flip(pack, 5000));
+        grid.run(&["verify", "d:1", "--deep"]).fails(76, &["section 0 chunk ", "--repair"]);
+    };
+    let repair = ["verify", "d:1", "--deep", "--repair"];
+    rot(&grid);
+    grid.run(&repair).fails(76, &["section 0 chunk ", "no cache has it"]);
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    grid.pull("d:1", &grid.dir.join("cached")).json();
+    let packs = grid.objects("packs");
+    rot(&grid);
+    let report = grid.run(&repair).json();
+    assert_eq!((&report["bad"], report["repaired"].as_array().unwrap().len()), (&json!([]), 1));
+    assert_eq!(grid.objects("packs").len(), packs.len() + 1, "one chunk was given back");
+    // Of the store alone.
+    grid.stop();
+    std::fs::remove_dir_all(grid.data.join("cache")).unwrap();
+    grid.restart();
+    let report = grid.run(&["verify", "d:1", "--deep"]).json();
+    assert_eq!((&report["bad"], &report["repaired"]), (&json!([]), &json!([])));
+    let copy = grid.dir.join("copy");
+    grid.pull("d:1", &copy).json();
+    assert!(holds(&copy, &disk));
 }
 
 #[test]

@@ -52,6 +52,9 @@ pub struct VerifyArgs {
     /// Read and decode every chunk
     #[arg(long, conflicts_with = "restore_test")]
     pub deep: bool,
+    /// Have the grid's caches give back what is bad, as far as they have it
+    #[arg(long, requires = "deep")]
+    pub repair: bool,
     /// Pull it to scratch space of this machine, and check the partitions and file systems on it
     #[arg(long)]
     pub restore_test: bool,

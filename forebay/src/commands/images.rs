@@ -9,7 +9,7 @@ use api::catalog::{
 use api::trace::TraceInfo;
 use image::{Error, Kind, Result};
 
-use super::with_grid;
+use super::{mend, with_grid};
 use crate::cli::{GcArgs, ImagesArgs, NameArgs, RmArgs, TagArgs, VerifyArgs};
 use crate::config::Config;
 use crate::output::{Output, bytes, chunks, table, time};
@@ -107,17 +107,27 @@ pub fn verify(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> 
         return Err(Error::new(Kind::Invalid, what));
     }
     let asked = VerifyRequest { deep: args.deep };
-    let report =
-        with_grid(config, |grid| async move { grid.placement.verify(&args.name, &asked).await })?;
+    let report = with_grid(config, |grid| async move {
+        let found = grid.placement.verify(&args.name, &asked).await?;
+        match args.repair && !found.bad.is_empty() {
+            true => mend::repaired(&grid, &args.name, found).await,
+            false => Ok(found),
+        }
+    })?;
     output.result(&report, |r| human_verify(&args.name, r))?;
     match report.bad.first() {
         None => Ok(()),
         Some(first) => {
             let more = report.bad.len() - 1;
             let message = format!(
-                "{}: {first} is bad, and {more} other places: import the same disk again, which \
-                 stores anew what is bad",
-                args.name
+                "{}: {first} is bad, and {more} other places: {}save a volume that was made of it, or import \
+                 the same disk again, which stores anew what is bad",
+                args.name,
+                if args.repair {
+                    "no cache has it: "
+                } else {
+                    "have caches give it back (--deep --repair), "
+                }
             );
             Err(Error::new(Kind::Corrupt, message))
         }

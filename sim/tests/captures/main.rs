@@ -5,3 +5,4 @@ mod cuts;
 mod flips;
 mod full;
 mod machines;
+mod mends;
