@@ -9,7 +9,7 @@ use crate::harness::{Background, Disk, Grid, forebay, path, run, until};
 
 /// The moments at which a command is killed: spread over a little more than it takes, each at a place
 /// of its own in its share of that. `FOREBAY_E2E=1` tries 200 of them.
-struct Kills {
+pub struct Kills {
     takes: Duration,
     of: u32,
     seed: u64,
@@ -17,12 +17,17 @@ struct Kills {
 
 impl Kills {
     /// For a command that takes so long if it is left alone.
-    fn over(takes: Duration) -> Self {
+    pub fn over(takes: Duration) -> Self {
         let of = if std::env::var_os("FOREBAY_E2E").is_some() { 200 } else { 5 };
         Self { takes, of, seed: u64::from(of) }
     }
 
-    fn points(mut self) -> impl Iterator<Item = Duration> {
+    /// No more tries than this.
+    pub fn at_most(self, of: u32) -> Self {
+        Self { of: self.of.min(of), ..self }
+    }
+
+    pub fn points(mut self) -> impl Iterator<Item = Duration> {
         (0..self.of).map(move |i| {
             self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1);
             let inside = (self.seed >> 40) as f64 / f64::from(1 << 24);
@@ -32,7 +37,7 @@ impl Kills {
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a command takes is measured")]
-fn time(work: impl FnOnce()) -> Duration {
+pub fn time(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();
     start.elapsed()

@@ -5,6 +5,7 @@
 
 mod agents;
 mod caches;
+mod captures;
 mod care;
 mod chaos;
 mod disks;

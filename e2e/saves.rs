@@ -14,12 +14,12 @@ use crate::volumes::{Rig, connect};
 const CHUNK: usize = 256 << 10;
 
 impl Rig {
-    fn save(&self, args: &[&str]) -> Value {
+    pub fn save(&self, args: &[&str]) -> Value {
         self.grid.run(&[&["save"], args].concat()).json()
     }
 
     /// The bytes of an image.
-    fn pulled(&self, name: &str) -> Vec<u8> {
+    pub fn pulled(&self, name: &str) -> Vec<u8> {
         let to = self.grid.data.join(format!("pulled-{}", name.replace(':', "-")));
         self.grid.pull(name, &to).json();
         let bytes = std::fs::read(&to).unwrap();
@@ -83,7 +83,7 @@ fn a_volume_is_saved_again_and_again_at_the_cost_of_what_changed() {
 
 impl Rig {
     /// Begins a capture, and returns its number.
-    fn begin_save(&self, args: &[&str]) -> u64 {
+    pub fn begin_save(&self, args: &[&str]) -> u64 {
         self.save(&[args, &["--no-wait"]].concat())["id"].as_u64().expect("a number")
     }
 
@@ -93,7 +93,7 @@ impl Rig {
         found.expect("it is remembered").clone()
     }
 
-    fn ended(&self, id: u64) -> Value {
+    pub fn ended(&self, id: u64) -> Value {
         until("the capture has ended", || {
             let state = self.capture(id)["state"].clone();
             ["done", "failed", "cancelled"].iter().any(|ended| state == *ended)

@@ -202,25 +202,37 @@ impl<G: Saves> Work<G> {
             _ => None,
         });
         // One that was described before, perhaps under another name, is what it was, unless somebody says otherwise.
-        let is_new = !self.grid.is_described(&image).await?;
-        let said = NewRecord {
-            kind: asked.record.kind.or(is_new.then_some(ImageKind::Snapshot)),
-            parent: parent.filter(|parent| *parent != image && (is_new || asked.parent.is_some())),
-            ..asked.record.clone()
+        let described = async || {
+            let is_new = !self.grid.is_described(&image).await?;
+            let said = NewRecord {
+                kind: asked.record.kind.or(is_new.then_some(ImageKind::Snapshot)),
+                parent: parent.filter(|p| *p != image && (is_new || asked.parent.is_some())),
+                ..asked.record.clone()
+            };
+            self.grid.describe(&image, &said).await
         };
-        self.grid.describe(&image, &said).await?;
-        let named = self.grid.name(&asked.name, &MoveRef { image, expect }).await;
-        named.map_err(|error| match error.kind() {
+        self.insist(told, described, || Ok(false)).await?;
+        self.insist(told, async || self.named(asked, image, expect).await, || Ok(false)).await?;
+        Ok(image)
+    }
+
+    /// Gives an image its name, if that still means what it did. To have been moved to the image already, perhaps by an
+    /// answer that was lost, is as good.
+    async fn named(&self, asked: &SaveVolume, image: Digest, expect: Expect) -> Result<()> {
+        let Err(error) = self.grid.name(&asked.name, &MoveRef { image, expect }).await else {
+            return Ok(());
+        };
+        match error.kind() {
+            Kind::Conflict if self.grid.current(&asked.name).await? == Some(image) => Ok(()),
             Kind::Conflict => {
                 let what = format!(
                     "{error}: it was moved while this was saved, and is left as it is; the image is stored: \
                      name it with `forebay tag {image} NAME`"
                 );
-                Error::caused(Kind::Conflict, what, error)
+                Err(Error::caused(Kind::Conflict, what, error))
             }
-            _ => error,
-        })?;
-        Ok(image)
+            _ => Err(error),
+        }
     }
 
     /// The image to lean on: the one that was asked for, else what changes count from, else what the name means now.
@@ -325,25 +337,41 @@ impl<G: Saves> Work<G> {
         parent: Option<Digest>,
     ) -> Result<Imported> {
         let stored = Stored::default();
-        let (mut pause, mut waited, mut had) = (FIRST_PAUSE, Duration::ZERO, 0);
+        let mut had = 0;
+        let further = || {
+            // One that is lost is not worth waiting for.
+            fixed.disk.check_unchanged()?;
+            Ok(std::mem::replace(&mut had, stored.count()) < stored.count())
+        };
+        let once = async || self.once(told, asked, fixed, changes, parent, &stored).await;
+        self.insist(told, once, further).await
+    }
+
+    /// Asks the grid again while nobody is there to answer. Before that `further` says whether more is done than the
+    /// last time, or that it is of no use any more.
+    async fn insist<T>(
+        &self,
+        told: &Told,
+        mut ask: impl AsyncFnMut() -> Result<T>,
+        mut further: impl FnMut() -> Result<bool>,
+    ) -> Result<T> {
+        let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
         loop {
-            let tried = self.once(told, asked, fixed, changes, parent, &stored).await;
-            let error = match tried {
+            let error = match ask().await {
                 Err(error) if matches!(error.kind(), Kind::Retry | Kind::Busy(_)) => error,
                 ended => {
                     told.tell(|now| now.trouble = None);
                     return ended;
                 }
             };
-            if stored.count() > had {
-                (pause, waited, had) = (FIRST_PAUSE, Duration::ZERO, stored.count());
+            if further()? {
+                (pause, waited) = (FIRST_PAUSE, Duration::ZERO);
             }
             if waited >= PATIENCE {
                 return Err(error);
             }
-            // One that is lost is not worth waiting for.
-            fixed.disk.check_unchanged()?;
-            tracing::warn!(%error, volume = asked.volume, "a capture waits for the grid");
+            let volume = told.now().request.volume;
+            tracing::warn!(%error, volume, "a capture waits for the grid");
             told.tell(|now| now.trouble = Some(ErrorBody::from(&error)));
             tokio::time::sleep(pause).await;
             waited += pause;
