@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::graduation::Machine;
-use crate::harness::{path, until};
+use crate::harness::{Disk, Grid, path, until};
 use crate::qmp::Monitor;
 use crate::real::wanted;
 use crate::volumes::{Rig, connect};
@@ -168,6 +168,36 @@ fn whoever_interrupts_the_command_ends_the_capture() {
     rig.grid
         .run(&["save", "v", "saved:1", "--rate", "0"])
         .fails(64, &["leave it out for no limit"]);
+}
+
+#[test]
+fn a_disk_that_is_a_path_is_read_as_it_is_said_to_lie_and_as_quietly_as_was_asked() {
+    let grid = Grid::start();
+    let disk = Disk::new("abcdefgh");
+    // Nothing in its name says what it is.
+    let file = grid.disk("disk.of-web1", &disk);
+    let path = path(&file);
+    let quietly = ["--background", "--rate", "1MiB", "--chunk-size", "64KiB", "--format", "raw"];
+    let saved = grid.run(&[&["save", path, "web1:1"][..], &quietly].concat()).json();
+    // Two MiB, less a burst of a quarter of a second.
+    assert!(saved["seconds"].as_f64().unwrap() > 1.5, "{saved}");
+    let told = grid.run(&["inspect", "web1:1"]).json();
+    assert_eq!((&told["chunk"], &told["record"]["kind"]), (&65536.into(), &"snapshot".into()));
+    let to = grid.dir.join("pulled");
+    grid.pull("web1:1", &to).json();
+    assert!(std::fs::read(to).unwrap() == disk.bytes);
+    let background = [
+        &["--set", "node.capture_rate=1MiB", "save", path, "web1:2", "--background"][..],
+        &["--format", "raw"],
+    ];
+    let saved = grid.run(&background.concat()).json();
+    assert!(saved["seconds"].as_f64().unwrap() > 1.5, "{saved}");
+    // What is for a disk of the other kind is wrong usage, before anything is asked.
+    let wrong =
+        |args: &[&str], says: &[&str]| grid.run(&[&["save"], args].concat()).fails(64, says);
+    wrong(&[path, "web1:3", "--no-wait"], &["--no-wait", "is for a volume"]);
+    wrong(&["web1", "web1:3", "--format", "raw"], &["--format", "say ./web1"]);
+    wrong(&["web1", "web1:3", "--size", "1MiB"], &["--size", "say ./web1"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod up;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use image::{Error, Kind, Result};
 
 use cli::{Cli, Command};
@@ -24,7 +24,7 @@ use config::Config;
 use output::Output;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse().and_then(checked) {
         Ok(cli) => cli,
         Err(e) => {
             let wrong = e.use_stderr();
@@ -40,6 +40,15 @@ fn main() -> ExitCode {
             ExitCode::from(e.chain().find_map(kind).map_or(70, api::exit_code))
         }
     }
+}
+
+/// What the command line's grammar cannot say.
+fn checked(cli: Cli) -> Result<Cli, clap::Error> {
+    if let Command::Save(args) = &cli.command {
+        let wrong = |why| Cli::command().error(clap::error::ErrorKind::ArgumentConflict, why);
+        args.check().map_err(wrong)?;
+    }
+    Ok(cli)
 }
 
 /// What can be done about an error, if it is one that tells.

@@ -15,6 +15,22 @@ pub struct ImportArgs {
     /// The name that it gets, `[tenant/]name:tag`
     #[arg(value_name = "REF")]
     pub name: image::Ref,
+    #[command(flatten)]
+    pub disk: DiskArgs,
+    /// An image that this one was made from; what they share is not sent
+    #[arg(long, value_name = "REF")]
+    pub parent: Option<String>,
+    /// Fail if the name is taken already
+    #[arg(long)]
+    pub new: bool,
+    #[command(flatten)]
+    pub record: RecordArgs,
+}
+
+/// How a disk that is a path lies there, and is cut.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "A disk that is a path")]
+pub struct DiskArgs {
     /// Format of the disk [default: what the extension says]
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
@@ -27,17 +43,9 @@ pub struct ImportArgs {
     /// Size of the disk, e.g. 4GiB: a stream that is shorter or longer is refused
     #[arg(long, value_parser = crate::config::parse_size)]
     pub size: Option<u64>,
-    /// Chunk size: a power of two from 16KiB to 4MiB
-    #[arg(long, default_value = "256KiB", value_parser = chunk_log2)]
-    pub chunk_size: u8,
-    /// An image that this one was made from; what they share is not sent
-    #[arg(long, value_name = "REF")]
-    pub parent: Option<String>,
-    /// Fail if the name is taken already
-    #[arg(long)]
-    pub new: bool,
-    #[command(flatten)]
-    pub record: RecordArgs,
+    /// Chunk size: a power of two from 16KiB to 4MiB [default: 256KiB]
+    #[arg(long, value_parser = chunk_log2)]
+    pub chunk_size: Option<u8>,
 }
 
 fn rate(text: &str) -> Result<u64, String> {
@@ -78,7 +86,71 @@ pub struct SaveArgs {
     #[arg(long)]
     pub new: bool,
     #[command(flatten)]
+    pub disk: DiskArgs,
+    #[command(flatten)]
     pub record: RecordArgs,
+}
+
+/// Which disk `forebay save` is to save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A volume of this node.
+    Volume,
+    /// A file or a block device.
+    Path,
+}
+
+impl SaveArgs {
+    /// Which disk the source is.
+    pub fn kind(&self) -> SourceKind {
+        match self.source.contains('/') {
+            true => SourceKind::Path,
+            false => SourceKind::Volume,
+        }
+    }
+
+    /// Options that mean nothing for a disk of this kind.
+    ///
+    /// # Errors
+    ///
+    /// Which, and what they are for.
+    pub fn check(&self) -> Result<(), String> {
+        let (of, wrong, hint) = match self.kind() {
+            SourceKind::Volume => {
+                let hint = format!(
+                    "is for a disk that is a path; for the file of that name say ./{}",
+                    self.source
+                );
+                ("volume", self.disk.given(), hint)
+            }
+            SourceKind::Path => {
+                let given = [("--agent", self.agent.is_some()), ("--no-wait", self.no_wait)];
+                ("disk", first(&given), "is for a volume, which is named without a `/`".to_owned())
+            }
+        };
+        match wrong {
+            None => Ok(()),
+            Some(option) => Err(format!("{of} {}: {option} {hint}", self.source)),
+        }
+    }
+}
+
+impl DiskArgs {
+    /// One that is given.
+    fn given(&self) -> Option<&'static str> {
+        first(&[
+            ("--format", self.format.is_some()),
+            ("--compression", self.compression.is_some()),
+            ("--sector-size", self.sector_size.is_some()),
+            ("--size", self.size.is_some()),
+            ("--chunk-size", self.chunk_size.is_some()),
+        ])
+    }
+}
+
+/// The first option that is given.
+fn first(given: &[(&'static str, bool)]) -> Option<&'static str> {
+    given.iter().find(|(_, given)| *given).map(|(option, _)| *option)
 }
 
 fn chunk_log2(text: &str) -> Result<u8, String> {

@@ -7,8 +7,10 @@ use std::time::Instant;
 
 use api::catalog::{Expect, MoveRef, NewRecord};
 use capture::{Compression, DiskSource, Format, ImportOptions, Progress, SourceOptions, import};
+use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::record::ImageKind;
 use image::{Digest, Error, Kind, Result};
+use node::captures::pace;
 
 use super::block_on;
 use crate::cli::{CompressionArg, FormatArg, ImportArgs, KindArg, RecordArgs};
@@ -20,17 +22,23 @@ use crate::report::ImportReport;
 
 /// Runs the command.
 pub fn run(config: &Config, args: &ImportArgs, output: Output) -> Result<()> {
-    run_as(config, args, None, output)
+    run_as(config, args, &Manner::default(), output)
 }
 
-/// The same; an image of which nothing was said before is of this kind, unless the arguments say another.
-pub fn run_as(
-    config: &Config,
-    args: &ImportArgs,
-    kind: Option<ImageKind>,
-    output: Output,
-) -> Result<()> {
-    let report = block_on(transfer(config, args, kind, output))?;
+/// What is done otherwise than by an import for which somebody waits.
+#[derive(Debug, Default)]
+pub struct Manner {
+    /// The kind of an image of which nothing was said before, unless the arguments say another.
+    pub kind: Option<ImageKind>,
+    /// Only what nobody else wants of disk and processors is taken.
+    pub background: bool,
+    /// Bytes a second that are read at most.
+    pub rate: Option<u64>,
+}
+
+/// Imports in another manner.
+pub fn run_as(config: &Config, args: &ImportArgs, how: &Manner, output: Output) -> Result<()> {
+    let report = block_on(transfer(config, args, how, output))?;
     output.result(&report, human)
 }
 
@@ -51,7 +59,7 @@ fn human(report: &ImportReport) -> String {
 async fn transfer(
     config: &Config,
     args: &ImportArgs,
-    kind: Option<ImageKind>,
+    how: &Manner,
     output: Output,
 ) -> Result<ImportReport> {
     let started = Instant::now();
@@ -65,10 +73,12 @@ async fn transfer(
     let progress = Arc::new(Progress::default());
     let options = ImportOptions {
         parent,
-        chunk_log2: args.chunk_size,
+        chunk_log2: args.disk.chunk_size.unwrap_or(DEFAULT_CHUNK_LOG2),
         workers: NonZeroUsize::new(config.threads("import.workers")).unwrap_or(NonZeroUsize::MIN),
         memory: config.size("import.memory") as usize,
         engine: engine(config)?,
+        background: how.background,
+        pace: how.rate.map(pace),
         progress: Arc::clone(&progress),
         ..ImportOptions::default()
     };
@@ -90,7 +100,7 @@ async fn transfer(
     // was described.
     let parent = parent.filter(|_| args.parent.is_some() || !described);
     let said = record(&args.record, parent);
-    let said = NewRecord { kind: said.kind.or(kind.filter(|_| !described)), ..said };
+    let said = NewRecord { kind: said.kind.or(how.kind.filter(|_| !described)), ..said };
     grid.placement.record(&imported.image, &said).await?;
     let expect = if args.new { Expect::Absent } else { Expect::Anything };
     let to = MoveRef { image: imported.image, expect };
@@ -138,19 +148,20 @@ fn engine(config: &Config) -> Result<blockio::EngineChoice> {
 }
 
 fn open(args: &ImportArgs) -> Result<DiskSource> {
-    let format = args.format.map(|f| match f {
+    let said = &args.disk;
+    let format = said.format.map(|f| match f {
         FormatArg::Raw => Format::Raw,
         FormatArg::Qcow2 => Format::Qcow2,
         FormatArg::Vmdk => Format::Vmdk,
     });
-    let compression = args.compression.map(|c| match c {
+    let compression = said.compression.map(|c| match c {
         CompressionArg::None => Compression::None,
         CompressionArg::Zstd => Compression::Zstd,
         CompressionArg::Gzip => Compression::Gzip,
         CompressionArg::Xz => Compression::Xz,
     });
-    let sector = args.sector_size.as_ref().and_then(|s| s.parse().ok());
-    let options = SourceOptions { format, compression, sector, size: args.size };
+    let sector = said.sector_size.as_ref().and_then(|s| s.parse().ok());
+    let options = SourceOptions { format, compression, sector, size: said.size };
     let source = match args.path == Path::new("-") {
         true => DiskSource::stdin(&options)?,
         false => DiskSource::open(&args.path, &options)?,

@@ -244,7 +244,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         workers: NonZeroUsize::new(config.threads("import.workers")).unwrap_or(NonZeroUsize::MIN),
         memory: config.size("import.memory") as usize,
         thaw: thaw()?,
-        background_rate: Some(config.size("node.capture_rate")).filter(|rate| *rate > 0),
+        background_rate: background_rate(config),
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {
@@ -270,6 +270,11 @@ fn serve(config: &Config, output: Output) -> Result<()> {
     runtime.shutdown_background();
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// Bytes a second that captures read at most for which nobody waits, if there is a limit.
+pub fn background_rate(config: &Config) -> Option<u64> {
+    Some(config.size("node.capture_rate")).filter(|rate| *rate > 0)
 }
 
 fn token(config: &Config, args: &TokenArgs, output: Output) -> Result<()> {

@@ -8,10 +8,10 @@ use image::record::ImageKind;
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 
-use super::import::record;
-use super::node::daemon_client;
+use super::import::{Manner, record};
+use super::node::{background_rate, daemon_client};
 use super::{import, run_to_end};
-use crate::cli::{ImportArgs, SaveArgs};
+use crate::cli::{ImportArgs, SaveArgs, SourceKind};
 use crate::config::Config;
 use crate::output::{Output, bytes, chunks, say, table};
 
@@ -22,8 +22,13 @@ const CANCEL: Duration = Duration::from_secs(30);
 
 /// Runs the command.
 pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
-    if args.source.contains('/') {
-        return import::run_as(config, &of_path(args)?, Some(ImageKind::Snapshot), output);
+    if args.kind() == SourceKind::Path {
+        let how = Manner {
+            kind: Some(ImageKind::Snapshot),
+            background: args.background,
+            rate: args.rate.or_else(|| background_rate(config).filter(|_| args.background)),
+        };
+        return import::run_as(config, &of_path(args), &how, output);
     }
     let daemon = daemon_client(config);
     let capture = run_to_end(by_daemon(&daemon, &args, output))?;
@@ -31,24 +36,15 @@ pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
 }
 
 /// A disk that is no volume.
-fn of_path(args: SaveArgs) -> Result<ImportArgs> {
-    if args.background || args.rate.is_some() || args.no_wait || args.agent.is_some() {
-        let what =
-            format!("{}: --background, --rate, --agent and --no-wait are for volumes", args.source);
-        return Err(Error::new(Kind::Invalid, what));
-    }
-    Ok(ImportArgs {
+fn of_path(args: SaveArgs) -> ImportArgs {
+    ImportArgs {
         path: PathBuf::from(args.source),
         name: args.name,
-        format: None,
-        compression: None,
-        sector_size: None,
-        size: None,
-        chunk_size: image::geometry::DEFAULT_CHUNK_LOG2,
+        disk: args.disk,
         parent: args.parent,
         new: args.new,
         record: args.record,
-    })
+    }
 }
 
 /// Ends the capture when the command is interrupted.

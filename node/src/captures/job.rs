@@ -409,16 +409,20 @@ impl<G: Saves> Work<G> {
     /// How fast it may read.
     fn pace(&self, asked: &SaveVolume) -> Option<Pace> {
         let background = self.background_rate.filter(|_| asked.background);
-        let rate = asked.rate.or(background)?;
-        let rate = Rate::new(rate, RealTime::start());
-        let wait = move |bytes: usize| {
-            let pause = rate.take_now(bytes as u64);
-            if !pause.is_zero() {
-                std::thread::park_timeout(pause);
-            }
-        };
-        Some(Pace(Arc::new(wait)))
+        asked.rate.or(background).map(pace)
     }
+}
+
+/// So many bytes a second, from now on.
+pub fn pace(rate: u64) -> Pace {
+    let rate = Rate::new(rate, RealTime::start());
+    let wait = move |bytes: usize| {
+        let pause = rate.take_now(bytes as u64);
+        if !pause.is_zero() {
+            std::thread::park_timeout(pause);
+        }
+    };
+    Pace(Arc::new(wait))
 }
 
 fn after_a_crash(sections: u64) -> Option<String> {

@@ -20,6 +20,7 @@ use image::{Digest, ImageSink, Ref, Result};
 
 use crate::daemon::Grid;
 
+pub use job::pace;
 pub use service::{CaptureOptions, Captures};
 
 /// What captures need of the grid, on their own threads.
