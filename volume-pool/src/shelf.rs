@@ -35,7 +35,7 @@ const SINCE_NEW: &str = "since.new";
 /// Where what guests overwrite during a capture is kept; nobody finds it by this name for long.
 pub(crate) const ASIDE: &str = "aside";
 /// The same of a guest that uses the plain file.
-const ASIDE_OF_QEMU: &str = "aside.qcow2";
+const ASIDE_OF_QEMU: &str = "aside.raw";
 pub(crate) const EXTENDING: &str = "extending";
 /// What a volume's directory may have, in the order in which it is removed.
 const FILES: [&str; 10] =

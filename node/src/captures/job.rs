@@ -322,7 +322,6 @@ impl<G: Saves> Work<G> {
             ancestor.source.close().await;
         }
         let imported = imported?;
-        taken.check().await?;
         told.tell(|now| now.progress.sections = imported.manifest.present().count() as u64);
         Ok(imported)
     }

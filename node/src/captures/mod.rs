@@ -7,6 +7,7 @@
 //! ```
 
 mod dialled;
+pub(crate) mod fleecing;
 pub(crate) mod http;
 mod job;
 pub(crate) mod nbd;

@@ -173,8 +173,8 @@ impl Disk for NbdDisk {
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        // The server fixed the point in time.
-        Ok(())
+        // The server fixed the point in time, and lets nobody read any more if it has lost it.
+        self.read(&mut vec![0; self.size.min(512) as usize], 0)
     }
 }
 
@@ -378,7 +378,10 @@ impl Connection {
         let text_len = usize::from(u16::from_be_bytes([rest[0], rest[1]])).min(rest.len() - 2);
         let text = String::from_utf8_lossy(&rest[2..2 + text_len]).into_owned();
         let os = std::io::Error::from_raw_os_error(code as i32);
-        Ok(Error::io(format!("it answers with an error: {text}"), os))
+        let what = format!(
+            "it answers with an error: {text} ({os}); was there no room, or not in time, for what the guest overwrites?"
+        );
+        Ok(Error::caused(Kind::Io, what, os))
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {

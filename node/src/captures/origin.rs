@@ -147,15 +147,6 @@ impl<G: Saves> Origin<G> {
         }
     }
 
-    /// Asked when all was read: whether it was as at that point in time all the while.
-    pub(super) async fn check(&self) -> Result<()> {
-        match self {
-            // The source has been asked.
-            Self::Ours(_) => Ok(()),
-            Self::Qemu(fleeced) => fleeced.is_kept().await,
-        }
-    }
-
     /// Ends the capture, with the image that was made.
     pub(super) async fn end(&self, image: Option<Digest>) -> Result<()> {
         match self {

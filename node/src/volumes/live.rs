@@ -404,7 +404,7 @@ impl Live {
             name: node_name(&self.volume.identity().id),
             direct: None,
             locking: qmp::Locking::Auto,
-            bitmap: self.tracked.then(|| fleece(&self.volume.identity().id).bitmaps()[0].clone()),
+            bitmap: self.tracked.then(|| bitmap(&self.volume.identity().id)),
         };
         loop {
             // What the guest does with the plain file is not seen. One that has done nothing yet is not waited for.
@@ -544,19 +544,18 @@ fn pace(core: &Core, all: &Option<Arc<Rate>>, terms: &Terms, now: u64) -> Pace {
     Pace::new(all.iter().cloned().chain(own).collect(), by)
 }
 
-/// What a capture by QEMU of this volume is called there.
-pub(super) fn fleece(id: &[u8; 16]) -> qmp::fleece::Fleece {
-    let source = node_name(id);
-    qmp::fleece::Fleece {
-        name: format!("{source}-c"),
-        source,
-        scratch: Default::default(),
-        socket: Default::default(),
-    }
+/// What the names of all begin with that a capture by QEMU of this volume makes there.
+pub(super) fn fleece_name(id: &[u8; 16]) -> String {
+    format!("{}-c", node_name(id))
+}
+
+/// The bitmap in which QEMU notes what its guest changes past us.
+pub(super) fn bitmap(id: &[u8; 16]) -> String {
+    format!("{}-changed", node_name(id))
 }
 
 /// A name in QEMU's graph: of the volume, and the same each time.
-fn node_name(id: &[u8; 16]) -> String {
+pub(super) fn node_name(id: &[u8; 16]) -> String {
     let id: String = id[..8].iter().map(|b| format!("{b:02x}")).collect();
     format!("fb-{id}")
 }

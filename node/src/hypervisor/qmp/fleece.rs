@@ -1,29 +1,29 @@
 //! A running guest's disk as it was at one instant, while the guest goes on: [image fleecing].
 //!
 //! ```text
-//!   guest ─▶ source ──────────────── what a write overwrites is copied before ──▶ scratch (qcow2)
-//!               ▲                                                                    │
-//!               └───────────────── what was not overwritten ─────────────────────────┤
-//!                                                                           NBD ◀────┘
+//!   guest's device ─▶ copy-before-write ───────────────▶ its node ─▶ … ─▶ source, whose bitmaps note changes
+//!                        ▲        └─ what is overwritten ─▶ scratch
+//!            snapshot-access ◀── NBD, for reading
 //! ```
-//! A backup job that copies nothing by itself (`sync=none`) keeps in `scratch` what the guest overwrites; `scratch` has
-//! the source behind it, and is exported over a Unix socket, for reading. What a process that died has left is found by
-//! its names and taken away first.
+//! A filter is put between the device and its node: it keeps in `scratch` what the guest overwrites. What there was then is
+//! exported over a Unix socket. What a process that died has left is found by its names and taken away first.
+//!
+//! No trouble of ours is the guest's. If there is no room for what it overwrites, or that takes too long, the point in
+//! time is lost: whoever reads it is told so, and the guest's write goes on (`break-snapshot`; a backup job would have it
+//! fail). And QEMU before 9.0 may end with an assertion when a client of its NBD server leaves an export that runs in an
+//! I/O thread: there a device with one is refused.
 //!
 //! # What has changed
 //!
-//! A dirty bitmap of the source notes what the guest writes since the last capture. There are two names for it, so that
-//! the next one begins at the very instant at which the last one ends:
+//! A bitmap of the source notes what the guest writes since the last capture. It goes on through the next one:
 //!
 //! ```text
-//!                                   b0 notes      all of it is captured         b1 notes …
-//!   the point in time, atomically:  b0 ends, b1 begins, the backup begins
-//!   it was captured:                b0 is removed
-//!   it came to nothing:             b0 goes on, with what b1 has
+//!   before the instant:  `…-since` begins
+//!   after it:            `…-known` is a copy of the bitmap, and is what the capture reads
+//!   it was captured:     the bitmap becomes what `…-since` has, at once
+//!   it came to nothing:  both are removed
 //! ```
-//! Both are there only during a capture, or if a process died in it: then they are made one, which says more than it
-//! need. Where nobody knows what has changed, `p` begins at the point in time, and becomes a `b` only when it was noted
-//! that all before was captured.
+//! What is written next to the instant is in both, which says more than it need. Whoever dies leaves the bitmap as it was.
 //!
 //! [image fleecing]: https://qemu-project.gitlab.io/qemu/interop/live-block-operations.html
 
@@ -33,54 +33,72 @@ use std::time::Duration;
 use image::error::At;
 use image::{Error, Kind, Result};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::drive::view;
-use super::graph::Job;
+use super::graph::{Node, Parent, View};
 use super::monitor::Monitor;
+use super::wire::Version;
 
-/// How often a job is looked at; the pauses grow from the first to the last.
+/// How often is looked whether an export has gone; the pauses grow from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(50);
-/// Looks at a job before it counts as one that hangs: about ten seconds.
+/// Looks at an export before it counts as one that hangs: about ten seconds.
 const LOOKS: u32 = 200;
+/// How long a guest's write may wait until what it overwrites is kept, in seconds.
+const COPY: u32 = 10;
+/// The first that has a filter which does not make its troubles the guest's.
+const FIRST: Version = Version { major: 7, minor: 1, micro: 0 };
+/// The first in which clients may leave an export that runs in an I/O thread.
+const THREADS: Version = Version { major: 9, minor: 0, micro: 0 };
 
 /// What a fleece is called, and where it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleece {
-    /// The node that the guest's device uses.
+    /// The node whose bitmaps note what the guest writes: the one that its device uses, or below it.
     pub source: String,
-    /// What the names of all that is made begin with, at most 24 bytes: the same each time for one disk.
+    /// What the names of all that is made begin with, at most 24 bytes.
     pub name: String,
-    /// An empty qcow2 file, as large as the disk, that QEMU may write to: an absolute path. It is not left to QEMU to
-    /// make it: QEMU 7.2 ends with an assertion if it is asked for its nodes while it does (`blockdev-create`, and in
-    /// the midst of it `query-named-block-nodes`).
+    /// An empty file, as large as the disk, that QEMU may write to: an absolute path. It is not left to QEMU to make it:
+    /// QEMU 7.2 ends with an assertion if it is asked for its nodes while it does (`blockdev-create`, and in the midst of
+    /// it `query-named-block-nodes`).
     pub scratch: PathBuf,
     /// Where the export listens.
     pub socket: PathBuf,
 }
 
+/// A disk of a guest's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The device, as QEMU's objects are named.
+    pub path: String,
+    /// The older name of the disk (`-drive id=`); may be empty.
+    pub drive: String,
+    /// The node that it uses.
+    pub node: String,
+    /// The driver of that: `raw`, `qcow2`, …
+    pub driver: String,
+    /// What it shows, as QEMU writes it: a path, a URL, or `json:{…}`.
+    pub filename: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+const FILTER: &str = "-cbw";
+const FILE: &str = "-file";
+const SINCE: &str = "-since";
+const KNOWN: &str = "-known";
+
 impl Fleece {
-    fn file(&self) -> String {
-        format!("{}-file", self.name)
+    fn made(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.name)
     }
 
-    fn job(&self) -> String {
-        format!("{}-job", self.name)
-    }
-
-    fn export(&self) -> String {
-        format!("{}-export", self.name)
-    }
-
-    /// The names of the bitmap that notes what changes.
-    pub fn bitmaps(&self) -> [String; 2] {
-        ["b0", "b1"].map(|side| format!("{}-{side}", self.name))
-    }
-
-    fn pending(&self) -> String {
-        format!("{}-p", self.name)
+    /// The bitmap that comes with the export, of what had changed.
+    pub fn known(&self) -> String {
+        self.made(KNOWN)
     }
 
     /// Something to be done with a bitmap, in a transaction.
@@ -95,211 +113,322 @@ impl Fleece {
     }
 }
 
-/// Makes all ready for a point in time.
+/// Makes all ready for a point in time; returns whose disk it is.
 ///
 /// # Errors
 ///
-/// [`Kind::Gone`] if there is no such node; [`Kind::Conflict`] if another NBD server of this QEMU runs, and for whatever
-/// QEMU refuses. What was made by then is to be [taken away](end).
-pub async fn prepare(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
-    end(monitor, fleece, false).await?;
+/// [`Kind::Gone`] if there is no such node; [`Kind::Unsupported`] for what QEMU of this version cannot do without danger for
+/// the guest, and where no device uses the node; [`Kind::Conflict`] if another NBD server of this QEMU runs, and for
+/// whatever QEMU refuses. What was made by then is to be [taken away](tidy).
+pub async fn prepare(monitor: &mut Monitor, fleece: &Fleece) -> Result<Device> {
     make(monitor, fleece).await.at(|| format!("node {}", fleece.source))
 }
 
-/// Fixes the point in time: one command. From here on changes are noted anew, beside those in the `known` bitmap.
+async fn make(monitor: &mut Monitor, fleece: &Fleece) -> Result<Device> {
+    let device = above(monitor, &fleece.source).await?;
+    refuse_dangers(monitor, &device).await?;
+    let path = |path: &Path| path.display().to_string();
+    let file = json!({
+        "driver": "file", "node-name": fleece.made(FILE), "filename": path(&fleece.scratch), "discard": "unmap",
+    });
+    let for_qemu = || format!("{}, which QEMU must be able to use", fleece.scratch.display());
+    monitor.execute("blockdev-add", file).await.at(for_qemu)?;
+    let server = json!({ "addr": { "type": "unix", "data": { "path": path(&fleece.socket) } } });
+    if let Err(error) = monitor.execute("nbd-server-start", server).await {
+        // Another's is not to be taken for ours, and stopped.
+        delete(monitor, &fleece.made(FILE)).await?;
+        return Err(error);
+    }
+    let filter = json!({
+        "driver": "copy-before-write", "node-name": fleece.made(FILTER), "file": device.node,
+        "target": fleece.made(FILE), "on-cbw-error": "break-snapshot", "cbw-timeout": COPY,
+    });
+    monitor.execute("blockdev-add", filter).await?;
+    Ok(device)
+}
+
+/// Fixes the point in time. From here on changes are noted anew, beside those in the bitmap `changed`.
 ///
 /// # Errors
 ///
 /// What QEMU says.
-pub async fn fix(monitor: &mut Monitor, fleece: &Fleece, known: Option<&str>) -> Result<()> {
-    let mut actions = Vec::new();
-    let next = match known {
-        Some(known) => {
-            actions.push(fleece.action("disable", known));
-            fleece.bitmaps().into_iter().find(|side| side != known).expect("there are two")
-        }
-        None => fleece.pending(),
-    };
-    actions.push(fleece.action("add", &next));
-    let backup = json!({
-        "job-id": fleece.job(), "device": fleece.source, "target": fleece.name, "sync": "none",
-        "auto-dismiss": false,
-        // The guest goes on if there is no room for what it overwrites; the job does not.
-        "on-target-error": "report",
-    });
-    actions.push(json!({ "type": "blockdev-backup", "data": backup }));
+pub async fn fix(
+    monitor: &mut Monitor,
+    fleece: &Fleece,
+    device: &Device,
+    changed: Option<&str>,
+) -> Result<()> {
+    let since = json!({ "node": fleece.source, "name": fleece.made(SINCE) });
+    monitor.execute("block-dirty-bitmap-add", since).await?;
+    use_node(monitor, &device.path, &fleece.made(FILTER)).await?;
+    let Some(changed) = changed else { return Ok(()) };
+    let known = fleece.known();
+    let mut add = fleece.action("add", &known);
+    add["data"]["disabled"] = true.into();
+    let actions = [add, fleece.merge(&known, changed)];
     monitor.execute("transaction", json!({ "actions": actions })).await.map(drop)
 }
 
-/// Exports it, under the fleece's name, and what had changed with it.
+/// Exports it, under the fleece's name, and if it is `known` what had changed with it.
 ///
 /// # Errors
 ///
 /// What QEMU says.
-pub async fn export(monitor: &mut Monitor, fleece: &Fleece, known: Option<&str>) -> Result<()> {
-    let bitmaps: Vec<Value> =
-        known.iter().map(|name| json!({ "node": fleece.source, "name": name })).collect();
+pub async fn export(monitor: &mut Monitor, fleece: &Fleece, known: bool) -> Result<()> {
+    let access = json!({
+        "driver": "snapshot-access", "node-name": fleece.name, "file": fleece.made(FILTER),
+    });
+    monitor.execute("blockdev-add", access).await?;
+    let bitmap = known.then(|| json!({ "node": fleece.source, "name": fleece.known() }));
     let export = json!({
-        "type": "nbd", "id": fleece.export(), "node-name": fleece.name, "name": fleece.name, "writable": false,
-        "bitmaps": bitmaps,
+        "type": "nbd", "id": fleece.name, "node-name": fleece.name, "name": fleece.name, "writable": false,
+        "bitmaps": Vec::from_iter(bitmap),
     });
     monitor.execute("block-export-add", export).await.map(drop)
 }
 
-async fn make(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
-    if view(monitor).await?.node(&fleece.source).is_none() {
-        return Err(Error::new(Kind::Gone, "this QEMU has no such node"));
-    }
-    let path = |path: &Path| path.display().to_string();
-    let file = json!({
-        "driver": "file", "node-name": fleece.file(), "filename": path(&fleece.scratch), "discard": "unmap",
-    });
-    monitor.execute("blockdev-add", file).await?;
-    let scratch = json!({
-        "driver": "qcow2", "node-name": fleece.name, "file": fleece.file(), "backing": fleece.source,
-        "discard": "unmap",
-    });
-    monitor.execute("blockdev-add", scratch).await?;
-    let server = json!({ "addr": { "type": "unix", "data": { "path": path(&fleece.socket) } } });
-    monitor.execute("nbd-server-start", server).await.map(drop)
-}
-
-/// Whether the point in time is still kept: not if there was no room for what the guest has overwritten.
+/// All before the point in time was captured: what changes since is in the bitmap `next`, and `old` ones are removed.
 ///
 /// # Errors
 ///
-/// [`Kind::Full`] or what QEMU says of the job, if it is not.
-pub async fn is_kept(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
-    match job(monitor, &fleece.job()).await? {
-        Some(job) if job.status != "concluded" && job.status != "aborting" => Ok(()),
-        job => {
-            let why =
-                job.and_then(|job| job.error.clone()).unwrap_or_else(|| "it ended".to_owned());
-            let what = format!("QEMU does not keep any more what the guest overwrites: {why}");
-            Err(Error::new(Kind::Io, what))
-        }
-    }
+/// What QEMU says; then all bitmaps are as before.
+pub async fn captured(
+    monitor: &mut Monitor,
+    fleece: &Fleece,
+    next: &str,
+    old: &[String],
+) -> Result<()> {
+    let since = fleece.made(SINCE);
+    let begin = if old.iter().any(|old| old == next) { "clear" } else { "add" };
+    let mut actions = vec![fleece.action(begin, next), fleece.merge(next, &since)];
+    actions.extend(old.iter().filter(|old| *old != next).map(|old| fleece.action("remove", old)));
+    monitor.execute("transaction", json!({ "actions": actions })).await.map(drop)
 }
 
-/// Takes away all that was made, also half of it, also by a process that is gone; what changes is noted on. With
-/// `captured` from the point in time on, for it was noted that all before was captured.
+/// Takes away all whose names begin like this, also half of it, also by a process that is gone: the guest's device uses
+/// its own node again. Bitmaps that note what has changed stay.
 ///
 /// # Errors
 ///
 /// What QEMU says of what it does not take away.
-pub async fn end(monitor: &mut Monitor, fleece: &Fleece, captured: bool) -> Result<()> {
-    take_away(monitor, fleece).await?;
-    let bitmaps = Bitmap::all(monitor, fleece).await?;
-    let there = |name: &str| bitmaps.iter().find(|bitmap| bitmap.name == name);
-    let [b0, b1] = fleece.bitmaps();
-    let pending = fleece.pending();
-    if there(&pending).is_some() {
-        if captured {
-            let actions = [fleece.action("add", &b0), fleece.merge(&b0, &pending)];
-            monitor.execute("transaction", json!({ "actions": actions })).await?;
-        }
-        remove(monitor, fleece, &pending).await?;
-    }
-    let (Some(one), Some(other)) = (there(&b0), there(&b1)) else { return Ok(()) };
-    let (old, new) = if one.recording { (other, one) } else { (one, other) };
-    if !captured {
-        let mut actions = vec![fleece.merge(&old.name, &new.name)];
-        if !old.recording {
-            actions.insert(0, fleece.action("enable", &old.name));
-        }
-        monitor.execute("transaction", json!({ "actions": actions })).await?;
-        return remove(monitor, fleece, &new.name).await;
-    }
-    remove(monitor, fleece, &old.name).await
-}
-
-/// The bitmap that notes what has changed since the last capture, if there is one.
-///
-/// # Errors
-///
-/// [`Kind::Gone`] if there is no such node.
-pub async fn known(monitor: &mut Monitor, fleece: &Fleece) -> Result<Option<String>> {
-    end(monitor, fleece, false).await?;
-    let bitmaps = Bitmap::all(monitor, fleece).await?;
-    let ours = fleece.bitmaps();
-    let known = bitmaps.into_iter().find(|bitmap| ours.contains(&bitmap.name));
-    match known {
-        Some(bitmap) if bitmap.recording && !bitmap.inconsistent => Ok(Some(bitmap.name)),
-        Some(bitmap) => remove(monitor, fleece, &bitmap.name).await.map(|()| None),
-        None => Ok(None),
-    }
-}
-
-async fn remove(monitor: &mut Monitor, fleece: &Fleece, bitmap: &str) -> Result<()> {
-    let bitmap = json!({ "node": fleece.source, "name": bitmap });
-    monitor.execute("block-dirty-bitmap-remove", bitmap).await.map(drop)
-}
-
-/// A bitmap of the source.
-#[derive(Debug, Deserialize)]
-struct Bitmap {
-    #[serde(default)]
-    name: String,
-    recording: bool,
-    #[serde(default)]
-    inconsistent: bool,
-}
-
-impl Bitmap {
-    async fn all(monitor: &mut Monitor, fleece: &Fleece) -> Result<Vec<Self>> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        struct Node {
-            node_name: String,
-            #[serde(default)]
-            dirty_bitmaps: Vec<Bitmap>,
-        }
-        let nodes = monitor.execute("query-named-block-nodes", json!({ "flat": true })).await?;
-        let nodes: Vec<Node> = serde_json::from_value(nodes).map_err(|e| {
-            Error::caused(Kind::Invalid, format!("the answer to query-named-block-nodes: {e}"), e)
-        })?;
-        let source = nodes.into_iter().find(|node| node.node_name == fleece.source);
-        let gone = || Error::new(Kind::Gone, format!("this QEMU has no node {}", fleece.source));
-        Ok(source.ok_or_else(gone)?.dirty_bitmaps)
-    }
-}
-
-async fn take_away(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
-    let exports = monitor.execute("query-block-exports", Value::Null).await?;
-    let exports = exports.as_array().cloned().unwrap_or_default();
-    let ours = |export: &&Value| export["id"] == fleece.export();
-    if exports.iter().any(|export| ours(&export)) {
-        let export = json!({ "id": fleece.export(), "mode": "hard" });
-        monitor.execute("block-export-del", export).await?;
-        gone(monitor, fleece).await?;
-    }
-    end_job(monitor, &fleece.job()).await?;
-    let view = view(monitor).await?;
-    let had_nodes = view.node(&fleece.name).is_some() || view.node(&fleece.file()).is_some();
-    for node in [fleece.name.clone(), fleece.file()] {
-        if view.node(&node).is_some() {
-            monitor.execute("blockdev-del", json!({ "node-name": node })).await?;
+pub async fn tidy(monitor: &mut Monitor, names: &str) -> Result<()> {
+    let others = end_exports(monitor, names).await?;
+    let seen = view(monitor).await?;
+    let ours = |suffix: &str| {
+        let node = |name: &&str| name.starts_with(names) && name.ends_with(suffix);
+        seen.nodes.iter().map(|node| node.name.as_str()).filter(node).collect::<Vec<_>>()
+    };
+    for node in seen.nodes.iter().filter(|node| node.driver == "snapshot-access") {
+        if node.name.starts_with(names) {
+            delete(monitor, &node.name).await?;
         }
     }
-    // One that others use stays.
-    if had_nodes && exports.iter().all(|export| ours(&export)) {
+    for filter in ours(FILTER) {
+        leave(monitor, &seen, filter).await?;
+        delete(monitor, filter).await?;
+    }
+    let files = ours(FILE);
+    // As long as a scratch file is there the server is known to be ours.
+    if !files.is_empty() && !others {
         match monitor.execute("nbd-server-stop", Value::Null).await {
             Err(error) if error.kind() == Kind::Retry => return Err(error),
             _ => {}
         }
     }
+    for file in files {
+        delete(monitor, file).await?;
+    }
+    forget_bitmaps(monitor, names).await
+}
+
+/// The names of a node's bitmaps that note what changes.
+///
+/// # Errors
+///
+/// [`Kind::Gone`] if there is no such node.
+pub async fn bitmaps(monitor: &mut Monitor, node: &str) -> Result<Vec<String>> {
+    let nodes = Bitmaps::all(monitor).await?;
+    let found = nodes.into_iter().find(|of| of.node_name == node);
+    let gone = || Error::new(Kind::Gone, format!("this QEMU has no node {node}"));
+    let bitmaps = found.ok_or_else(gone)?.dirty_bitmaps;
+    let good = bitmaps.into_iter().filter(|bitmap| bitmap.recording && !bitmap.inconsistent);
+    Ok(good.map(|bitmap| bitmap.name).filter(|name| !name.is_empty()).collect())
+}
+
+/// The disks of the guest's devices.
+///
+/// # Errors
+///
+/// What QEMU says.
+pub async fn devices(monitor: &mut Monitor) -> Result<Vec<Device>> {
+    #[derive(Deserialize)]
+    struct Info {
+        #[serde(default)]
+        device: String,
+        qdev: Option<String>,
+        inserted: Option<Inserted>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Inserted {
+        node_name: String,
+        drv: String,
+        file: String,
+        image: Image,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Image {
+        virtual_size: u64,
+    }
+    let all: Vec<Info> = read(monitor, "query-block", Value::Null).await?;
+    let device = |info: Info| {
+        let inserted = info.inserted?;
+        Some(Device {
+            path: info.qdev.filter(|path| !path.is_empty())?,
+            drive: info.device,
+            node: inserted.node_name,
+            driver: inserted.drv,
+            filename: inserted.file,
+            size: inserted.image.virtual_size,
+        })
+    };
+    Ok(all.into_iter().filter_map(device).collect())
+}
+
+/// The logical sectors of a device, in bytes; nothing if it is no disk.
+///
+/// # Errors
+///
+/// If QEMU does not answer.
+pub async fn sector(monitor: &mut Monitor, device: &Device) -> Result<Option<u32>> {
+    let value = property(monitor, &device.path, "logical_block_size").await?;
+    Ok(value.and_then(|value| value.as_u64()).and_then(|value| value.try_into().ok()))
+}
+
+/// Drivers of nodes that show what lies below them, and nothing else.
+const SHOWS_BELOW: [&str; 3] = ["raw", "throttle", "copy-on-read"];
+
+/// The device that uses a node, or one that lies over it and shows the same.
+async fn above(monitor: &mut Monitor, source: &str) -> Result<Device> {
+    let view = view(monitor).await?;
+    let gone = || Error::new(Kind::Gone, "this QEMU has no such node");
+    let of_source = view.node(source).ok_or_else(gone)?;
+    let refused = |what: String| Err(Error::new(Kind::Unsupported, what));
+    let mut top = of_source;
+    loop {
+        let over = top.parents.iter().filter_map(|parent| match parent {
+            Parent::Node(at) => Some(&view.nodes[*at]),
+            _ => None,
+        });
+        match over.collect::<Vec<_>>()[..] {
+            [] => break,
+            [over] if SHOWS_BELOW.contains(&over.driver.as_str()) && over.size == top.size => {
+                top = over;
+            }
+            _ => return refused(format!("more than a view of it lies over node {}", top.name)),
+        }
+    }
+    let mut using = devices(monitor).await?.into_iter().filter(|device| device.node == top.name);
+    match (using.next(), using.next()) {
+        (Some(device), None) => Ok(device),
+        _ => refused(format!(
+            "not one device of the guest, and nothing else, uses node {}",
+            top.name
+        )),
+    }
+}
+
+async fn refuse_dangers(monitor: &mut Monitor, device: &Device) -> Result<()> {
+    let version = monitor.version();
+    let cannot = |what: &str| {
+        let what =
+            format!("QEMU {version} {what}: stop the guest and save its disk, or its volume");
+        Err(Error::new(Kind::Unsupported, what))
+    };
+    if version < FIRST {
+        return cannot(
+            "cannot keep what a guest overwrites without danger for it, 7.1 and later can",
+        );
+    }
+    if version < THREADS && runs_in_a_thread(monitor, device).await? {
+        return cannot(
+            "could end when a disk is exported whose device has an I/O thread, before 9.0",
+        );
+    }
     Ok(())
 }
 
-/// Waits until the export is gone: QEMU says that it will be before it is.
-async fn gone(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
-    let mut pause = FIRST_PAUSE;
+/// Whether a device, or the controller that it hangs on, has an I/O thread.
+async fn runs_in_a_thread(monitor: &mut Monitor, device: &Device) -> Result<bool> {
+    let threads = monitor.execute("query-iothreads", Value::Null).await?;
+    if threads.as_array().is_some_and(Vec::is_empty) {
+        return Ok(false);
+    }
+    let bus = property(monitor, &device.path, "parent_bus").await?;
+    let bus = bus.as_ref().and_then(Value::as_str).unwrap_or_default();
+    let controller = bus.rsplit_once('/').map_or("", |(controller, _)| controller);
+    for object in [device.path.as_str(), controller] {
+        let thread = property(monitor, object, "iothread").await?;
+        if thread.as_ref().and_then(Value::as_str).is_some_and(|thread| !thread.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What QEMU tells of an object; nothing if it has no such property.
+async fn property(monitor: &mut Monitor, object: &str, name: &str) -> Result<Option<Value>> {
+    let asked = json!({ "path": object, "property": name });
+    match monitor.execute("qom-get", asked).await {
+        Err(error) if error.kind() == Kind::Retry => Err(error),
+        answer => Ok(answer.ok()),
+    }
+}
+
+/// Has a device use another node: it waits for what is under way, and the guest notices nothing.
+async fn use_node(monitor: &mut Monitor, device: &str, node: &str) -> Result<()> {
+    let drive = json!({ "path": device, "property": "drive", "value": node });
+    monitor.execute("qom-set", drive).await.map(drop)
+}
+
+/// Has whatever device uses a filter use the node below it.
+async fn leave(monitor: &mut Monitor, view: &View, filter: &str) -> Result<()> {
+    let using = devices(monitor).await?.into_iter().find(|device| device.node == filter);
+    let (Some(device), Some(at)) = (using, view.nodes.iter().position(|n| n.name == filter)) else {
+        return Ok(());
+    };
+    let scratch = format!("{}{FILE}", filter.trim_end_matches(FILTER));
+    let below = |node: &&Node| node.parents.contains(&Parent::Node(at)) && node.name != scratch;
+    let none = || Error::new(Kind::Conflict, format!("nothing lies below node {filter}"));
+    let node = view.nodes.iter().find(below).ok_or_else(none)?;
+    use_node(monitor, &device.path, &node.name).await
+}
+
+async fn delete(monitor: &mut Monitor, node: &str) -> Result<()> {
+    monitor.execute("blockdev-del", json!({ "node-name": node })).await.map(drop)
+}
+
+/// Ends exports, and returns whether there are others. QEMU says that one is gone before it is.
+async fn end_exports(monitor: &mut Monitor, names: &str) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Export {
+        id: String,
+    }
+    let (mut pause, mut told) = (FIRST_PAUSE, false);
     for _ in 0..LOOKS {
-        let exports = monitor.execute("query-block-exports", Value::Null).await?;
-        let there =
-            exports.as_array().is_some_and(|all| all.iter().any(|e| e["id"] == fleece.export()));
-        if !there {
-            return Ok(());
+        let all: Vec<Export> = read(monitor, "query-block-exports", Value::Null).await?;
+        let (ours, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|export| export.id.starts_with(names));
+        if ours.is_empty() {
+            return Ok(!others.is_empty());
+        }
+        if !told {
+            for export in &ours {
+                let export = json!({ "id": export.id, "mode": "hard" });
+                monitor.execute("block-export-del", export).await?;
+            }
+            told = true;
         }
         sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
@@ -307,39 +436,51 @@ async fn gone(monitor: &mut Monitor, fleece: &Fleece) -> Result<()> {
     Err(Error::new(Kind::Retry, "QEMU does not end the export"))
 }
 
-async fn job(monitor: &mut Monitor, id: &str) -> Result<Option<Job>> {
-    let jobs = monitor.execute("query-jobs", Value::Null).await?;
-    let jobs: Vec<Job> = serde_json::from_value(jobs)
-        .map_err(|e| Error::caused(Kind::Invalid, format!("the answer to query-jobs: {e}"), e))?;
-    Ok(jobs.into_iter().find(|job| job.id == id))
-}
-
-async fn end_job(monitor: &mut Monitor, id: &str) -> Result<()> {
-    match job(monitor, id).await?.map(|job| job.status) {
-        None => return Ok(()),
-        Some(status) if status == "concluded" => {}
-        Some(_) => drop(monitor.execute("job-cancel", json!({ "id": id })).await?),
-    }
-    match concluded(monitor, id).await {
-        Err(error) if error.kind() == Kind::Retry => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// Waits for a job, and has QEMU forget it.
-async fn concluded(monitor: &mut Monitor, id: &str) -> Result<()> {
-    let mut pause = FIRST_PAUSE;
-    for _ in 0..LOOKS {
-        let Some(job) = job(monitor, id).await? else { return Ok(()) };
-        if job.status == "concluded" {
-            monitor.execute("job-dismiss", json!({ "id": id })).await?;
-            return match &job.error {
-                Some(error) => Err(Error::new(Kind::Conflict, format!("job {id}: {error}"))),
-                None => Ok(()),
-            };
+/// Removes the bitmaps of captures that are over.
+async fn forget_bitmaps(monitor: &mut Monitor, names: &str) -> Result<()> {
+    for of in Bitmaps::all(monitor).await? {
+        let over = |name: &str| {
+            name.starts_with(names) && (name.ends_with(SINCE) || name.ends_with(KNOWN))
+        };
+        for bitmap in of.dirty_bitmaps.iter().filter(|bitmap| over(&bitmap.name)) {
+            let bitmap = json!({ "node": of.node_name, "name": bitmap.name });
+            monitor.execute("block-dirty-bitmap-remove", bitmap).await?;
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
     }
-    Err(Error::new(Kind::Retry, format!("QEMU does not end job {id}")))
+    Ok(())
+}
+
+/// The bitmaps of a node.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Bitmaps {
+    node_name: String,
+    #[serde(default)]
+    dirty_bitmaps: Vec<Bitmap>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bitmap {
+    /// Those that QEMU makes for itself have none.
+    #[serde(default)]
+    name: String,
+    recording: bool,
+    #[serde(default)]
+    inconsistent: bool,
+}
+
+impl Bitmaps {
+    async fn all(monitor: &mut Monitor) -> Result<Vec<Self>> {
+        read(monitor, "query-named-block-nodes", json!({ "flat": true })).await
+    }
+}
+
+async fn read<T: DeserializeOwned>(
+    monitor: &mut Monitor,
+    command: &str,
+    arguments: Value,
+) -> Result<T> {
+    let answer = monitor.execute(command, arguments).await?;
+    let garbage = |e| Error::caused(Kind::Invalid, format!("the answer to {command}: {e}"), e);
+    serde_json::from_value(answer).map_err(garbage)
 }
