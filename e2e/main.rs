@@ -28,6 +28,7 @@ mod refusals;
 mod resizes;
 mod restores;
 mod retention;
+mod running;
 mod saves;
 mod services;
 mod snapshots;

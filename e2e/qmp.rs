@@ -114,6 +114,11 @@ impl Relay {
         let _ = self.open.send(());
     }
 
+    /// From now on so many pass.
+    pub fn stop_after(&self, commands: usize) {
+        self.plan.lock().expect("no panics while locked").left = Some(commands);
+    }
+
     /// From now on all pass.
     pub fn pass_all(&self) {
         self.plan.lock().expect("no panics while locked").left = None;

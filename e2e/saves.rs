@@ -195,7 +195,7 @@ fn a_disk_that_is_a_path_is_read_as_it_is_said_to_lie_and_as_quietly_as_was_aske
     // What is for a disk of the other kind is wrong usage, before anything is asked.
     let wrong =
         |args: &[&str], says: &[&str]| grid.run(&[&["save"], args].concat()).fails(64, says);
-    wrong(&[path, "web1:3", "--no-wait"], &["--no-wait", "is for a volume"]);
+    wrong(&[path, "web1:3", "--no-wait"], &["--no-wait", "is for volumes"]);
     wrong(&["web1", "web1:3", "--format", "raw"], &["--format", "say ./web1"]);
     wrong(&["web1", "web1:3", "--size", "1MiB"], &["--size", "say ./web1"]);
 }

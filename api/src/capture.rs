@@ -7,6 +7,7 @@
 //! | `GET /v1/captures/{id}` | → [`Capture`], with a [`Watch`] in the query when it has ended or after that time |
 //! | `DELETE /v1/captures/{id}` | cancels → [`Capture`] |
 
+use std::fmt;
 use std::path::PathBuf;
 
 use image::{Digest, Ref};
@@ -18,7 +19,7 @@ use crate::error::ErrorBody;
 /// Asks for an image of a volume as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SaveVolume {
-    /// The volume.
+    /// The volume; or a [`RunningDisk`], as it is written.
     pub volume: String,
     /// The name that the image gets. What it named before stays an image, and is kept if something moves the name
     /// meanwhile.
@@ -40,6 +41,10 @@ pub struct SaveVolume {
     /// time is fixed. If that cannot be done it is fixed all the same, and said.
     #[serde(default)]
     pub agent: Option<PathBuf>,
+    /// Of a running disk: the directory for what its guest overwrites meanwhile, an absolute path. It lies beside the
+    /// disk's file if none is named.
+    #[serde(default)]
+    pub scratch: Option<PathBuf>,
     /// Fail if the name is taken already.
     #[serde(default)]
     pub new: bool,
@@ -54,6 +59,34 @@ pub struct Watch {
     /// In milliseconds, at most a minute; not at all by default.
     #[serde(default)]
     pub wait_ms: u64,
+}
+
+/// A disk of a running QEMU that is no volume, written `qmp:SOCKET` or `qmp:SOCKET#DISK`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningDisk {
+    /// The socket of QEMU's monitor.
+    pub qmp: PathBuf,
+    /// The disk, by its node or its device; nothing if it is the only one.
+    pub disk: Option<String>,
+}
+
+impl RunningDisk {
+    /// What a source names, if it is such a disk.
+    pub fn of(source: &str) -> Option<Self> {
+        let named = source.strip_prefix("qmp:")?;
+        let (qmp, disk) = match named.split_once('#') {
+            Some((qmp, disk)) => (qmp, Some(disk.to_owned())),
+            None => (named, None),
+        };
+        Some(Self { qmp: qmp.into(), disk })
+    }
+}
+
+impl fmt::Display for RunningDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "qmp:{}", self.qmp.display())?;
+        self.disk.iter().try_for_each(|disk| write!(f, "#{disk}"))
+    }
 }
 
 /// Where a capture stands.
@@ -87,7 +120,7 @@ impl CaptureState {
 pub enum Truth {
     /// The volume counts what guests write.
     ChangedMap,
-    /// The volume did until its guest was moved to the plain file, and a dirty bitmap of QEMU's does since.
+    /// A dirty bitmap of QEMU's does; of a volume since its guest was moved to the plain file, and the volume until then.
     QemuBitmap,
     /// It is not: all is read, and compared by digest.
     FullRead,
@@ -157,4 +190,24 @@ pub struct Capture {
     /// Why it failed.
     #[serde(default)]
     pub error: Option<ErrorBody>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_disk_is_named_by_its_monitor_and_its_node() {
+        for (text, qmp, disk) in [
+            ("qmp:/run/a.sock", "/run/a.sock", None),
+            ("qmp:/run/a.sock#d0", "/run/a.sock", Some("d0")),
+            // QEMU's own names begin with a `#`.
+            ("qmp:/run/a.sock##block110", "/run/a.sock", Some("#block110")),
+        ] {
+            let read = RunningDisk::of(text).unwrap();
+            assert_eq!((&read.qmp, read.disk.as_deref()), (&PathBuf::from(qmp), disk));
+            assert_eq!(read.to_string(), text);
+        }
+        assert_eq!(RunningDisk::of("web1"), None);
+    }
 }

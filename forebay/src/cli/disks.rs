@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use api::capture::RunningDisk;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::{pair, value_of};
@@ -58,7 +59,8 @@ fn rate(text: &str) -> Result<u64, String> {
 /// `forebay save`.
 #[derive(Args, Debug)]
 pub struct SaveArgs {
-    /// A volume of this node, by its name; or the path, with a `/` in it, of a disk: a file, or a block device
+    /// A volume of this node, by its name; or the path, with a `/` in it, of a disk: a file, or a block device; or
+    /// `qmp:SOCKET` or `qmp:SOCKET#DISK`: a disk, by its node or device, of a running QEMU with this monitor
     #[arg(value_name = "SOURCE", value_hint = ValueHint::FilePath)]
     pub source: String,
     /// The name that the image gets, `[tenant/]name:tag`
@@ -79,6 +81,9 @@ pub struct SaveArgs {
     /// The socket of the guest's agent (qemu-guest-agent): file systems hold still while the instant is fixed
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::AnyPath)]
     pub agent: Option<PathBuf>,
+    /// Of a disk of a running QEMU: where to keep what its guest overwrites meanwhile [default: beside the disk]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub scratch: Option<PathBuf>,
     /// Do not wait until it is done
     #[arg(long)]
     pub no_wait: bool,
@@ -98,14 +103,17 @@ pub enum SourceKind {
     Volume,
     /// A file or a block device.
     Path,
+    /// A disk of a running QEMU.
+    Running,
 }
 
 impl SaveArgs {
     /// Which disk the source is.
     pub fn kind(&self) -> SourceKind {
-        match self.source.contains('/') {
-            true => SourceKind::Path,
-            false => SourceKind::Volume,
+        match &self.source {
+            source if RunningDisk::of(source).is_some() => SourceKind::Running,
+            source if source.contains('/') => SourceKind::Path,
+            _ => SourceKind::Volume,
         }
     }
 
@@ -115,23 +123,21 @@ impl SaveArgs {
     ///
     /// Which, and what they are for.
     pub fn check(&self) -> Result<(), String> {
-        let (of, wrong, hint) = match self.kind() {
+        let source = &self.source;
+        let scratch = first(&[("--scratch", self.scratch.is_some())]);
+        let jobs = [("--agent", self.agent.is_some()), ("--no-wait", self.no_wait)];
+        let (wrong, why) = match self.kind() {
             SourceKind::Volume => {
-                let hint = format!(
-                    "is for a disk that is a path; for the file of that name say ./{}",
-                    self.source
-                );
-                ("volume", self.disk.given(), hint)
+                let why = format!("is not for a volume; for the file of that name say ./{source}");
+                (self.disk.given().or(scratch), why)
             }
             SourceKind::Path => {
-                let given = [("--agent", self.agent.is_some()), ("--no-wait", self.no_wait)];
-                ("disk", first(&given), "is for a volume, which is named without a `/`".to_owned())
+                let why = "is for volumes, which are named without a `/`, and for running disks";
+                (first(&jobs).or(scratch), why.to_owned())
             }
+            SourceKind::Running => (self.disk.given(), "is for a disk that is a path".to_owned()),
         };
-        match wrong {
-            None => Ok(()),
-            Some(option) => Err(format!("{of} {}: {option} {hint}", self.source)),
-        }
+        wrong.map_or(Ok(()), |option| Err(format!("{source}: {option} {why}")))
     }
 }
 

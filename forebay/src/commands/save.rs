@@ -1,9 +1,9 @@
-//! `forebay save`: an image of a volume, by the node's daemon; or of a disk that is a path, as `import` makes it.
+//! `forebay save`: an image of a volume, or of a disk of a running QEMU, by the node's daemon; or of a disk that is a path, as `import` makes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use api::capture::{Capture, CaptureState, SaveVolume, Truth};
+use api::capture::{Capture, CaptureState, RunningDisk, SaveVolume, Truth};
 use image::record::ImageKind;
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
@@ -49,19 +49,21 @@ fn of_path(args: SaveArgs) -> ImportArgs {
 
 /// Ends the capture when the command is interrupted.
 async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Result<Capture> {
+    let absolute =
+        |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path.display(), e));
+    let volume = match RunningDisk::of(&args.source) {
+        Some(disk) => RunningDisk { qmp: absolute(&disk.qmp)?, ..disk }.to_string(),
+        None => args.source.clone(),
+    };
     let asked = SaveVolume {
-        volume: args.source.clone(),
+        volume,
         name: args.name.clone(),
         parent: args.parent.clone(),
         all: args.all,
         background: args.background,
         rate: args.rate,
-        agent: args
-            .agent
-            .as_deref()
-            .map(std::path::absolute)
-            .transpose()
-            .map_err(|e| Error::io("--agent", e))?,
+        agent: args.agent.as_deref().map(absolute).transpose()?,
+        scratch: args.scratch.as_deref().map(absolute).transpose()?,
         new: args.new,
         record: record(&args.record, None),
     };
@@ -87,7 +89,7 @@ async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Re
 
 /// A volume that is not there may be a file that is.
 fn meant_a_path(error: Error, source: &str) -> Error {
-    match error.kind() == Kind::Gone && std::path::Path::new(source).exists() {
+    match error.kind() == Kind::Gone && Path::new(source).exists() {
         true => {
             Error::new(Kind::Gone, format!("{error}; for the file of that name say ./{source}"))
         }

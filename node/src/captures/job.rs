@@ -156,7 +156,7 @@ impl<G: Saves> Work<G> {
         };
         // Not left in the middle: what is half taken nobody could give back.
         let taken = match turn {
-            Ok(()) => Origin::take(&self.volumes, &request.volume).await,
+            Ok(()) => Origin::take(&self.volumes, &request).await,
             Err(error) => Err(error),
         };
         let taken = match taken {

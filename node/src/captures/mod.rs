@@ -1,4 +1,4 @@
-//! Captures: images made of this node's volumes, as jobs that others ask for and watch.
+//! Captures: images made of this node's volumes, and of disks of its running QEMUs, as jobs that others ask for and watch.
 //!
 //! ```text
 //! Captures ─ a thread for each job ─ volumes::Taken ── point in time ──▶ capture::save ──▶ the grid's receiver
@@ -12,6 +12,7 @@ pub(crate) mod http;
 mod job;
 pub(crate) mod nbd;
 mod origin;
+mod running;
 mod service;
 
 use std::future::Future;

@@ -1,5 +1,5 @@
 //! What a capture is made of: a volume that this daemon serves, or has for itself; or one whose guest uses the plain file,
-//! which QEMU keeps as it was.
+//! which QEMU keeps as it was; or a disk of a QEMU that is no volume.
 
 use std::ffi::OsString;
 use std::ops::Range;
@@ -7,12 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::capture::Truth;
+use api::capture::{RunningDisk, SaveVolume, Truth};
 use capture::Disk;
+use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{Digest, Error, Kind, Result};
 use volume_pool::{Captured, Since};
 
 use super::Saves;
+use super::nbd::NbdDisk;
+use super::running::Running;
 use crate::hypervisor::agent::Frozen;
 use crate::volumes::{Fleeced, Taken, Volumes};
 
@@ -25,6 +28,8 @@ pub(super) enum Origin<G> {
     Ours(Arc<Taken<G>>),
     /// Its guest writes past us.
     Qemu(Box<Fleeced<G>>),
+    /// It is no volume.
+    Running(Box<Running>),
 }
 
 /// It, at a point in time.
@@ -37,7 +42,12 @@ pub(super) struct Fixed {
 }
 
 impl<G: Saves> Origin<G> {
-    pub(super) async fn take(volumes: &Volumes<G>, name: &str) -> Result<Self> {
+    pub(super) async fn take(volumes: &Volumes<G>, asked: &SaveVolume) -> Result<Self> {
+        let name = &asked.volume;
+        if let Some(disk) = RunningDisk::of(name) {
+            let running = Running::take(&disk, asked.scratch.as_deref()).await?;
+            return Ok(Self::Running(Box::new(running)));
+        }
         match volumes.moved(name) {
             Some(qmp) => Ok(Self::Qemu(Box::new(volumes.take_moved(name, qmp).await?))),
             None => Ok(Self::Ours(Arc::new(volumes.take(name).await?))),
@@ -49,6 +59,7 @@ impl<G: Saves> Origin<G> {
         match self {
             Self::Ours(taken) => taken.since,
             Self::Qemu(fleeced) => fleeced.since,
+            Self::Running(running) => running.since.map_or(Since::Unknown, Since::Image),
         }
     }
 
@@ -60,6 +71,10 @@ impl<G: Saves> Origin<G> {
             Self::Qemu(_) => Some(
                 "its guest writes to the plain file, past this daemon, and nothing of QEMU's tells what",
             ),
+            Self::Running(running) if running.since.is_some() => None,
+            Self::Running(_) => {
+                Some("no bitmap of its QEMU's tells what has changed since an image was made of it")
+            }
         }
     }
 
@@ -67,7 +82,7 @@ impl<G: Saves> Origin<G> {
     pub(super) fn left_open(&self) -> u64 {
         match self {
             Self::Ours(taken) => taken.left_open,
-            Self::Qemu(_) => 0,
+            Self::Qemu(_) | Self::Running(_) => 0,
         }
     }
 
@@ -75,7 +90,7 @@ impl<G: Saves> Origin<G> {
     pub(super) fn truth(&self) -> Truth {
         match self {
             Self::Ours(_) => Truth::ChangedMap,
-            Self::Qemu(_) => Truth::QemuBitmap,
+            Self::Qemu(_) | Self::Running(_) => Truth::QemuBitmap,
         }
     }
 
@@ -84,6 +99,7 @@ impl<G: Saves> Origin<G> {
         match self {
             Self::Ours(taken) => taken.prepare(what).await,
             Self::Qemu(fleeced) => fleeced.prepare().await,
+            Self::Running(running) => running.prepare().await,
         }
     }
 
@@ -102,6 +118,9 @@ impl<G: Saves> Origin<G> {
             match self {
                 Self::Ours(taken) => taken.fix(what).await.map(Some),
                 Self::Qemu(fleeced) => fleeced.fix().await.map(|()| None),
+                Self::Running(running) => {
+                    running.fix(what == Captured::Changed).await.map(|()| None)
+                }
             }
         };
         let late =
@@ -132,17 +151,23 @@ impl<G: Saves> Origin<G> {
                 Ok(Fixed { disk: Arc::new(fixed), ranges, sector, chunk_log2 })
             }
             Self::Qemu(fleeced) => {
-                let disk = fleeced.disk().await?;
-                let ranges = match what {
-                    Captured::All => std::iter::once(0..disk.size()).collect(),
-                    Captured::Changed => {
-                        let mut ranges = fleeced.changed_before().await?;
-                        ranges.extend(disk.dirty()?);
-                        capture::whole(ranges, 1 << fleeced.identity.chunk_log2, disk.size())
-                    }
+                let (disk, identity) = (fleeced.disk().await?, &fleeced.identity);
+                let mut ranges = match what {
+                    Captured::All => Vec::new(),
+                    Captured::Changed => fleeced.changed_before().await?,
                 };
-                let (sector, chunk_log2) = (fleeced.identity.sector, fleeced.identity.chunk_log2);
-                Ok(Fixed { disk, ranges, sector, chunk_log2 })
+                if what == Captured::Changed {
+                    ranges.extend(disk.dirty()?);
+                }
+                Ok(of_qemu(disk, what, ranges, identity.sector, identity.chunk_log2))
+            }
+            Self::Running(running) => {
+                let disk = running.disk(what == Captured::Changed).await?;
+                let ranges = match what {
+                    Captured::All => Vec::new(),
+                    Captured::Changed => disk.dirty()?,
+                };
+                Ok(of_qemu(disk, what, ranges, running.sector, DEFAULT_CHUNK_LOG2))
             }
         }
     }
@@ -152,6 +177,21 @@ impl<G: Saves> Origin<G> {
         match self {
             Self::Ours(taken) => taken.end(image).await,
             Self::Qemu(fleeced) => fleeced.end(image).await,
+            Self::Running(running) => running.end(image).await,
         }
     }
+}
+
+fn of_qemu(
+    disk: Arc<NbdDisk>,
+    what: Captured,
+    changed: Vec<Range<u64>>,
+    sector: u32,
+    chunk_log2: u8,
+) -> Fixed {
+    let ranges = match what {
+        Captured::All => std::iter::once(0..disk.size()).collect(),
+        Captured::Changed => capture::whole(changed, 1 << chunk_log2, disk.size()),
+    };
+    Fixed { disk, ranges, sector, chunk_log2 }
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::capture::{Capture, SaveVolume, Watch};
+use api::capture::{Capture, RunningDisk, SaveVolume, Watch};
 use image::{Error, Kind, Result};
 use tokio::sync::Semaphore;
 
@@ -49,7 +49,7 @@ struct Inner<G> {
     volumes: Volumes<G>,
     options: CaptureOptions,
     turns: Arc<Semaphore>,
-    /// Captures of one volume follow each other.
+    /// Captures of one volume, or of disks of one QEMU, follow each other.
     alone: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     jobs: Mutex<Jobs>,
 }
@@ -79,7 +79,14 @@ impl<G: Saves> Captures<G> {
     ///
     /// [`Kind::Gone`] if there is no such volume.
     pub async fn save(&self, request: SaveVolume) -> Result<Capture> {
-        self.0.volumes.show(&request.volume).await?;
+        match RunningDisk::of(&request.volume) {
+            Some(disk) if disk.qmp.is_absolute() => {}
+            Some(disk) => {
+                let what = format!("{disk}: the path of the monitor's socket must be absolute");
+                return Err(Error::new(Kind::Invalid, what));
+            }
+            None => drop(self.0.volumes.show(&request.volume).await?),
+        }
         if request.rate == Some(0) {
             return Err(Error::new(Kind::Invalid, "rate 0: nothing would ever be read"));
         }
@@ -131,7 +138,9 @@ impl<G: Saves> Captures<G> {
     fn alone(&self, volume: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut all = self.0.alone.lock().expect(UNPOISONED);
         all.retain(|_, lock| Arc::strong_count(lock) > 1);
-        Arc::clone(all.entry(volume.to_owned()).or_default())
+        let one = RunningDisk::of(volume)
+            .map_or(volume.to_owned(), |disk| RunningDisk { disk: None, ..disk }.to_string());
+        Arc::clone(all.entry(one).or_default())
     }
 
     /// The last captures.
