@@ -171,6 +171,45 @@ fn whoever_interrupts_the_command_ends_the_capture() {
 }
 
 #[test]
+fn a_plain_volume_that_nobody_has_written_to_since_it_was_detached_is_saved_by_its_map() {
+    let rig = Rig::start("abcdefgh");
+    let mut wanted = rig.disk.bytes.clone();
+    let mut socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    // Attached again its map goes on.
+    for (round, chunk) in [(1, 2), (2, 5)] {
+        connect(&socket).write((chunk * CHUNK) as u64, &[round; 4096]).unwrap();
+        wanted[chunk * CHUNK..chunk * CHUNK + 4096].fill(round);
+        rig.volume(&["detach", "v"]);
+        let saved = rig.save(&["v", "saved:1"]);
+        let known = (&saved["truth"], &saved["why"], &saved["progress"]["to_read"]);
+        assert_eq!(known, (&"changed-map".into(), &Value::Null, &CHUNK.into()), "{saved}");
+        assert!(rig.pulled("saved:1") == wanted);
+        assert_eq!(rig.save(&["v", "saved:1"])["progress"]["to_read"], 0);
+        socket = rig.attach("v", &[]);
+    }
+    rig.volume(&["detach", "v"]);
+    // Somebody else writes, and sets the time to what it was.
+    let disk = rig.volume(&["show", "v"])["disk"].as_str().unwrap().to_owned();
+    let before = std::fs::metadata(&disk).unwrap().modified().unwrap();
+    let file = std::fs::File::options().write(true).open(&disk).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[9; 512], 7 * CHUNK as u64).unwrap();
+    file.set_modified(before).unwrap();
+    wanted[7 * CHUNK..7 * CHUNK + 512].fill(9);
+    let in_doubt = |says: &str| {
+        let saved = rig.save(&["v", "saved:2"]);
+        assert_eq!(saved["truth"], "full-read");
+        assert!(saved["why"].as_str().unwrap().contains(says), "{saved}");
+        assert!(rig.pulled("saved:2") == wanted);
+    };
+    in_doubt("since it was detached");
+    // It stays in doubt when it is attached again.
+    rig.attach("v", &[]);
+    rig.volume(&["detach", "v"]);
+    in_doubt("written to past this daemon");
+}
+
+#[test]
 fn a_disk_that_is_a_path_is_read_as_it_is_said_to_lie_and_as_quietly_as_was_asked() {
     let grid = Grid::start();
     let disk = Disk::new("abcdefgh");

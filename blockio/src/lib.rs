@@ -33,6 +33,7 @@ pub mod fs;
 pub mod guest;
 mod in_use;
 mod os_file;
+mod stamp;
 mod watch;
 
 pub use arena::{Arena, Buf};
@@ -43,4 +44,5 @@ pub use error::{Cause, Located, cause, errno};
 pub use file::{BlockFile, Extents};
 pub use fs::{Fs, Namespace, rename_durable, sync_dir};
 pub use guest::GuestBuf;
+pub use stamp::Stamp;
 pub use watch::watch;

@@ -17,6 +17,7 @@ pub mod foreign;
 mod identity;
 pub mod inside;
 mod layout;
+mod left;
 mod maps;
 mod place;
 mod scan;

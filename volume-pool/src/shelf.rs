@@ -32,14 +32,29 @@ pub(crate) const DEVICE: &str = "device";
 pub(crate) const SINCE: &str = "since";
 /// On its way there.
 const SINCE_NEW: &str = "since.new";
+pub(crate) const LEFT: &str = "left";
+/// On its way there.
+const LEFT_NEW: &str = "left.new";
 /// Where what guests overwrite during a capture is kept; nobody finds it by this name for long.
 pub(crate) const ASIDE: &str = "aside";
 /// The same of a guest that uses the plain file.
 const ASIDE_OF_QEMU: &str = "aside.raw";
 pub(crate) const EXTENDING: &str = "extending";
 /// What a volume's directory may have, in the order in which it is removed.
-const FILES: [&str; 10] =
-    [DISK, MAPS, MANIFEST, EXTENDING, SINCE, SINCE_NEW, ASIDE, ASIDE_OF_QEMU, DEVICE, IDENTITY];
+const FILES: [&str; 12] = [
+    DISK,
+    MAPS,
+    MANIFEST,
+    EXTENDING,
+    SINCE,
+    SINCE_NEW,
+    LEFT,
+    LEFT_NEW,
+    ASIDE,
+    ASIDE_OF_QEMU,
+    DEVICE,
+    IDENTITY,
+];
 
 /// A directory of volumes.
 #[derive(Clone, Debug)]

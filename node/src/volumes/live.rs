@@ -17,6 +17,7 @@ use super::bases::Base;
 use super::cores::Core;
 use super::hydrate::{Hydration, Status, bytes_left};
 use super::kept::Kept;
+use super::left;
 use super::pace::Pace;
 use super::plan::Policy;
 use super::recorder::{Recorder, Start};
@@ -39,6 +40,7 @@ const QMP_PAUSE: Duration = Duration::from_secs(10);
 /// See the [module](self).
 pub(super) struct Live {
     name: String,
+    shelf: Shelf,
     pub(super) volume: Rc<Volume>,
     how: Attachment,
     status: Status,
@@ -108,6 +110,7 @@ impl Live {
                 }
                 kept_away => kept_away?,
             }
+            left::take_back(&around.shelf, &volume)?;
         }
         let recorder = Recorder::of(&volume, start).map(Rc::new);
         let base = match image {
@@ -195,6 +198,7 @@ impl Live {
         status.fills.set(how.fill);
         Rc::new(Self {
             name: volume.identity().name,
+            shelf: around.shelf.clone(),
             tracked: !volume.identity().untracked,
             volume,
             how,
@@ -510,8 +514,10 @@ impl Live {
             let _ = filling.await;
         }
         self.volume.close().await?;
-        // A plain file is anybody's who can open it.
-        if shown && !leave { self.volume.lose_track() } else { Ok(()) }
+        match shown && !leave {
+            true => left::let_go(&self.shelf, &self.volume).await,
+            false => Ok(()),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod fleeced;
 pub(crate) mod http;
 mod hydrate;
 mod kept;
+mod left;
 mod live;
 mod pace;
 mod plan;

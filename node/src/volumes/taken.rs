@@ -23,6 +23,7 @@ use tokio::sync::OwnedMutexGuard;
 use volume_pool::{Aside, Captured, Files, Identity, Piece, PointInTime, Since};
 
 use super::cores::Core;
+use super::left;
 use super::live::{Live, Surroundings};
 use super::service::{UNPOISONED, Volumes, take_patiently};
 use crate::daemon::Grid;
@@ -114,7 +115,7 @@ impl<G: Grid> Volumes<G> {
         };
         let core = self.home(&identity);
         let (key, around) = (name.to_owned(), self.around(None));
-        let Opened { since, identity, left_open } = self
+        let Opened { since, identity, left_open, as_left } = self
             .on(core, move |core| {
                 async move { open(&core, around, key, files).await }.boxed_local()
             })
@@ -123,7 +124,10 @@ impl<G: Grid> Volumes<G> {
             _ if identity.untracked => {
                 Some("it was written to past this daemon, or could have been")
             }
-            _ if identity.plain && !attached => {
+            _ if identity.plain && !attached && as_left == Some(false) => {
+                Some("its plain file has changed, or could have, since it was detached")
+            }
+            _ if identity.plain && !attached && as_left.is_none() => {
                 Some("nobody watched its plain file while it was not attached")
             }
             _ if since == Since::Unknown => Some("what its changes count from is not known"),
@@ -138,6 +142,8 @@ struct Opened {
     since: Since,
     identity: Identity,
     left_open: u64,
+    /// Whether its file lies there as it was left when it was detached, if that was noted.
+    as_left: Option<bool>,
 }
 
 /// Opens a volume on its core, or finds it there.
@@ -148,7 +154,7 @@ async fn open<G: Grid>(
     files: Option<Files>,
 ) -> Result<Opened> {
     let ours = files.is_some();
-    let kept = Arc::clone(&around.kept);
+    let (kept, shelf) = (Arc::clone(&around.kept), around.shelf.clone());
     let live = match files {
         Some(files) => Live::start_unshown(core, around, files).await?,
         None => {
@@ -165,10 +171,12 @@ async fn open<G: Grid>(
         let why = "its guest writes to the plain file, past this daemon: stop the guest and detach the volume first";
         return Err(Error::new(Kind::Unsupported, why));
     }
+    // What cannot be told is in doubt.
+    let as_left = left::is_as_left(&shelf, &live.volume).unwrap_or(Some(false));
     let (since, left_open) = (live.volume.since(), live.volume.left_open());
     let taken = OnCore { live, ours, point: None, _stays: stays };
     core.taken.borrow_mut().insert(name, taken);
-    Ok(Opened { since, identity, left_open })
+    Ok(Opened { since, identity, left_open, as_left })
 }
 
 impl<G: Grid> Taken<G> {
