@@ -10,6 +10,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use image::record::Unread;
 use image::{Digest, Ref};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,9 @@ pub struct SaveVolume {
     /// disk's file if none is named.
     #[serde(default)]
     pub scratch: Option<PathBuf>,
+    /// Zeros stand for what cannot be read of the volume, and the image's record says so; else that is an error.
+    #[serde(default)]
+    pub skip_bad: bool,
     /// Fail if the name is taken already.
     #[serde(default)]
     pub new: bool,
@@ -181,6 +185,10 @@ pub struct Capture {
     /// Why they did not, if they were to: the image is what a guest finds after its power was pulled.
     #[serde(default)]
     pub not_frozen: Option<String>,
+    /// What could not be read, and was skipped. What changes count from is then as it was: the next capture reads it
+    /// again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
     /// The image.
     #[serde(default)]
     pub image: Option<Digest>,

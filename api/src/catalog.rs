@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 
-use image::record::ImageKind;
+use image::record::{ImageKind, Unread};
 use image::{Digest, ImageRecord, Ref};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
@@ -209,6 +209,10 @@ pub struct NewRecord {
     pub hypervisor: Option<String>,
     /// Anything else.
     pub labels: BTreeMap<String, String>,
+    /// What could not be read of the disk that it was made of.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
 }
 
 /// Moves or makes a ref.

@@ -95,7 +95,14 @@ pub fn errno(error: &io::Error) -> Option<i32> {
 /// What the caller can do about `error`.
 pub fn cause(error: &io::Error) -> Cause {
     match errno(error).map(Errno::from_raw_os_error) {
-        Some(Errno::IO) => return Cause::Corrupt,
+        Some(
+            Errno::IO
+            | Errno::NODATA
+            | Errno::ILSEQ
+            | Errno::REMOTEIO
+            | Errno::BADMSG
+            | Errno::UCLEAN,
+        ) => return Cause::Corrupt,
         Some(Errno::NXIO | Errno::NODEV | Errno::STALE) => return Cause::Gone,
         Some(Errno::BADF) => return Cause::Denied,
         Some(Errno::CANCELED) => return Cause::Cancelled,

@@ -16,6 +16,8 @@ pub mod source;
 
 pub use format::{Compression, Format};
 pub use mend::{Mended, mend};
-pub use pipeline::{Ancestor, Changes, ImportOptions, Imported, Pace, Stored, import, save, whole};
+pub use pipeline::{
+    Ancestor, Changes, ImportOptions, Imported, Pace, Skipped, Stored, import, save, whole,
+};
 pub use progress::{Progress, Stats};
 pub use source::{Disk, DiskSource, SourceOptions};

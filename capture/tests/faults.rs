@@ -13,8 +13,9 @@ use blockio::fake::{Fault, FaultOp, FaultPlan};
 use blockio::{BlockFile, OpenMode};
 use common::{At, MemorySink, import_into, noise, run, stream};
 use forebay_capture::source::RawDisk;
-use forebay_capture::{Disk, DiskSource, ImportOptions, SourceOptions, import};
-use image::{Error, Kind, Result};
+use forebay_capture::{Disk, DiskSource, ImportOptions, Imported, Skipped, SourceOptions, import};
+use image::record::Unread;
+use image::{Digest, Error, Kind, Result};
 
 const MIB: usize = 1 << 20;
 
@@ -92,17 +93,120 @@ fn a_sink_that_wants_what_was_not_offered_is_refused() {
     assert!(e.kind() == Kind::Invalid && e.message().contains("section 0"), "{e}");
 }
 
+/// The system's numbers for a medium that fails, and for a device that is not there any more.
+const EIO: i32 = 5;
+const ENXIO: i32 = 6;
+const ENODATA: i32 = 61;
+
+/// A disk of which some bytes cannot be read.
+fn failing(
+    path: &std::path::Path,
+    bad: impl IntoIterator<Item = Range<u64>>,
+    errno: i32,
+) -> DiskSource {
+    let plan = FaultPlan::new();
+    let file = plan.wrap(&BlockFile::open(path, OpenMode::read()).unwrap());
+    let disk = Arc::new(RawDisk::new(file).unwrap());
+    for bad in bad {
+        plan.unreadable(bad, errno);
+    }
+    DiskSource::disk("failing", 512, disk).unwrap()
+}
+
+/// The same as in `import_into`, with what cannot be read noted. With a parent little is expected to be new, and what is
+/// new is read twice.
+fn skipping(
+    source: DiskSource,
+    sink: &MemorySink,
+    parent: Option<Digest>,
+) -> (Result<Imported>, Option<Unread>) {
+    let skipped = Arc::new(Skipped::default());
+    let options =
+        ImportOptions { parent, skipped: Some(Arc::clone(&skipped)), ..ImportOptions::default() };
+    let imported = run(import(source, sink, options));
+    (imported, skipped.unread())
+}
+
 #[test]
-fn a_failing_disk_is_named_with_the_offset() {
+fn what_cannot_be_read_is_named_to_the_block() {
+    let (_dir, path) = raw(MIB);
+    for (bad, errno, says) in [
+        (700_000..700_001, EIO, "4096 bytes at 696320 cannot be read"),
+        (540_000..570_000, ENODATA, "36864 bytes at 536576 cannot be read"),
+        (MIB as u64 - 1..MIB as u64, EIO, "4096 bytes at 1044480 cannot be read"),
+    ] {
+        let e = import_into(failing(&path, [bad], errno), &MemorySink::default(), 18).unwrap_err();
+        assert_eq!(e.kind(), Kind::Io, "{e}");
+        assert!(e.message().contains(says) && e.message().contains("--skip-bad"), "{e}");
+    }
+}
+
+#[test]
+fn a_read_that_fails_once_is_repeated() {
     let (_dir, path) = raw(MIB);
     let plan = FaultPlan::new();
     let file = plan.wrap(&BlockFile::open(&path, OpenMode::read()).unwrap());
-    let disk = Arc::new(RawDisk::new(file).unwrap());
     plan.fail(FaultOp::Read, 3, Fault::Io);
-    let source = DiskSource::disk("failing", 512, disk).unwrap();
-    let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
+    let source = DiskSource::disk("failing", 512, Arc::new(RawDisk::new(file).unwrap())).unwrap();
+    common::assert_imports(source, &noise(11, MIB), 18);
+}
+
+#[test]
+fn what_cannot_be_read_is_skipped_and_noted_if_that_is_wanted() {
+    // Over the edges of pieces and of a section; the last bytes of the disk, too.
+    let (_dir, path) = raw(130 * MIB + 512);
+    let end = 130 * MIB as u64 + 512;
+    let section = 64 * MIB as u64;
+    let bad = [100..101, 262_000..262_200, section - 1..section + 1, end - 1..end];
+    let stretches = [(0, 4096), (258_048, 8192), (section - 4096, 8192), (end - 512, 512)];
+    let mut disk = noise(11, 130 * MIB + 512);
+    for (start, len) in stretches {
+        disk[start as usize..(start + len) as usize].fill(0);
+    }
+    for parent in [None, Some(Digest::of_chunk(b"parent"))] {
+        let sink = MemorySink::default();
+        let (imported, unread) = skipping(failing(&path, bad.clone(), EIO), &sink, parent);
+        imported.unwrap();
+        let unread = unread.unwrap();
+        let got: Vec<_> = unread.first.iter().map(|s| (s.start, s.len)).collect();
+        assert_eq!((got.as_slice(), unread.stretches), (&stretches[..], 4));
+        assert!(sink.disk() == disk);
+    }
+}
+
+#[test]
+fn a_disk_that_can_be_read_has_nothing_to_note() {
+    let (_dir, path) = raw(MIB);
+    let (imported, unread) = skipping(open(&path), &MemorySink::default(), None);
+    assert_eq!((imported.is_ok(), unread), (true, None));
+}
+
+#[test]
+fn a_device_that_is_gone_is_not_skipped() {
+    let (_dir, path) = raw(MIB);
+    let gone = std::iter::once(600_000..MIB as u64);
+    let source = failing(&path, gone, ENXIO);
+    let (imported, _) = skipping(source, &MemorySink::default(), None);
+    let e = imported.unwrap_err();
     assert_eq!(e.kind(), Kind::Io, "{e}");
-    assert!(e.message().contains("disk.raw at byte 524288"), "{e}");
+    assert!(e.message().contains("262144 bytes at 524288 cannot be read"), "{e}");
+}
+
+#[test]
+fn nothing_of_a_stream_is_skipped() {
+    let source = stream(noise(1, MIB), &SourceOptions::default()).unwrap();
+    let sink = MemorySink::default();
+    let e = skipping(source, &sink, None).0.unwrap_err();
+    assert!(e.kind() == Kind::Unsupported && e.message().contains("--skip-bad"), "{e}");
+    assert!(sink.state.borrow().plan.is_none());
+}
+
+#[test]
+fn a_file_that_is_removed_is_read_to_its_end() {
+    let (_dir, path) = raw(MIB);
+    let source = open(&path);
+    std::fs::remove_file(&path).unwrap();
+    common::assert_imports(source, &noise(11, MIB), 18);
 }
 
 #[test]
@@ -125,6 +229,7 @@ fn a_file_that_shrinks_or_changes_is_named() {
         let e = import_into(source, &MemorySink::default(), 18).unwrap_err();
         assert_eq!(e.kind(), Kind::Conflict, "{change}: {e}");
         assert!(e.message().contains("changed while"), "{e}");
+        assert!(e.message().contains(&format!("it had {MIB} bytes, and has {change}")), "{e}");
     }
     // The same size, but other bytes, however little later.
     let (_dir, path) = raw(MIB);
@@ -162,7 +267,7 @@ impl Disk for Restless {
 #[test]
 fn what_is_not_the_same_when_it_is_read_again_is_named() {
     let source = DiskSource::disk("restless", 512, Arc::new(Restless(1.into()))).unwrap();
-    let parent = Some(image::Digest::of_chunk(b"parent"));
+    let parent = Some(Digest::of_chunk(b"parent"));
     let options = ImportOptions { parent, ..ImportOptions::default() };
     let e = run(import(source, &MemorySink::default(), options)).unwrap_err();
     assert_eq!(e.kind(), Kind::Conflict, "{e}");
@@ -253,7 +358,7 @@ fn a_reader_that_fails_ends_a_sink_that_hangs() {
     let plan = FaultPlan::new();
     let file = plan.wrap(&BlockFile::open(&path, OpenMode::read()).unwrap());
     let disk = Arc::new(RawDisk::new(file).unwrap());
-    plan.fail(FaultOp::Read, 300, Fault::Io);
+    plan.unreadable(70 << 20..71 << 20, EIO);
     let sink = MemorySink::default();
     sink.hang.set(true);
     let source = DiskSource::disk("failing", 512, disk).unwrap();

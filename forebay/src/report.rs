@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use api::node::Progress;
-use image::record::ImageKind;
+use image::record::{ImageKind, Unread};
 use image::{Digest, Ref};
 use node::diff::{FileSystemDiff, SideReport, Span};
 use node::restore::Rehearsal;
@@ -27,6 +27,9 @@ pub struct ImportReport {
     pub sent: u64,
     /// Chunks that were sent.
     pub chunks_sent: u64,
+    /// What could not be read of the disk, and was to be skipped: zeros stand for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
     /// How long it took, in seconds.
     pub seconds: f64,
 }

@@ -1,6 +1,7 @@
 //! The image record: what people say of an image. Signed, and outside the image's identity.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,57 @@ pub enum ImageKind {
     AsDeployed,
     /// A disk as it was at some time.
     Snapshot,
+}
+
+/// A stretch of a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// The first.
+    pub start: u64,
+    /// How many.
+    pub len: u64,
+}
+
+/// What could not be read of the disk that an image was made of: zeros stand for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// How many bytes.
+    pub bytes: u64,
+    /// In how many stretches.
+    pub stretches: u64,
+    /// The first of them, in the order of the disk; at most [`MOST`](Unread::MOST).
+    pub first: Vec<Stretch>,
+}
+
+impl Unread {
+    /// Stretches that are told one by one.
+    pub const MOST: usize = 256;
+
+    /// Of all stretches, in the order of the disk and apart; `None` if there are none.
+    pub fn of(all: impl IntoIterator<Item = Stretch>) -> Option<Self> {
+        let mut unread = Self::default();
+        for stretch in all {
+            unread.bytes += stretch.len;
+            unread.stretches += 1;
+            if unread.first.len() < Self::MOST {
+                unread.first.push(stretch);
+            }
+        }
+        (unread.stretches > 0).then_some(unread)
+    }
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places = if self.stretches == 1 { "place" } else { "places" };
+        write!(f, "{} bytes in {} {places}:", self.bytes, self.stretches)?;
+        for (nth, Stretch { start, len }) in self.first.iter().enumerate() {
+            let comma = if nth > 0 { "," } else { "" };
+            write!(f, "{comma} {len} at {start}")?;
+        }
+        let more = self.stretches.saturating_sub(self.first.len() as u64);
+        if more > 0 { write!(f, ", and {more} more") } else { Ok(()) }
+    }
 }
 
 /// What people say of an image. Version 1; a reader ignores fields it does not know, and keeps the
@@ -67,6 +119,9 @@ pub struct ImageRecord {
     /// Anything else.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What could not be read of the disk that it was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<Unread>,
 }
 
 impl ImageRecord {
@@ -90,6 +145,7 @@ impl ImageRecord {
             nics: None,
             hypervisor: None,
             labels: BTreeMap::new(),
+            unread: None,
         }
     }
 

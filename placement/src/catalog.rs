@@ -14,6 +14,7 @@ use api::grid::{CacheInfo, Lease, Serving};
 use api::ticket::{Grant, Ticket};
 use api::trace::TraceInfo;
 use image::error::At;
+use image::record::Unread;
 use image::signing::{MAX_TOKEN, SigningKey};
 use image::{BootTrace, Digest, Error, ImageRecord, Kind, Result};
 use tokio::sync::{Mutex, RwLock, Semaphore};
@@ -153,6 +154,10 @@ impl Catalog {
     /// Signs and keeps what a writer says of an image, with what was said before.
     pub(crate) async fn record(&self, image: &str, said: NewRecord) -> Result<ImageInfo> {
         let image = names::parse_digest(image)?;
+        if said.unread.as_ref().is_some_and(|unread| unread.first.len() > Unread::MOST) {
+            let what = format!("unread: more than {} stretches one by one", Unread::MOST);
+            return Err(Error::new(Kind::Invalid, what));
+        }
         let _one = self.recording.lock().await;
         // Of the store itself: what is remembered may be gone.
         self.archive.facts(image).await.at(|| format!("image {image}"))?;
@@ -361,6 +366,7 @@ fn revise(
     set(&mut record.nics, said.nics);
     set(&mut record.hypervisor, said.hypervisor);
     record.labels.extend(said.labels);
+    set(&mut record.unread, said.unread);
     if let Some(before) = before {
         if before == record {
             return None;

@@ -63,6 +63,8 @@ struct Plan {
     faults: Vec<(FaultOp, u64, Fault)>,
     /// Bytes that may still be written.
     left: Option<u64>,
+    /// Bytes that cannot be read, and why not.
+    unreadable: Vec<(Range<u64>, i32)>,
 }
 
 impl FaultPlan {
@@ -77,6 +79,13 @@ impl FaultPlan {
         let at = plan.count(op) + nth;
         plan.faults.push((op, at, fault));
         drop(plan);
+        self
+    }
+
+    /// Makes every read of these bytes fail with this number of the system's, from now on. What comes before them is
+    /// read.
+    pub fn unreadable(&self, bytes: Range<u64>, errno: i32) -> &FaultPlan {
+        self.plan().unreadable.push((bytes, errno));
         self
     }
 
@@ -134,6 +143,17 @@ impl FaultPlan {
 }
 
 impl Plan {
+    /// How much of `len` bytes can be read.
+    fn readable(&self, offset: u64, len: usize) -> io::Result<usize> {
+        let end = offset + len as u64;
+        let hit = self.unreadable.iter().filter(|(bad, _)| bad.start < end && offset < bad.end);
+        match hit.min_by_key(|(bad, _)| bad.start) {
+            None => Ok(len),
+            Some((bad, _)) if offset < bad.start => Ok((bad.start - offset) as usize),
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(*errno)),
+        }
+    }
+
     fn count(&self, op: FaultOp) -> u64 {
         self.done.iter().find(|(done, _)| *done == op).map_or(0, |(_, count)| *count)
     }
@@ -170,6 +190,7 @@ impl Backing for FailingFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let len = self.plan.check(FaultOp::Read, buf.len())?;
+        let len = self.plan.plan().readable(offset, len)?;
         self.backing().read_at(&mut buf[..len], offset)
     }
 

@@ -30,6 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::queue::Queue;
 use super::reader;
+use super::salvage::{self, Skipped};
 use super::section::{Hashed, Held, Open, Plain};
 use super::{FRAME_ROOM, ImportOptions, Pace, called_off};
 use crate::progress::Progress;
@@ -105,6 +106,7 @@ pub(super) struct Shared {
     pub(super) progress: Arc<Progress>,
     background: bool,
     pub(super) pace: Option<Pace>,
+    skipped: Option<Arc<Skipped>>,
     pub(super) pieces: Queue<HashJob>,
     jobs: Queue<EncodeJob>,
     room: Arc<Semaphore>,
@@ -152,6 +154,7 @@ impl Crew {
             progress: Arc::clone(&options.progress),
             background: options.background,
             pace: options.pace.clone(),
+            skipped: options.skipped.clone(),
             pieces: Queue::new(2 * workers),
             // As many as there are buffers, at most.
             jobs: Queue::new(usize::MAX),
@@ -282,7 +285,9 @@ impl Shared {
     fn read_again(&self, job: &EncodeJob, disk: &dyn Disk, taken: Taken) -> Result<Vec<u8>> {
         let EncodeJob { section, chunk, digest, .. } = job;
         let mut plain = vec![0; self.geometry.chunk_len_at(*section, *chunk)];
-        disk.read(&mut plain, self.geometry.chunk_start(*section, *chunk))?;
+        // What was skipped then is skipped now; what the store has lost was not.
+        let skipped = self.skipped.as_deref().filter(|_| matches!(taken, Taken::Read));
+        salvage::read(disk, &mut plain, self.geometry.chunk_start(*section, *chunk), skipped)?;
         if Digest::of_chunk(&plain) == *digest {
             return Ok(plain);
         }
@@ -302,7 +307,7 @@ impl Shared {
 fn hash(shared: &Shared) -> Result<()> {
     while let Some(HashJob { section, first_chunk, mut buf, fill }) = shared.pieces.pop() {
         if let Some((disk, offset)) = fill {
-            disk.read(&mut buf, offset)?;
+            salvage::read(&*disk, &mut buf, offset, shared.skipped.as_deref())?;
         }
         shared.progress.read(buf.len());
         section.hash(first_chunk, buf, shared.keep.load(Ordering::Relaxed));

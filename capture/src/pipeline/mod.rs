@@ -18,6 +18,7 @@ mod changes;
 mod crew;
 mod queue;
 mod reader;
+mod salvage;
 mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,7 @@ use crate::source::{Content, Disk, DiskSource};
 use changes::{All, Changed, Reading};
 pub use changes::{Ancestor, Changes, whole};
 use crew::{Crew, Event, Shared};
+pub use salvage::Skipped;
 use section::{Hashed, Held};
 
 /// Memory for plain bytes unless told otherwise: three sections.
@@ -84,6 +86,9 @@ pub struct ImportOptions {
     pub background: bool,
     /// How fast it may read; as fast as it can if nobody says.
     pub pace: Option<Pace>,
+    /// What cannot be read of the disk is noted there, and zeros stand for it; if it is not to be noted that is an
+    /// error.
+    pub skipped: Option<Arc<Skipped>>,
     /// Counts what happens.
     pub progress: Arc<Progress>,
 }
@@ -110,6 +115,7 @@ impl Default for ImportOptions {
             context: ReadContext::default(),
             background: false,
             pace: None,
+            skipped: None,
             progress: Arc::default(),
         }
     }
@@ -150,7 +156,7 @@ fn piece_len(chunk_log2: u8, granule: usize) -> usize {
 /// # Errors
 ///
 /// The first thing that went wrong: the source's errors (see [`DiskSource::open`]; those of reading
-/// name the offset; [`Kind::Conflict`] if the source changed meanwhile) or the sink's, unaltered but
+/// name what cannot be read; [`Kind::Unsupported`] for a stream of which that is to be skipped; [`Kind::Conflict`] if the source changed meanwhile) or the sink's, unaltered but
 /// for the place.
 pub async fn import<K: ImageSink>(
     source: DiskSource,
@@ -210,12 +216,19 @@ async fn run<K: ImageSink, R: Reading>(
     let geometry = cut(size.unwrap_or(MAX_DISK)).at(|| &name)?;
     let piece = piece_len(options.chunk_log2, source.granule());
     let reading = reading(geometry, piece).at(|| &name)?;
-    options.progress.set_size(size.unwrap_or(0));
     let content = source.into_content();
     let disk = match &content {
         Content::Disk(disk) => Some(Arc::clone(disk)),
+        Content::Stream(_) if options.skipped.is_some() => {
+            let what = format!(
+                "{name}: it is read from front to back, and nothing of that can be skipped: unpack it first, or leave \
+                 `--skip-bad` out"
+            );
+            return Err(Error::new(Kind::Unsupported, what));
+        }
         Content::Stream(_) => None,
     };
+    options.progress.set_size(size.unwrap_or(0));
     let mut ranges = reading.ranges(geometry.size());
     if let Some(stored) = stored {
         ranges = without(ranges, &stored.lock());

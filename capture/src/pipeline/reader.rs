@@ -17,7 +17,7 @@ use super::Pace;
 use super::crew::{Event, HashJob, Shared};
 use super::queue::Closed;
 use super::section::Open;
-use crate::source::{Content, Disk, Stream, bulk_error, check_size};
+use crate::source::{Content, Disk, Stream, check_size, read_error};
 
 /// Why reading stopped early.
 enum Stop {
@@ -51,7 +51,7 @@ pub(super) fn run(
         Content::Disk(disk) => {
             let file = disk.raw_file().cloned();
             match file {
-                Some(file) => read_raw(&mut cutter, &file, disk.size(), ranges, engine),
+                Some(file) => read_raw(&mut cutter, &disk, &file, ranges, engine),
                 None => walk(&mut cutter, &disk, ranges),
             }
         }
@@ -67,21 +67,55 @@ pub(super) fn run(
     }
 }
 
+/// In bulk, but for sections in which that fails: there it is found out, by who hashes a piece, what cannot be read.
 fn read_raw(
+    cutter: &mut Cutter<'_>,
+    disk: &Arc<dyn Disk>,
+    file: &BlockFile,
+    mut ranges: Vec<Range<u64>>,
+    engine: EngineChoice,
+) -> Result<u64, Stop> {
+    while let Some(failed) = read_bulk(cutter, file, disk.size(), ranges.clone(), engine)? {
+        let all = failed..u64::MAX;
+        let left: Vec<_> = ranges.iter().filter_map(|range| common(range, &all)).collect();
+        let first = left.first().map_or(failed, |range| range.start);
+        let end = first - first % SECTION_LEN + SECTION_LEN;
+        walk(cutter, disk, left.iter().filter_map(|range| common(range, &(0..end))).collect())?;
+        ranges = left.iter().filter_map(|range| common(range, &(end..u64::MAX))).collect();
+    }
+    Ok(disk.size())
+}
+
+/// What lies in both.
+fn common(a: &Range<u64>, b: &Range<u64>) -> Option<Range<u64>> {
+    let both = a.start.max(b.start)..a.end.min(b.end);
+    (!both.is_empty()).then_some(both)
+}
+
+/// Reads until all is read, or a read fails: then it says up to where everything was read.
+fn read_bulk(
     cutter: &mut Cutter<'_>,
     file: &BlockFile,
     size: u64,
     ranges: Vec<Range<u64>>,
     engine: EngineChoice,
-) -> Result<u64, Stop> {
+) -> Result<Option<u64>, Stop> {
     let options = BulkOptions { choice: engine, ..BulkOptions::new(cutter.piece()) };
     let bulk = read_sequential(file, ranges, &cutter.shared.arena, options);
-    let mut bulk = bulk.map_err(bulk_error)?;
+    let mut bulk = bulk.map_err(read_error)?;
+    let mut read = 0;
     while let Some(piece) = bulk.blocking_next() {
-        let piece = piece.map_err(bulk_error)?;
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => {
+                tracing::debug!(%error, "reading in bulk has failed");
+                return Ok(Some(read));
+            }
+        };
+        read = piece.offset + piece.buf.len() as u64;
         cutter.add(piece.offset, size, piece.buf, None)?;
     }
-    Ok(size)
+    Ok(None)
 }
 
 fn walk(

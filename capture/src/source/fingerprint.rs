@@ -27,6 +27,9 @@ impl Fingerprint {
     /// Looks again.
     pub(crate) fn check(&self) -> Result<()> {
         let now = look(&self.file).map_err(read_error)?;
+        if now.0 != self.taken.0 {
+            return Err(resized(self.taken.0, now.0));
+        }
         if now == self.taken { Ok(()) } else { Err(changed()) }
     }
 }
@@ -37,6 +40,11 @@ pub(crate) fn changed() -> Error {
         Kind::Conflict,
         "it changed while it was being read: stop what writes to it, or import a snapshot of it",
     )
+}
+
+/// The error of a file that has become longer, or shorter: all from the lesser of the two on is not as it was.
+pub(crate) fn resized(was: u64, is: u64) -> Error {
+    changed().at(format!("it had {was} bytes, and has {is}"))
 }
 
 fn look(file: &BlockFile) -> io::Result<(u64, Option<(i64, i64)>)> {

@@ -281,14 +281,6 @@ fn own_sector(file: &BlockFile) -> u32 {
     }
 }
 
-/// An error of reading a raw file in bulk: it ends early only if it shrank.
-pub(crate) fn bulk_error(error: std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => changed(),
-        _ => read_error(error),
-    }
-}
-
 /// An error from the disk below; it already says what was being done where.
 pub(crate) fn read_error(error: std::io::Error) -> Error {
     Error::io("cannot read the disk", error)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use blockio::BlockFile;
 use image::Result;
 
-use super::fingerprint::{Fingerprint, changed};
+use super::fingerprint::{Fingerprint, resized};
 use super::{Disk, read_error};
 
 /// A file or block device whose bytes are the disk's. Its holes are not read; a device is all data.
@@ -41,7 +41,10 @@ impl Disk for RawDisk {
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let read = self.file.read_at(buf, offset).map_err(read_error)?;
         // The range lay within the file when it was opened.
-        if read < buf.len() { Err(changed()) } else { Ok(()) }
+        match read < buf.len() {
+            true => Err(resized(self.size, offset + read as u64)),
+            false => Ok(()),
+        }
     }
 
     fn check_unchanged(&self) -> Result<()> {

@@ -21,6 +21,9 @@ pub struct ImportArgs {
     /// An image that this one was made from; what they share is not sent
     #[arg(long, value_name = "REF")]
     pub parent: Option<String>,
+    /// Take zeros for what cannot be read of the disk: the image's record says which bytes
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Fail if the name is taken already
     #[arg(long)]
     pub new: bool,
@@ -87,6 +90,9 @@ pub struct SaveArgs {
     /// Do not wait until it is done
     #[arg(long)]
     pub no_wait: bool,
+    /// Take zeros for what cannot be read of the disk: the image's record says which bytes
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Fail if the name is taken already
     #[arg(long)]
     pub new: bool,

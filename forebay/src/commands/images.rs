@@ -84,6 +84,10 @@ fn human_info(info: &ImageInfo) -> String {
             ("memory", record.memory_mib.map(|m| format!("{m} MiB"))),
             ("nics", number(record.nics.map(u64::from))),
             ("hypervisor", text(&record.hypervisor)),
+            (
+                "not read",
+                record.unread.as_ref().map(|unread| format!("{unread}; zeros stand for them")),
+            ),
         ];
         rows.extend(said.into_iter().filter_map(|(k, v)| Some((k, v?))));
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use api::catalog::{Expect, MoveRef, NewRecord};
-use capture::{Compression, DiskSource, Format, ImportOptions, Progress, SourceOptions, import};
+use capture::{
+    Compression, DiskSource, Format, ImportOptions, Progress, Skipped, SourceOptions, import,
+};
 use image::geometry::DEFAULT_CHUNK_LOG2;
-use image::record::ImageKind;
+use image::record::{ImageKind, Unread};
 use image::{Digest, Error, Kind, Result};
 use node::captures::pace;
 
@@ -17,7 +19,7 @@ use crate::cli::{CompressionArg, FormatArg, ImportArgs, KindArg, RecordArgs};
 use crate::config::Config;
 use crate::connect;
 use crate::grid::Grid;
-use crate::output::{Output, bytes, chunks, seconds};
+use crate::output::{Output, bytes, chunks, say, seconds};
 use crate::report::ImportReport;
 
 /// Runs the command.
@@ -39,7 +41,15 @@ pub struct Manner {
 /// Imports in another manner.
 pub fn run_as(config: &Config, args: &ImportArgs, how: &Manner, output: Output) -> Result<()> {
     let report = block_on(transfer(config, args, how, output))?;
+    warn_of(report.unread.as_ref(), &args.path.display().to_string());
     output.result(&report, human)
+}
+
+/// Says of an image that is not all of its disk that it is not.
+pub fn warn_of(unread: Option<&Unread>, disk: &str) {
+    if let Some(unread) = unread {
+        say(format!("warning: {disk}: not all could be read, and zeros stand for {unread}"));
+    }
 }
 
 fn human(report: &ImportReport) -> String {
@@ -71,6 +81,7 @@ async fn transfer(
     let parent = parent_of(&grid, args).await?;
     let (parent, client) = connect::to_push(&grid, parent.as_deref()).await?;
     let progress = Arc::new(Progress::default());
+    let skipped = args.skip_bad.then(Arc::<Skipped>::default);
     let options = ImportOptions {
         parent,
         chunk_log2: args.disk.chunk_size.unwrap_or(DEFAULT_CHUNK_LOG2),
@@ -79,6 +90,7 @@ async fn transfer(
         engine: engine(config)?,
         background: how.background,
         pace: how.rate.map(pace),
+        skipped: skipped.clone(),
         progress: Arc::clone(&progress),
         ..ImportOptions::default()
     };
@@ -100,7 +112,9 @@ async fn transfer(
     // was described.
     let parent = parent.filter(|_| args.parent.is_some() || !described);
     let said = record(&args.record, parent);
-    let said = NewRecord { kind: said.kind.or(how.kind.filter(|_| !described)), ..said };
+    let unread = skipped.and_then(|skipped| skipped.unread());
+    let kind = said.kind.or(how.kind.filter(|_| !described));
+    let said = NewRecord { kind, unread: unread.clone(), ..said };
     grid.placement.record(&imported.image, &said).await?;
     let expect = if args.new { Expect::Absent } else { Expect::Anything };
     let to = MoveRef { image: imported.image, expect };
@@ -114,6 +128,7 @@ async fn transfer(
             + (imported.stats.known_chunks << imported.manifest.geometry().chunk_log2()),
         sent: imported.stats.sent_stored,
         chunks_sent: imported.stats.sent_chunks,
+        unread,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -187,5 +202,6 @@ pub fn record(said: &RecordArgs, parent: Option<Digest>) -> NewRecord {
         nics: said.nics,
         hypervisor: said.hypervisor.clone(),
         labels: said.labels.iter().cloned().collect(),
+        unread: None,
     }
 }

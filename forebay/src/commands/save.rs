@@ -32,6 +32,7 @@ pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
     }
     let daemon = daemon_client(config);
     let capture = run_to_end(by_daemon(&daemon, &args, output))?;
+    import::warn_of(capture.unread.as_ref(), &args.source);
     output.result(&capture, human)
 }
 
@@ -42,6 +43,7 @@ fn of_path(args: SaveArgs) -> ImportArgs {
         name: args.name,
         disk: args.disk,
         parent: args.parent,
+        skip_bad: args.skip_bad,
         new: args.new,
         record: args.record,
     }
@@ -64,6 +66,7 @@ async fn by_daemon(daemon: &DaemonClient, args: &SaveArgs, output: Output) -> Re
         rate: args.rate,
         agent: args.agent.as_deref().map(absolute).transpose()?,
         scratch: args.scratch.as_deref().map(absolute).transpose()?,
+        skip_bad: args.skip_bad,
         new: args.new,
         record: record(&args.record, None),
     };

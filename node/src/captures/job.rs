@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 use api::ErrorBody;
 use api::capture::{Capture, CaptureProgress, CaptureState, SaveVolume, Truth};
 use api::catalog::{Expect, MoveRef, NewRecord};
-use capture::{Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Progress, Stored};
+use capture::{
+    Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Progress, Skipped, Stored,
+};
 use image::error::At;
 use image::record::ImageKind;
 use image::{ChunkSource, Digest, Error, Kind, ReadContext, Result};
@@ -54,6 +56,16 @@ pub(super) struct Work<G> {
     pub(super) thaw: Arc<[OsString]>,
 }
 
+/// What all tries to store one point in time have in common.
+struct Tries<'a> {
+    told: &'a Told,
+    asked: &'a SaveVolume,
+    fixed: &'a Fixed,
+    parent: Option<Digest>,
+    /// Where what cannot be read is noted, if it is to be skipped.
+    skipped: Option<Arc<Skipped>>,
+}
+
 impl Told {
     pub(super) fn new(id: u64, request: SaveVolume) -> Self {
         let now = Capture {
@@ -67,6 +79,7 @@ impl Told {
             taken: None,
             frozen_ms: None,
             not_frozen: None,
+            unread: None,
             image: None,
             trouble: None,
             error: None,
@@ -168,11 +181,8 @@ impl<G: Saves> Work<G> {
             () = told.cancelled.notified() => Err(cancelled()),
             saved = self.save(told, &request, &taken) => saved,
         };
-        // What the volume is told is of the image, not of its name.
-        let (image, saved) = match saved {
-            Ok(image) => (Some(image), Ok(image)),
-            Err(error) => (told.now().image, Err(error)),
-        };
+        // What the volume is told is of the image, not of its name; and of one that is the volume all over.
+        let image = told.now().image.filter(|_| told.now().unread.is_none());
         let name = &request.volume;
         if let Err(error) = taken.end(image).await {
             // The next capture reads more than it need: that is no fault of this one's image.
@@ -207,6 +217,7 @@ impl<G: Saves> Work<G> {
             let said = NewRecord {
                 kind: asked.record.kind.or(is_new.then_some(ImageKind::Snapshot)),
                 parent: parent.filter(|p| *p != image && (is_new || asked.parent.is_some())),
+                unread: told.now().unread,
                 ..asked.record.clone()
             };
             self.grid.describe(&image, &said).await
@@ -317,24 +328,27 @@ impl<G: Saves> Work<G> {
         });
         let _ = told.ranges.set(fixed.ranges.clone());
         let changes = Changes { ranges: fixed.ranges.clone(), ancestor };
-        let imported = self.patiently(told, asked, &fixed, &changes, parent).await;
+        let skipped = asked.skip_bad.then(Arc::<Skipped>::default);
+        let tries = Tries { told, asked, fixed: &fixed, parent, skipped: skipped.clone() };
+        let imported = self.patiently(&tries, &changes).await;
         if let Some(ancestor) = changes.ancestor {
             ancestor.source.close().await;
         }
         let imported = imported?;
-        told.tell(|now| now.progress.sections = imported.manifest.present().count() as u64);
+        told.tell(|now| {
+            now.progress.sections = imported.manifest.present().count() as u64;
+            now.unread = skipped.and_then(|skipped| skipped.unread());
+        });
         Ok(imported)
     }
 
     /// Tries again while nobody is there to take it: the point in time stays, and what was stored of it.
     async fn patiently(
         &self,
-        told: &Told,
-        asked: &SaveVolume,
-        fixed: &Fixed,
+        of: &Tries<'_>,
         changes: &Changes<LazySource<G>>,
-        parent: Option<Digest>,
     ) -> Result<Imported> {
+        let Tries { told, fixed, .. } = *of;
         let stored = Stored::default();
         let mut had = 0;
         let further = || {
@@ -342,7 +356,7 @@ impl<G: Saves> Work<G> {
             fixed.disk.check_unchanged()?;
             Ok(std::mem::replace(&mut had, stored.count()) < stored.count())
         };
-        let once = async || self.once(told, asked, fixed, changes, parent, &stored).await;
+        let once = async || self.once(of, changes, &stored).await;
         self.insist(told, once, further).await
     }
 
@@ -380,13 +394,11 @@ impl<G: Saves> Work<G> {
 
     async fn once(
         &self,
-        told: &Told,
-        asked: &SaveVolume,
-        fixed: &Fixed,
+        of: &Tries<'_>,
         changes: &Changes<LazySource<G>>,
-        parent: Option<Digest>,
         stored: &Stored,
     ) -> Result<Imported> {
+        let Tries { told, asked, fixed, parent, .. } = *of;
         let options = ImportOptions {
             parent,
             chunk_log2: fixed.chunk_log2,
@@ -394,6 +406,7 @@ impl<G: Saves> Work<G> {
             memory: self.memory,
             background: asked.background,
             pace: self.pace(asked),
+            skipped: of.skipped.clone(),
             progress: Arc::clone(&told.progress),
             ..ImportOptions::default()
         };
