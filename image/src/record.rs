@@ -75,6 +75,35 @@ impl fmt::Display for Unread {
     }
 }
 
+/// What was verified of an image when it came into the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Who did it: `receiver`.
+    pub by: String,
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// Sections that are not zeros: each with all of its chunks.
+    pub sections: u64,
+    /// Chunks that came: their bytes were compared with their digests, and read back from the store.
+    pub chunks: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// Chunks that the store had: taken over from the parent, an earlier push or another image, where the same was
+    /// done when they came.
+    pub taken_over: u64,
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { by, sections, chunks, bytes, taken_over, .. } = self;
+        write!(
+            f,
+            "by the {by}: {sections} sections; {chunks} chunks ({bytes} bytes stored) compared and read back, \
+             {taken_over} taken over"
+        )
+    }
+}
+
 /// What people say of an image. Version 1; a reader ignores fields it does not know, and keeps the
 /// signed text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +151,9 @@ pub struct ImageRecord {
     /// What could not be read of the disk that it was made of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<Unread>,
+    /// What was verified when it came. Not said by people: placement asks the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
 }
 
 impl ImageRecord {
@@ -146,6 +178,7 @@ impl ImageRecord {
             hypervisor: None,
             labels: BTreeMap::new(),
             unread: None,
+            verified: None,
         }
     }
 

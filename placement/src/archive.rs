@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
+use image::record::Verified;
 use image::{Digest, Ref, Result};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,9 @@ pub struct RefMove {
 pub trait Archive: Send + Sync + 'static {
     /// What the store knows of an image; `Gone` if it does not exist.
     fn facts(&self, image: Digest) -> Answer<'_, ImageFacts>;
+
+    /// What was verified of an image that came lately, by who received it.
+    fn verified(&self, image: Digest) -> Option<Verified>;
 
     /// Keeps a signed record of an image beside the ones it has, durably.
     fn put_record(&self, image: Digest, token: String) -> Answer<'_, ()>;

@@ -14,7 +14,7 @@ use api::grid::{CacheInfo, Lease, Serving};
 use api::ticket::{Grant, Ticket};
 use api::trace::TraceInfo;
 use image::error::At;
-use image::record::Unread;
+use image::record::{Unread, Verified};
 use image::signing::{MAX_TOKEN, SigningKey};
 use image::{BootTrace, Digest, Error, ImageRecord, Kind, Result};
 use tokio::sync::{Mutex, RwLock, Semaphore};
@@ -162,7 +162,8 @@ impl Catalog {
         // Of the store itself: what is remembered may be gone.
         self.archive.facts(image).await.at(|| format!("image {image}"))?;
         let before = self.images.newest_record(image).await?;
-        let Some(record) = revise(image, before, said, self.clock.now()) else {
+        let verified = self.archive.verified(image);
+        let Some(record) = revise(image, before, said, verified, self.clock.now()) else {
             return self.describe(image).await;
         };
         let token = record.sign(&self.key);
@@ -344,11 +345,12 @@ impl Catalog {
 }
 
 /// The record of `image` after somebody said something of it at `now`: what is given overrides what
-/// was known before, the rest stays, and so does when the image was made. `None` if nothing is new.
+/// was known before, the rest stays, and so do when the image was made and what was verified of it. `None` if nothing is new.
 fn revise(
     image: Digest,
     before: Option<ImageRecord>,
     said: NewRecord,
+    verified: Option<Verified>,
     now: u64,
 ) -> Option<ImageRecord> {
     fn set<T>(field: &mut Option<T>, given: Option<T>) {
@@ -367,6 +369,8 @@ fn revise(
     set(&mut record.hypervisor, said.hypervisor);
     record.labels.extend(said.labels);
     set(&mut record.unread, said.unread);
+    // The first time tells the most: what came then is taken over when the same comes again.
+    record.verified = record.verified.or(verified);
     if let Some(before) = before {
         if before == record {
             return None;

@@ -10,7 +10,7 @@ use api::grid::Role;
 use api::ticket::{Grant, holder_of};
 use common::fake::Append;
 use common::{Grid, a_server};
-use image::record::ImageKind;
+use image::record::{ImageKind, Stretch, Unread, Verified};
 use image::signing::SigningKey;
 use image::{Digest, ImageRecord, Kind, Ref};
 use placement::Client;
@@ -291,6 +291,38 @@ async fn what_is_said_of_an_image_adds_to_what_was_said_before() {
         ..first
     };
     assert_eq!(now, expected);
+}
+
+#[tokio::test]
+async fn a_record_is_signed_with_what_was_verified_and_what_was_not_read() {
+    let grid = Grid::start().await;
+    let admin = grid.admin();
+    let image = grid.archive.add_image("a");
+    let verified = |chunks| Verified {
+        by: "receiver".into(),
+        at: 1_700_000_000,
+        sections: 3,
+        chunks,
+        bytes: 77_000,
+        taken_over: 500 - chunks,
+    };
+    grid.archive.shelf().verified.insert(image, verified(500));
+    let unread = Unread::of([Stretch { start: 4096, len: 8192 }]);
+    let said = NewRecord { unread: unread.clone(), ..Default::default() };
+    let record = admin.record(&image, &said).await.unwrap().record.unwrap();
+    assert_eq!((&record.verified, &record.unread), (&Some(verified(500)), &unread));
+    let token = grid.archive.shelf().records[&image][0].clone();
+    let key = grid.authority.signing_key().verifying_key();
+    assert_eq!(ImageRecord::open(&token, &key, &image).unwrap(), record);
+    // The same image comes again: that says nothing new of it.
+    grid.archive.shelf().verified.insert(image, verified(0));
+    let again = admin.record(&image, &NewRecord::default()).await.unwrap().record.unwrap();
+    assert_eq!(again, record);
+
+    let first = vec![Stretch { start: 0, len: 1 }; Unread::MOST + 1];
+    let unread = Some(Unread { bytes: 0, stretches: 0, first });
+    let endless = NewRecord { unread, ..Default::default() };
+    assert_eq!(admin.record(&image, &endless).await.unwrap_err().kind(), Kind::Invalid);
 }
 
 #[tokio::test]

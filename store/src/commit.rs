@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use image::error::At;
+use image::record::Verified;
 use image::{Digest, Error, Kind, Locator, Manifest, PackId, Result, SectionTable, Spot};
 
 use crate::index::Lookup;
 use crate::keys;
 use crate::objects::Created;
-use crate::receiver::Incoming;
+use crate::receiver::{Incoming, Sealed};
 use crate::rewrites::standing;
 use crate::session::{Leans, WriterSession};
 use crate::store::{Shared, Store};
@@ -32,8 +33,23 @@ impl Incoming {
         self.shared.write_locator(&image, locator).await.at(place)?;
         self.publish(&image, manifest, &leans).await.at(place)?;
         *committed = Some(image);
+        self.shared.verified.insert(image, self.verified(manifest), size_of::<Verified>());
         self.writer.end().await;
         Ok(image)
+    }
+
+    /// What this session has verified of what it has sealed.
+    fn verified(&self, manifest: &Manifest) -> Verified {
+        let (by, at) = ("receiver".to_owned(), self.shared.now());
+        let none = Verified { by, at, sections: 0, chunks: 0, bytes: 0, taken_over: 0 };
+        let sealed = manifest.present().filter_map(|(section, _)| self.sealed(section));
+        sealed.fold(none, |all, Sealed { present, read_back: (chunks, bytes), .. }| Verified {
+            sections: all.sections + 1,
+            chunks: all.chunks + chunks,
+            bytes: all.bytes + bytes,
+            taken_over: all.taken_over + u64::from(present).saturating_sub(chunks),
+            ..all
+        })
     }
 
     fn check_manifest(&self, manifest: &Manifest) -> Result<()> {

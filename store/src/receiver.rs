@@ -89,9 +89,13 @@ pub(crate) struct Sealed {
     pub(crate) digest: Digest,
     /// Chunks in its table.
     pub(crate) chunks: u32,
+    /// Those of them that are not zeros.
+    pub(crate) present: u32,
     /// Plain length of the last of them in bytes, if it was sent: what was not is known by its
     /// digest alone.
     pub(crate) last_len: Option<u32>,
+    /// Chunks that came and were written and read back, and the bytes of their frames.
+    pub(crate) read_back: (u64, u64),
 }
 
 /// An image on its way in: what its sections share.
@@ -212,7 +216,8 @@ pub struct ReceiverSection {
     missing: ChunkSet,
     decoder: Option<Decoder>,
     plain: Vec<u8>,
-    placed: Vec<oneshot::Receiver<Placed>>,
+    /// Where each frame goes, and its length.
+    placed: Vec<(oneshot::Receiver<Placed>, u64)>,
     /// Plain length of the section's last chunk, if it was sent.
     last_len: Option<u32>,
     sending: Sending,
@@ -252,8 +257,8 @@ impl SectionSink for ReceiverSection {
             return Err(Error::new(Kind::Invalid, message)).at(|| place(self.section));
         }
         self.verify(chunk, &frame).at(|| place(self.section))?;
-        let plain_len = frame.header().plain_len;
-        self.placed.push(self.incoming.packer.add(frame, self.incoming.owner).await?);
+        let (plain_len, len) = (frame.header().plain_len, frame.bytes().len() as u64);
+        self.placed.push((self.incoming.packer.add(frame, self.incoming.owner).await?, len));
         self.missing.remove(chunk);
         if chunk + 1 == self.table.chunks() {
             self.last_len = Some(plain_len);
@@ -280,13 +285,17 @@ impl Incoming {
         section: u32,
         table: Arc<SectionTable>,
         last_len: Option<u32>,
-        placed: Vec<oneshot::Receiver<Placed>>,
+        placed: Vec<(oneshot::Receiver<Placed>, u64)>,
     ) -> Result<()> {
         let mut pending: HashMap<PackId, Pending> = HashMap::new();
         let mut stored: HashSet<Vec<PackId>> = HashSet::new();
-        for placed in placed {
+        let mut read_back = (0, 0);
+        for (placed, len) in placed {
             match placed.await.map_err(|_| packer_ended())? {
-                Placed::Pending(p) => drop(pending.insert(p.pack, p)),
+                Placed::Pending(p) => {
+                    read_back = (read_back.0 + 1, read_back.1 + len);
+                    pending.insert(p.pack, p);
+                }
                 Placed::Stored(packs) => drop(stored.insert(packs)),
             }
         }
@@ -300,8 +309,10 @@ impl Incoming {
         let digest = table.digest();
         self.shared.objects.create_same(&keys::section(&digest), &table.to_bytes()).await?;
         self.shared.keep_table(&digest, &table);
+        let present = table.digests().iter().filter(|d| !d.is_zero()).count() as u32;
         let mut sealed = self.sealed.lock().expect("no code panics while it holds this lock");
-        sealed.insert(section, Sealed { digest, chunks: table.chunks(), last_len });
+        let chunks = table.chunks();
+        sealed.insert(section, Sealed { digest, chunks, present, last_len, read_back });
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use image::error::At;
+use image::record::Verified;
 use image::{Digest, Error, Kind, Manifest, PackId, Result, SectionTable, Spot};
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
@@ -51,6 +52,13 @@ impl fmt::Debug for Store {
     }
 }
 
+impl Store {
+    /// What its receivers verified of an image that was committed lately, while this process runs.
+    pub fn verified(&self, image: &Digest) -> Option<Verified> {
+        self.shared.verified.get(image)
+    }
+}
+
 /// What the parts of a store share.
 pub(crate) struct Shared {
     pub(crate) objects: Objects,
@@ -68,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) facts: Cache<Digest, ImageFacts>,
     /// Images whose locator could not be made anew, and when (seconds).
     pub(crate) lost: Cache<Digest, u64>,
+    /// What was verified of images that were committed lately.
+    pub(crate) verified: Cache<Digest, Verified>,
     /// Bytes of packs on their way to readers.
     pub(crate) reading: Arc<Semaphore>,
     /// One rebuild of a locator at a time.
@@ -167,6 +177,7 @@ impl Store {
             blocks: Cache::new(each),
             facts: Cache::new(1 << 20),
             lost: Cache::new(64 << 10),
+            verified: Cache::new(64 << 10),
             reading: Arc::new(Semaphore::new(options.limits.reading)),
             rebuilding: tokio::sync::Mutex::new(()),
             collecting: tokio::sync::Mutex::new(()),

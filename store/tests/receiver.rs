@@ -77,6 +77,28 @@ async fn a_chunk_that_is_there_many_times_is_sent_once() {
 }
 
 #[tokio::test]
+async fn what_was_read_back_and_what_was_taken_over_of_an_image_is_told() {
+    let bench = Bench::new().await;
+    let disk = small_disk();
+    let sections = disk.manifest().present().count() as u64;
+    assert_eq!(bench.store.verified(&disk.image()), None);
+    disk.push(&bench.receiver(), None).await.unwrap();
+    let first = bench.store.verified(&disk.image()).unwrap();
+    assert_eq!((first.by.as_str(), first.at), ("receiver", bench.clock.now()));
+    assert_eq!((first.sections, first.chunks, first.taken_over), (sections, 5, 0));
+    assert_eq!(first.bytes, bench.store.facts(&disk.image()).await.unwrap().stored);
+    // One chunk is new.
+    let child = Disk::new(128 * MIB + 20_480, &[(0, 0, 1), (1, 5, 2), (2, 1, 4), (0, 9, 77)]);
+    child.push(&bench.receiver(), Some(disk.image())).await.unwrap();
+    let second = bench.store.verified(&child.image()).unwrap();
+    assert_eq!((second.sections, second.chunks, second.taken_over), (3, 1, 3));
+    // What came, but was there, was compared, and is not written again.
+    disk.push(&bench.receiver(), None).await.unwrap();
+    let again = bench.store.verified(&disk.image()).unwrap();
+    assert_eq!((again.chunks, again.bytes, again.taken_over), (0, 0, 5));
+}
+
+#[tokio::test]
 async fn an_interrupted_push_goes_on_where_it_was() {
     let bench = Bench::new().await;
     let disk = small_disk();

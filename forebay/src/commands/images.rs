@@ -84,6 +84,7 @@ fn human_info(info: &ImageInfo) -> String {
             ("memory", record.memory_mib.map(|m| format!("{m} MiB"))),
             ("nics", number(record.nics.map(u64::from))),
             ("hypervisor", text(&record.hypervisor)),
+            ("verified", record.verified.as_ref().map(|v| format!("{} {v}", time(v.at)))),
             (
                 "not read",
                 record.unread.as_ref().map(|unread| format!("{unread}; zeros stand for them")),

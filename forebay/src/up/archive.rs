@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::Digest;
+use image::record::Verified;
 use placement::{Answer, Archive, Clock, ImageFacts, RefMove, Swept};
 use store::{Compaction, GcOptions, Store, VerifyAll};
 
@@ -36,6 +37,10 @@ impl Archive for StoreArchive {
                 stored: facts.stored,
             })
         })
+    }
+
+    fn verified(&self, image: Digest) -> Option<Verified> {
+        self.store.verified(&image)
     }
 
     fn put_record(&self, image: Digest, token: String) -> Answer<'_, ()> {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use image::record::{Stretch, Unread, Verified};
 use image::{
     BootTrace, Decoder, Digest, Footer, Frame, ImageRecord, Locator, Manifest, SectionTable, Touch,
 };
@@ -50,6 +51,22 @@ fn bytes_are_those_of_version_1_and_load() {
     let record = String::from_utf8(golden("record.v1", s.record.as_bytes())).unwrap();
     let record = ImageRecord::open(&record, &s.key.verifying_key(), &image).unwrap();
     assert_eq!(record.os.as_deref(), Some("debian 12"));
+}
+
+#[test]
+fn what_a_record_says_of_bytes_is_as_in_version_1_and_loads() {
+    let s = crate::sample::sample();
+    let image = s.manifest.identity();
+    let mut record = ImageRecord::new(image, 1_700_000_000);
+    record.unread = Unread::of((0..300).map(|n| Stretch { start: n << 20, len: 4096 }));
+    let (by, at) = ("receiver".to_owned(), 1_700_000_001);
+    let verified = Verified { by, at, sections: 16, chunks: 500, bytes: 77_000, taken_over: 12 };
+    record.verified = Some(verified);
+    let stored = String::from_utf8(golden("record-bytes.v1", record.sign(&s.key).as_bytes()));
+    let stored = ImageRecord::open(&stored.unwrap(), &s.key.verifying_key(), &image).unwrap();
+    assert_eq!(stored, record);
+    let unread = stored.unread.unwrap();
+    assert_eq!((unread.bytes, unread.stretches, unread.first.len()), (300 * 4096, 300, 256));
 }
 
 #[test]

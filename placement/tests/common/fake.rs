@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
+use image::record::Verified;
 use image::{Digest, Error, Kind, Result};
 use placement::{Answer, Archive, ImageFacts, RefMove, Swept};
 use tokio::sync::Semaphore;
@@ -27,6 +28,7 @@ pub struct Shelf {
     pub next_append: Option<Append>,
     /// Chunks of images that are not as they were in any other.
     pub changed: HashMap<Digest, Vec<u64>>,
+    pub verified: HashMap<Digest, Verified>,
     /// Calls of `facts` and `records`.
     pub look_ups: usize,
     pub gc_roots: Vec<Vec<Digest>>,
@@ -141,6 +143,10 @@ impl Fake {
 impl Archive for Fake {
     fn facts(&self, image: Digest) -> Answer<'_, ImageFacts> {
         Box::pin(async move { self.facts_now(image) })
+    }
+
+    fn verified(&self, image: Digest) -> Option<Verified> {
+        self.shelf().verified.get(&image).cloned()
     }
 
     fn put_record(&self, image: Digest, token: String) -> Answer<'_, ()> {
