@@ -24,6 +24,7 @@ mod operator;
 mod power;
 mod qmp;
 mod real;
+mod records;
 mod refusals;
 mod resizes;
 mod restores;

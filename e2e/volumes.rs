@@ -407,7 +407,7 @@ fn a_chunk_that_is_wrong_everywhere_is_an_error_there_and_nowhere_else() {
 }
 
 /// A loop device, detached at the end.
-struct Loop(String);
+pub struct Loop(pub String);
 
 impl Drop for Loop {
     fn drop(&mut self) {

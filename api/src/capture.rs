@@ -189,6 +189,12 @@ pub struct Capture {
     /// again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unread: Option<Unread>,
+    /// How often it has waited for the grid.
+    #[serde(default)]
+    pub waits: u64,
+    /// Milliseconds from when its turn came to its end, when it has ended.
+    #[serde(default)]
+    pub took_ms: Option<u64>,
     /// The image.
     #[serde(default)]
     pub image: Option<Digest>,

@@ -50,7 +50,7 @@ pub fn metrics() -> Result<PrometheusHandle> {
 
 /// Says what each metric means. There is none that does not stand here.
 fn describe() {
-    use Unit::{Bytes, Count, Seconds};
+    use Unit::{Bytes, Count, Milliseconds, Seconds};
     describe_gauge!("forebay_build_info", Count, "1; the version is a label");
     describe_gauge!("forebay_volumes", Count, "volumes of this node");
     describe_gauge!("forebay_volume_bytes", Bytes, "size of a volume");
@@ -66,6 +66,24 @@ fn describe() {
     describe_counter!("forebay_volume_fetched_total", Count, "chunks that came");
     describe_counter!("forebay_volume_demanded_total", Count, "chunks that guests waited for");
     describe_counter!("forebay_volume_repaired_total", Count, "chunks that came wrong");
+    describe_gauge!("forebay_captures", Count, "captures now, by state; waiting: for the grid");
+    describe_counter!("forebay_captures_total", Count, "captures that have ended, by result");
+    describe_counter!("forebay_capture_read_bytes_total", Bytes, "what they read of volumes");
+    describe_counter!("forebay_capture_new_bytes_total", Bytes, "what of it was new");
+    describe_counter!("forebay_capture_sent_bytes_total", Bytes, "what they sent");
+    describe_counter!("forebay_capture_unread_bytes_total", Bytes, "what they could not read");
+    describe_counter!("forebay_capture_milliseconds_total", Milliseconds, "how long they took");
+    describe_counter!(
+        "forebay_capture_frozen_milliseconds_total",
+        Milliseconds,
+        "for how long guests' file systems held still"
+    );
+    describe_counter!(
+        "forebay_capture_not_frozen_total",
+        Count,
+        "captures whose guest's file systems did not hold still, and were to"
+    );
+    describe_counter!("forebay_capture_waits_total", Count, "how often they waited for the grid");
     describe_gauge!("forebay_rehearsal_passed", Count, "1 if the last restore was good");
     describe_gauge!("forebay_rehearsal_timestamp_seconds", Seconds, "when that was, since 1970");
     describe_gauge!("forebay_rehearsal_pull_seconds", Seconds, "until all of it was restored");

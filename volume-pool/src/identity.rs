@@ -9,7 +9,8 @@
 //! It fills one 512-byte sector, which a disk writes whole or not at all, and there are two of them: a
 //! change goes into the one that holds the older, and counts once it is durable. Of two that can be read the
 //! one with the higher `seq` says how it is; a power cut leaves the one before, or both. Flag 1: the volume is
-//! [plain](Identity::plain). Flag 2: it [shares](Identity::shares). A digest of zeros: there is no image.
+//! [plain](Identity::plain). Flag 2: it [shares](Identity::shares). Flag 4: it is
+//! [untracked](Identity::untracked). Flag 8: it is [fresh](Identity::fresh). A digest of zeros: there is no image.
 
 use std::io;
 
@@ -22,6 +23,7 @@ const LEN: usize = 512;
 const PLAIN: u8 = 1;
 const SHARES: u8 = 2;
 const UNTRACKED: u8 = 4;
+const FRESH: u8 = 8;
 /// Longest name of a volume, in bytes.
 pub const MAX_NAME: usize = 128;
 
@@ -107,6 +109,9 @@ pub struct Identity {
     /// Others may have written to the plain data without our knowing: that a block is not in `changed` says
     /// nothing any more.
     pub untracked: bool,
+    /// It was never shown to a guest that could write to it. Of volumes that were made before this was noted it is
+    /// not known, and not said.
+    pub fresh: bool,
     /// What the guest sees, in bytes.
     pub size: u64,
     /// Logical sector in bytes: 512 or 4096.
@@ -125,7 +130,12 @@ impl Identity {
         let base = self.base.unwrap_or(Base { image: Digest::ZERO, size: 0, domain: Domain(0) });
         b[..4].copy_from_slice(MAGIC);
         b[4..6].copy_from_slice(&VERSION.to_le_bytes());
-        let flags = [(self.plain, PLAIN), (self.shares, SHARES), (self.untracked, UNTRACKED)];
+        let flags = [
+            (self.plain, PLAIN),
+            (self.shares, SHARES),
+            (self.untracked, UNTRACKED),
+            (self.fresh, FRESH),
+        ];
         let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
         (b[6], b[7]) = (self.state as u8, flags);
         b[8..16].copy_from_slice(&seq.to_le_bytes());
@@ -158,7 +168,7 @@ impl Identity {
         }
         let bad = |what: &str| Error::new(Kind::Corrupt, format!("identity block: {what}"));
         let state = VolumeState::of(b[6]).ok_or_else(|| bad("unknown state"))?;
-        if b[7] & !(PLAIN | SHARES | UNTRACKED) != 0 {
+        if b[7] & !(PLAIN | SHARES | UNTRACKED | FRESH) != 0 {
             return Err(Error::new(Kind::Unsupported, "identity block: unknown flags"));
         }
         let name = b.get(101..101 + usize::from(b[100])).filter(|n| n.len() <= MAX_NAME);
@@ -172,6 +182,7 @@ impl Identity {
             plain: b[7] & PLAIN != 0,
             shares: b[7] & SHARES != 0,
             untracked: b[7] & UNTRACKED != 0,
+            fresh: b[7] & FRESH != 0,
             size: le64(32),
             sector: le32(40),
             chunk_log2: b[44],
@@ -301,6 +312,7 @@ mod tests {
             plain: false,
             shares: false,
             untracked: false,
+            fresh: false,
             size: 4 << 30,
             sector: 512,
             chunk_log2: 18,
@@ -326,9 +338,11 @@ mod tests {
     fn flags() {
         let all = Identity { plain: true, shares: true, untracked: true, ..identity() };
         assert_eq!(all.encode(5)[7], 7, "version bump required");
+        let all = Identity { fresh: true, ..all };
+        assert_eq!(all.encode(5)[7], 15, "version bump required");
         assert_eq!(Identity::decode(&all.encode(5)).unwrap().unwrap().1, all);
         let mut later = identity().encode(5);
-        later[7] = 8;
+        later[7] = 16;
         let crc = crc32c::crc32c(&later[..508]);
         later[508..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Identity::decode(&later).unwrap_err().kind(), Kind::Unsupported);

@@ -177,6 +177,7 @@ impl Shelf {
             plain: new.image.is_none(),
             shares: new.shares && new.image.is_some() && new.device.is_none(),
             untracked: false,
+            fresh: true,
             size: new.geometry.size(),
             sector: new.geometry.sector(),
             chunk_log2: new.geometry.chunk_log2(),
@@ -311,6 +312,19 @@ impl Shelf {
         let image = identity.get().base.map(|base| self.manifest(name, &base)).transpose()?;
         let since = self.since(identity.get())?;
         Ok(Files { identity, data, maps, image, since })
+    }
+
+    /// Notes that a guest may write to a volume from now on: it is not [fresh](Identity::fresh) any more. Durable when
+    /// this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    pub fn note_start(&self, name: &str) -> Result<()> {
+        if !self.identity(name)?.fresh {
+            return Ok(());
+        }
+        self.take_identity(name)?.change(|identity| identity.fresh = false)
     }
 
     /// The manifest of a volume's image, checked against the image's identity.

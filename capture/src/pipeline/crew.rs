@@ -177,8 +177,9 @@ impl Crew {
         name: &str,
         work: impl FnOnce(&Shared) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+        let (shared, span) = (Arc::clone(&self.shared), tracing::Span::current());
         let work = move || {
+            let _of = span.enter();
             if shared.background {
                 blockio::in_background();
             }

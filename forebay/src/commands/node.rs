@@ -10,7 +10,7 @@ use api::catalog::{MoveRef, NewRecord};
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use blockio::{BlockFile, OpenMode};
-use image::{BootTrace, Digest, Error, Kind, Ref, Result};
+use image::{BootTrace, Digest, Error, ImageRecord, Kind, Ref, Result};
 use node::captures::{CaptureOptions, Captures, Saves};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
 use node::rate::{Rate, RealTime};
@@ -156,9 +156,8 @@ impl Saves for Located {
         sink.close().await;
     }
 
-    async fn is_described(&self, image: &Digest) -> Result<bool> {
-        let info = self.grid.find()?.placement.image(&image.to_string()).await?;
-        Ok(info.record.is_some())
+    async fn record(&self, image: &Digest) -> Result<Option<ImageRecord>> {
+        Ok(self.grid.find()?.placement.image(&image.to_string()).await?.record)
     }
 
     async fn describe(&self, image: &Digest, said: &NewRecord) -> Result<()> {
@@ -253,9 +252,9 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let listener = http::bind(&socket).await?;
         let located = Located { grid: Finder::new(config.data.clone()), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
-        let metrics = crate::serve::volumes::metrics(config)?;
         let volumes = Volumes::start(located.clone(), volume_options).await?;
         let captures = Captures::new(located, volumes.clone(), capture_options);
+        let metrics = crate::serve::volumes::metrics(config, captures.clone())?;
         let serving = NodeServing { socket: socket.clone() };
         let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());
         line(output.is_json(), &serving, said)?;

@@ -1,5 +1,6 @@
 //! What the programs that serve chunks have in common.
 
+mod captures;
 pub mod cores;
 pub mod errands;
 pub mod keeper;

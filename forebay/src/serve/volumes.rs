@@ -1,14 +1,15 @@
-//! A node's volumes, as metrics.
+//! A node's volumes and captures, as metrics.
 
 use std::sync::Arc;
 
 use api::volume::VolumeInfo;
 use image::Result;
 use metrics::{counter, gauge};
+use node::captures::{Captures, Saves};
 use node::daemon::http::Metrics;
 use node::restore::Record;
 
-use super::rehearsals;
+use super::{captures, rehearsals};
 use crate::config::Config;
 use crate::telemetry;
 
@@ -27,8 +28,8 @@ const TROUBLES: [&str; 11] = [
     "io",
 ];
 
-/// Writes the metrics of this process, those of its volumes and of rehearsed restores brought up to date.
-pub fn metrics(config: &Config) -> Result<Metrics> {
+/// Writes the metrics of this process, those of its volumes, its captures and of rehearsed restores brought up to date.
+pub fn metrics(config: &Config, captures: Captures<impl Saves>) -> Result<Metrics> {
     let handle = telemetry::metrics()?;
     gauge!("forebay_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     let record = rehearsals::path(config);
@@ -39,6 +40,7 @@ pub fn metrics(config: &Config) -> Result<Metrics> {
         }
         gauge!("forebay_volumes").set(volumes.len() as f64);
         volumes.iter().for_each(publish);
+        captures::publish(&captures.totals());
         handle.render()
     }))
 }

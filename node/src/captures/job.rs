@@ -4,16 +4,15 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use api::ErrorBody;
 use api::capture::{Capture, CaptureProgress, CaptureState, SaveVolume, Truth};
-use api::catalog::{Expect, MoveRef, NewRecord};
+use api::catalog::{Expect, MoveRef};
 use capture::{
     Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Progress, Skipped, Stored,
 };
 use image::error::At;
-use image::record::ImageKind;
 use image::{ChunkSource, Digest, Error, Kind, ReadContext, Result};
 use tokio::sync::Notify;
 use volume_pool::{Captured, Since};
@@ -21,6 +20,8 @@ use volume_pool::{Captured, Since};
 use super::Saves;
 use super::dialled::Dialled;
 use super::origin::{Fixed, Origin};
+use super::said::{self, Made};
+use super::totals::Totals;
 use crate::patience::Patience;
 use crate::rate::{Rate, RealTime};
 use crate::volumes::{LazySource, Volumes};
@@ -39,6 +40,8 @@ pub(super) struct Told {
     /// What is to be read.
     ranges: OnceLock<Vec<Range<u64>>>,
     progress: Arc<Progress>,
+    /// When its turn came.
+    began: OnceLock<Instant>,
     cancelled: Notify,
     /// It has changed its state.
     changed: Notify,
@@ -54,6 +57,8 @@ pub(super) struct Work<G> {
     pub(super) background_rate: Option<u64>,
     /// What thaws guests if this process dies.
     pub(super) thaw: Arc<[OsString]>,
+    /// Where what came of it counts.
+    pub(super) totals: Arc<Mutex<Totals>>,
 }
 
 /// What all tries to store one point in time have in common.
@@ -80,6 +85,8 @@ impl Told {
             frozen_ms: None,
             not_frozen: None,
             unread: None,
+            waits: 0,
+            took_ms: None,
             image: None,
             trouble: None,
             error: None,
@@ -88,6 +95,7 @@ impl Told {
             now: Mutex::new(now),
             ranges: OnceLock::new(),
             progress: Arc::default(),
+            began: OnceLock::new(),
             cancelled: Notify::new(),
             changed: Notify::new(),
         }
@@ -141,18 +149,21 @@ impl Told {
         self.cancelled.notify_one();
     }
 
-    fn end(&self, ended: Result<Digest>) {
-        self.tell(|now| match ended {
-            Ok(image) => {
-                now.state = CaptureState::Done;
-                now.image = Some(image);
-            }
-            Err(error) => {
-                now.state = match error.kind() {
-                    Kind::Cancelled => CaptureState::Cancelled,
-                    _ => CaptureState::Failed,
-                };
-                now.error = Some(ErrorBody::from(&error));
+    /// Tells how it ended, and counts it before anybody can know.
+    fn end(&self, ended: Result<Digest>, totals: &Mutex<Totals>) {
+        let state = match &ended {
+            Ok(_) => CaptureState::Done,
+            Err(error) if error.kind() == Kind::Cancelled => CaptureState::Cancelled,
+            Err(_) => CaptureState::Failed,
+        };
+        let took_ms = self.began.get().map(|began| (instant() - *began).as_millis() as u64);
+        let last = Capture { state, took_ms, ..self.now() };
+        totals.lock().expect(UNPOISONED).add(&last);
+        self.tell(|now| {
+            (now.state, now.took_ms) = (state, took_ms);
+            match ended {
+                Ok(image) => now.image = Some(image),
+                Err(error) => now.error = Some(ErrorBody::from(&error)),
             }
         });
     }
@@ -174,8 +185,9 @@ impl<G: Saves> Work<G> {
         };
         let taken = match taken {
             Ok(taken) => taken,
-            Err(error) => return told.end(Err(error)),
+            Err(error) => return told.end(Err(error), &self.totals),
         };
+        let _ = told.began.set(instant());
         told.tell(|now| now.state = CaptureState::Running);
         let saved = tokio::select! {
             () = told.cancelled.notified() => Err(cancelled()),
@@ -186,15 +198,16 @@ impl<G: Saves> Work<G> {
         let name = &request.volume;
         if let Err(error) = taken.end(image).await {
             // The next capture reads more than it need: that is no fault of this one's image.
-            tracing::error!(%error, volume = name, "a capture did not end as it should");
+            tracing::error!(%error, "a capture did not end as it should");
         }
         if let Err(error) = &saved {
-            tracing::warn!(%error, volume = name, "a capture came to nothing");
+            tracing::warn!(%error, "a capture came to nothing");
         }
-        told.end(saved.at(|| name.clone()));
+        told.end(saved.at(|| name.clone()), &self.totals);
     }
 
     async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Origin<G>) -> Result<Digest> {
+        said::check(&asked.record, taken.identity())?;
         let named = self.grid.current(&asked.name).await?;
         let expect = match named {
             None => Expect::Absent,
@@ -211,15 +224,11 @@ impl<G: Saves> Work<G> {
             Since::Image(image) => Some(image),
             _ => None,
         });
-        // One that was described before, perhaps under another name, is what it was, unless somebody says otherwise.
+        let parent = parent.filter(|parent| *parent != image);
+        let parent = Made { of: parent, is_said: asked.parent.is_some() };
+        let unread = || told.now().unread;
         let described = async || {
-            let is_new = !self.grid.is_described(&image).await?;
-            let said = NewRecord {
-                kind: asked.record.kind.or(is_new.then_some(ImageKind::Snapshot)),
-                parent: parent.filter(|p| *p != image && (is_new || asked.parent.is_some())),
-                unread: told.now().unread,
-                ..asked.record.clone()
-            };
+            let said = said::of(&*self.grid, &asked.record, &image, parent, unread()).await?;
             self.grid.describe(&image, &said).await
         };
         self.insist(told, described, || Ok(false)).await?;
@@ -309,11 +318,7 @@ impl<G: Saves> Work<G> {
         let agent = asked.agent.as_deref().map(|agent| (agent, &self.thaw[..]));
         let (fixed, still) = taken.fix(what, agent).await?;
         if let Some(Err(why)) = &still {
-            tracing::warn!(
-                why,
-                volume = asked.volume,
-                "the guest's file systems were not held still"
-            );
+            tracing::warn!(why, "the guest's file systems were not held still");
         }
         let to_read = fixed.ranges.iter().map(|range| range.end - range.start).sum();
         told.tell(|now| {
@@ -383,9 +388,11 @@ impl<G: Saves> Work<G> {
             if waited >= PATIENCE {
                 return Err(error);
             }
-            let volume = told.now().request.volume;
-            tracing::warn!(%error, volume, "a capture waits for the grid");
-            told.tell(|now| now.trouble = Some(ErrorBody::from(&error)));
+            tracing::warn!(%error, "a capture waits for the grid");
+            told.tell(|now| {
+                now.trouble = Some(ErrorBody::from(&error));
+                now.waits += 1;
+            });
             tokio::time::sleep(pause).await;
             waited += pause;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -446,6 +453,11 @@ fn after_a_crash(sections: u64) -> Option<String> {
         )
     };
     (sections > 0).then(why)
+}
+
+fn instant() -> Instant {
+    #[expect(clippy::disallowed_methods, reason = "how long a capture takes is told in real time")]
+    Instant::now()
 }
 
 fn unix_now() -> u64 {

@@ -13,17 +13,20 @@ mod job;
 pub(crate) mod nbd;
 mod origin;
 mod running;
+mod said;
 mod service;
+mod totals;
 
 use std::future::Future;
 
 use api::catalog::{MoveRef, NewRecord};
-use image::{Digest, ImageSink, Ref, Result};
+use image::{Digest, ImageRecord, ImageSink, Ref, Result};
 
 use crate::daemon::Grid;
 
 pub use job::pace;
 pub use service::{CaptureOptions, Captures};
+pub use totals::Totals;
 
 /// What captures need of the grid, on their own threads.
 pub trait Saves: Grid {
@@ -42,8 +45,8 @@ pub trait Saves: Grid {
     /// Takes leave of it.
     fn close(&self, sink: Self::Sink) -> impl Future<Output = ()>;
 
-    /// Whether something was said of an image.
-    fn is_described(&self, image: &Digest) -> impl Future<Output = Result<bool>>;
+    /// What was said of an image.
+    fn record(&self, image: &Digest) -> impl Future<Output = Result<Option<ImageRecord>>>;
 
     /// Says something of an image.
     fn describe(&self, image: &Digest, said: &NewRecord) -> impl Future<Output = Result<()>>;

@@ -11,7 +11,7 @@ use api::capture::{RunningDisk, SaveVolume, Truth};
 use capture::Disk;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{Digest, Error, Kind, Result};
-use volume_pool::{Captured, Since};
+use volume_pool::{Captured, Identity, Since};
 
 use super::Saves;
 use super::nbd::NbdDisk;
@@ -51,6 +51,14 @@ impl<G: Saves> Origin<G> {
         match volumes.moved(name) {
             Some(qmp) => Ok(Self::Qemu(Box::new(volumes.take_moved(name, qmp).await?))),
             None => Ok(Self::Ours(Arc::new(volumes.take(name).await?))),
+        }
+    }
+
+    /// What the volume says of itself.
+    pub(super) fn identity(&self) -> &Identity {
+        match self {
+            Self::Ours(taken) => &taken.identity,
+            Self::Qemu(fleeced) => &fleeced.identity,
         }
     }
 

@@ -9,9 +9,11 @@ use std::time::Duration;
 use api::capture::{Capture, RunningDisk, SaveVolume, Watch};
 use image::{Error, Kind, Result};
 use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 use super::Saves;
 use super::job::{Told, Work};
+use super::totals::Totals;
 use crate::volumes::Volumes;
 
 const UNPOISONED: &str = "no panics while locked";
@@ -52,6 +54,8 @@ struct Inner<G> {
     /// Captures of one volume, or of disks of one QEMU, follow each other.
     alone: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     jobs: Mutex<Jobs>,
+    /// Of those that have ended.
+    totals: Arc<Mutex<Totals>>,
 }
 
 #[derive(Default)]
@@ -70,6 +74,7 @@ impl<G: Saves> Captures<G> {
             options,
             alone: Mutex::default(),
             jobs: Mutex::default(),
+            totals: Arc::default(),
         }))
     }
 
@@ -105,7 +110,7 @@ impl<G: Saves> Captures<G> {
 
     /// A thread of its own: what reads and sends blocks nobody else.
     fn start(&self, told: Arc<Told>) -> Result<()> {
-        let Inner { grid, volumes, options, turns, .. } = &*self.0;
+        let Inner { grid, volumes, options, turns, totals, .. } = &*self.0;
         let work = Work {
             grid: Arc::clone(grid),
             volumes: volumes.clone(),
@@ -113,15 +118,19 @@ impl<G: Saves> Captures<G> {
             memory: options.memory,
             background_rate: options.background_rate,
             thaw: Arc::clone(&options.thaw),
+            totals: Arc::clone(totals),
         };
-        let (turns, alone) = (Arc::clone(turns), self.alone(&told.now().request.volume));
+        let Capture { id, request: SaveVolume { volume, name, .. }, .. } = told.now();
+        let (turns, alone) = (Arc::clone(turns), self.alone(&volume));
+        // Of the level that is always logged: whatever is said of a capture tells which one it is.
+        let span = tracing::error_span!("capture", id, volume, "ref" = %name);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| Error::io("starting a runtime", e))?;
         let body = move || {
             let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, async {
+            let run = async {
                 let mut held = None;
                 let turn = async {
                     let alone = alone.lock_owned().await;
@@ -129,7 +138,8 @@ impl<G: Saves> Captures<G> {
                 };
                 work.run(&told, turn).await;
                 drop(held);
-            });
+            };
+            local.block_on(&runtime, run.instrument(span));
         };
         let thread = std::thread::Builder::new().name("capture".into());
         thread.spawn(body).map(drop).map_err(|e| Error::io("starting a thread", e))
@@ -147,6 +157,13 @@ impl<G: Saves> Captures<G> {
     pub fn list(&self) -> Vec<Capture> {
         let jobs = self.0.jobs.lock().expect(UNPOISONED);
         jobs.all.values().map(|told| told.now()).collect()
+    }
+
+    /// What they have come to, all together.
+    pub fn totals(&self) -> Totals {
+        let mut totals = *self.0.totals.lock().expect(UNPOISONED);
+        self.list().iter().for_each(|capture| totals.see(capture));
+        totals
     }
 
     /// One of them, when it has ended or been waited for.

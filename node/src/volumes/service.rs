@@ -327,6 +327,10 @@ impl<G: Grid> Volumes<G> {
         self.is_not_captured(name)?;
         // What its guest does to its file system is not the tools' doing.
         self.0.shelf.forget_extending(name)?;
+        if !how.read_only {
+            let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
+            take_patiently(move || shelf.note_start(&name)).await?;
+        }
         self.go_live(name, how.clone(), start, self.holder()).await?;
         if let Err(error) = self.0.kept.insert_new(name, how) {
             let ended = self.end_live(name, false).await;
