@@ -5,9 +5,11 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use image::{Error, Kind, Result};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use volume_pool::inside::FsKind;
 
@@ -18,6 +20,11 @@ const SCRIPT: &str = include_str!("extend.sh");
 const SYSTEM: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// Characters of what a tool says that are told.
 const SAID: usize = 2000;
+/// Last bytes of what it says that are kept, of its output and of its errors.
+const KEPT: usize = 64 << 10;
+/// How long a tool may take. The check of a large disk takes hours, and may say nothing all the while; one that hangs
+/// shall not have its volume for ever.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// A part of a file in which a file system lies.
 #[derive(Clone, Debug)]
@@ -96,9 +103,8 @@ pub(super) enum Task {
 ///
 /// # Errors
 ///
-/// [`Kind::Io`] with what the tool said.
+/// [`Kind::Io`] with what the tool said, or that it has not come to an end and was killed.
 pub(super) async fn run(task: Task, part: &Part, mount: &Path) -> Result<()> {
-    let failed = |e| Error::io("starting the tools of file systems", e);
     let numbers = [part.start, part.length, part.sector.into()].map(|n| n.to_string());
     let mut command = Command::new("unshare");
     // What is unmounted outside is unmounted here too, and not kept by our copy of it.
@@ -115,16 +121,63 @@ pub(super) async fn run(task: Task, part: &Part, mount: &Path) -> Result<()> {
     let path: OsString = std::env::join_paths(path())
         .map_err(|e| Error::caused(Kind::Invalid, format!("the environment's PATH: {e}"), e))?;
     command.env("PATH", path).env("LC_ALL", "C").stdin(Stdio::null());
-    let ended = command.output().await.map_err(failed)?;
-    if ended.status.success() {
-        return Ok(());
+    let (status, said) = ended(command, LONGEST).await?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Io, told(&said))),
     }
-    let said = [ended.stdout, ended.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
+}
+
+/// Runs a program to its end, or kills it and all that it has started; the last of what it said.
+async fn ended(mut command: Command, longest: Duration) -> Result<(ExitStatus, Vec<u8>)> {
+    let failed = |e| Error::io("running the tools of file systems", e);
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = piped.spawn().map_err(failed)?;
+    let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id as i32));
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let all = async { tokio::try_join!(last_of(out), last_of(err), child.wait()) };
+    match tokio::time::timeout(longest, all).await {
+        Ok(all) => {
+            let (out, err, status) = all.map_err(failed)?;
+            Ok((status, [out, err].concat()))
+        }
+        Err(_) => {
+            if let Some(group) = group {
+                // If it has just ended there is nobody to be killed.
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+            child.wait().await.map_err(failed)?;
+            let what =
+                format!("it did not come to an end within {} s, and was killed", longest.as_secs());
+            Err(Error::new(Kind::Io, what))
+        }
+    }
+}
+
+/// The last bytes of what comes out of a pipe.
+async fn last_of(pipe: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let (mut kept, mut buf) = (Vec::new(), [0; 4096]);
+    let Some(mut pipe) = pipe else { return Ok(kept) };
+    loop {
+        let read = pipe.read(&mut buf).await?;
+        if read == 0 {
+            kept.drain(..kept.len().saturating_sub(KEPT));
+            return Ok(kept);
+        }
+        kept.extend_from_slice(&buf[..read]);
+        if kept.len() >= 2 * KEPT {
+            kept.drain(..kept.len() - KEPT);
+        }
+    }
+}
+
+/// What a tool said, for people.
+fn told(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let said = lines.join("; ");
     let from = said.char_indices().rev().nth(SAID).map_or(0, |(at, _)| at);
-    Err(Error::new(Kind::Io, said[from..].to_owned()))
+    said[from..].to_owned()
 }
 
 /// What the disk is called in a volume's place for tools.
@@ -176,6 +229,38 @@ pub(crate) fn loops_below(dir: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::null());
+        command
+    }
+
+    #[tokio::test]
+    async fn of_what_a_tool_says_the_end_is_kept() {
+        let script = "yes | head -c 3000000; yes no | head -c 3000000 >&2; echo last >&2; exit 3";
+        let (status, said) = ended(shell(script), LONGEST).await.unwrap();
+        assert_eq!((status.code(), said.len()), (Some(3), 2 * KEPT));
+        assert!(told(&said).ends_with("no; no; last"));
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_hangs_is_killed_with_all_that_it_has_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        // What it has started has its output, too.
+        let script = format!("sleep 1000 & echo $! > {}; sleep 1000; wait", pid.display());
+        let error = ended(shell(&script), Duration::from_secs(1)).await.unwrap_err();
+        assert!(error.kind() == Kind::Io && error.message().contains("was killed"), "{error}");
+        let pid = std::fs::read_to_string(pid).unwrap();
+        let is_dead = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        };
+        while !is_dead() {
+            tokio::task::yield_now().await;
+        }
+    }
 
     #[test]
     fn a_tool_that_is_not_there_is_named_with_its_package() {
