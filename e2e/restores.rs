@@ -60,7 +60,7 @@ fn what_cannot_be_checked_is_restored_and_never_called_good() {
     let human =
         run(crate::harness::forebay(&grid.data).args(["verify", "noise:1", "--restore-test"]));
     assert!(human.out.contains("no file system was checked; NOT CHECKED: 1"), "{}", human.out);
-    grid.run(&["verify", "noise:1", "--boot"]).fails(65, &["--restore-test"]);
+    grid.run(&["verify", "noise:1", "--boot"]).fails(64, &["--restore-test"]);
 }
 
 #[test]
@@ -86,6 +86,10 @@ fn scratch_space_is_where_it_is_said_and_what_was_left_there_goes() {
     assert!(!grid.data.join("restore").exists());
     restore(&grid, "no:1", &["--scratch", path(&scratch)]).fails(66, &["no:1"]);
     nothing_left(&base);
+    let nowhere = scratch.join("nowhere");
+    let says = [path(&nowhere), "no such directory"];
+    restore(&grid, "d:1", &["--scratch", path(&nowhere)]).fails(66, &says);
+    assert!(!nowhere.exists());
 }
 
 /// A program that stands for QEMU, and what it left.

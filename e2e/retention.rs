@@ -29,8 +29,8 @@ fn names_go_by_rules_and_their_images_with_the_next_collections() {
     }
     grid.run(&["tag", "web:3", "web:latest"]).json();
     // Without a rule all would go.
-    grid.run(&["prune"]).fails(65, &["--keep-last", "forebay rm"]);
-    grid.run(&["prune", "--keep-last", "0"]).fails(65, &["no rule"]);
+    grid.run(&["prune"]).fails(64, &["--keep-last", "forebay rm"]);
+    grid.run(&["prune", "--keep-last", "0"]).fails(64, &["no rule"]);
 
     // All are of the same hour and of the same second perhaps: names decide then.
     let dry = grid.run(&["prune", "web", "--keep-last", "1", "--dry-run"]).json();
@@ -44,6 +44,26 @@ fn names_go_by_rules_and_their_images_with_the_next_collections() {
     let table = run(forebay(&grid.data).args(["prune", "web", "--keep-last", "1"])).out;
     assert!(table.contains("removed") && table.contains("2 of 4 names removed"), "{table}");
     assert_eq!(names(&grid), ["db:1", "web:3", "web:latest"]);
+    let again = run(forebay(&grid.data).args(["prune", "web", "--keep-last", "2"]));
+    assert!(
+        again.out.contains("none of 2 names removed") && !again.out.contains("gc"),
+        "{}",
+        again.out
+    );
+    // Nothing is no success without a word.
+    for (nothing, says) in [
+        (&["prune", "wbe", "--keep-last", "1"][..], "no name is like wbe"),
+        (&["images", "wbe"], "no image has a name like wbe"),
+        (&["images", "--tree", "wbe"], "no image has a name like wbe"),
+        (&["rehearse", "wbe"], "nothing was rehearsed: no image has a name like wbe"),
+    ] {
+        let ended = grid.run(nothing);
+        assert!(ended.code == 0 && ended.err.contains(says), "{nothing:?}: {}", ended.err);
+    }
+    // What is shown of an image can be said to a command.
+    let image = grid.run(&["inspect", "web:3"]).json()["image"].as_str().unwrap().to_owned();
+    assert!(run(forebay(&grid.data).arg("images")).out.contains(&image));
+    grid.run(&["tag", "web:3", &image]).fails(64, &["taken for the digest"]);
     // Each group has its own.
     let all = grid.run(&["prune", "--keep-daily", "1", "--keep-within", "1d"]).json();
     assert!(actions(&all).iter().all(|(_, action)| action == "kept"), "{all}");

@@ -23,6 +23,9 @@ use cli::{Cli, Command};
 use config::Config;
 use output::Output;
 
+/// Exit code of a command line that makes no sense.
+const USAGE: u8 = 64;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse().and_then(checked) {
         Ok(cli) => cli,
@@ -30,14 +33,14 @@ fn main() -> ExitCode {
             let wrong = e.use_stderr();
             // Help and version go to standard output and are no error.
             let _ = e.print();
-            return if wrong { ExitCode::from(64) } else { ExitCode::SUCCESS };
+            return if wrong { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             output::say(told(&e));
-            ExitCode::from(e.chain().find_map(kind).map_or(70, api::exit_code))
+            ExitCode::from(exit_code(&e))
         }
     }
 }
@@ -49,6 +52,13 @@ fn checked(cli: Cli) -> Result<Cli, clap::Error> {
         args.check().map_err(wrong)?;
     }
     Ok(cli)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.chain().any(|cause| cause.is::<commands::Misused>()) {
+        true => USAGE,
+        false => error.chain().find_map(kind).map_or(70, api::exit_code),
+    }
 }
 
 /// What can be done about an error, if it is one that tells.
@@ -66,7 +76,8 @@ fn told(error: &anyhow::Error) -> String {
         true => text,
         false => format!("{text}: {cause}"),
     };
-    error.chain().map(ToString::to_string).reduce(add).unwrap_or_default()
+    let said = error.chain().filter(|cause| !cause.is::<commands::Misused>());
+    said.map(ToString::to_string).reduce(add).unwrap_or_default()
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {

@@ -34,6 +34,11 @@ impl Ref {
     pub fn tag(&self) -> &str {
         &self.tag
     }
+
+    /// Whether it can be taken for the digest of an image: then it should not be made.
+    pub fn looks_like_digest(&self) -> bool {
+        self.tenant.is_none() && self.name.to_ascii_lowercase().parse::<crate::Digest>().is_ok()
+    }
 }
 
 fn part(text: &str, which: &str, whole: &str) -> Result<String, Error> {
@@ -104,6 +109,17 @@ mod tests {
             ("acme/web_1:v1.2-rc", "acme/web_1:v1.2-rc"),
         ] {
             assert_eq!(text.parse::<Ref>().unwrap().to_string(), full);
+        }
+    }
+
+    #[test]
+    fn some_can_be_taken_for_digests() {
+        let digest = crate::Digest::of_chunk(b"a").to_string();
+        for text in [digest.clone(), format!("{digest}:1"), digest.to_uppercase()] {
+            assert!(text.parse::<Ref>().unwrap().looks_like_digest(), "{text}");
+        }
+        for text in [&format!("a/{digest}"), &digest[1..], "debian:12", &format!("{digest}0")] {
+            assert!(!text.parse::<Ref>().unwrap().looks_like_digest(), "{text}");
         }
     }
 

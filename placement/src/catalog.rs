@@ -186,6 +186,13 @@ impl Catalog {
         expect: Expect,
     ) -> Result<RefInfo> {
         let name = names::parse_ref(name)?;
+        // One that is there already can be moved, and removed.
+        if name.looks_like_digest() && self.state.get_ref(&name).await?.is_none() {
+            let what = format!(
+                "ref {name}: it can be taken for the digest of an image: choose another name"
+            );
+            return Err(Error::new(Kind::Invalid, what));
+        }
         let _no_gc = tokio::time::timeout(GC_WAIT, self.collecting.read()).await.map_err(|_| {
             let what = format!("moving ref {name}: a collection of garbage is running");
             Error::new(Kind::Busy(COME_BACK), what)

@@ -326,6 +326,16 @@ async fn a_record_is_signed_with_what_was_verified_and_what_was_not_read() {
 }
 
 #[tokio::test]
+async fn a_name_that_can_be_taken_for_a_digest_is_not_made() {
+    let grid = Grid::start().await;
+    let admin = grid.admin();
+    let image = grid.archive.add_image("a");
+    let e = set(&admin, &format!("{image}:latest"), image, Expect::Anything).await.unwrap_err();
+    assert!(e.kind() == Kind::Invalid && e.message().contains("choose another name"), "{e}");
+    set(&admin, &format!("t/{image}:latest"), image, Expect::Anything).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_list_asks_the_store_once_per_image() {
     let grid = Grid::start().await;
     let admin = grid.admin();

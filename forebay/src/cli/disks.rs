@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use api::capture::RunningDisk;
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::{pair, value_of};
+use super::{new_name, pair, value_of};
 
 /// `forebay import`.
 #[derive(Args, Debug)]
@@ -14,7 +14,7 @@ pub struct ImportArgs {
     #[arg(value_hint = ValueHint::FilePath)]
     pub path: PathBuf,
     /// The name that it gets, `[tenant/]name:tag`
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = new_name)]
     pub name: image::Ref,
     #[command(flatten)]
     pub disk: DiskArgs,
@@ -67,7 +67,7 @@ pub struct SaveArgs {
     #[arg(value_name = "SOURCE", value_hint = ValueHint::FilePath)]
     pub source: String,
     /// The name that the image gets, `[tenant/]name:tag`
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", value_parser = new_name)]
     pub name: image::Ref,
     /// The image that this one was made from [default: of a volume, the one that its changes count from]
     #[arg(long, value_name = "REF")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
 
-use super::pair;
+use super::{new_name, pair};
 
 /// `forebay images`.
 #[derive(Args, Debug)]
@@ -147,7 +147,7 @@ pub struct TagArgs {
     #[arg(value_name = "REF")]
     pub name: String,
     /// The new name
-    #[arg(value_name = "NEW")]
+    #[arg(value_name = "NEW", value_parser = new_name)]
     pub new: image::Ref,
     /// Fail if the new name is taken already
     #[arg(long = "new")]

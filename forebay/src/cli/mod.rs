@@ -62,6 +62,15 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((key, value))
 }
 
+/// A name that may have to be made.
+fn new_name(text: &str) -> Result<image::Ref, String> {
+    let name: image::Ref = text.parse().map_err(|e: image::Error| e.to_string())?;
+    match name.looks_like_digest() {
+        true => Err("it can be taken for the digest of an image: choose another name".into()),
+        false => Ok(name),
+    }
+}
+
 /// The value of a flag that stands for a key of the configuration.
 fn value_of(key: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone {
     move |text| crate::config::check_setting(key, text).map(|()| text.to_owned())

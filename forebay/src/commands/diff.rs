@@ -103,9 +103,21 @@ fn human(args: &DiffArgs, report: &DiffReport) -> String {
     }
     if let Some(files) = &report.files {
         files.file_systems.iter().for_each(|fs| human_files(fs, &mut lines));
+        lines.extend(elsewhere(report.bytes.as_ref(), files));
         lines.push(format!("{} came for it", bytes(files.received)));
     }
     lines.join("\n")
+}
+
+/// What is to be said if bytes differ, and no file does.
+fn elsewhere(bytes: Option<&BytesDiff>, files: &FilesDiff) -> Option<String> {
+    let all_read = files.file_systems.iter().all(|fs| fs.unread.is_none());
+    let changes = |fs: &FileSystemDiff| fs.added.len() + fs.removed.len() + fs.changed.len();
+    let none = files.file_systems.iter().all(|fs| changes(fs) == 0 && fs.untold == 0);
+    let differ = bytes.is_some_and(|bytes| bytes.differ > 0);
+    (differ && all_read && none).then(|| {
+        "what differs lies outside of files: boot code, a journal, free space, a file system's own notes".to_owned()
+    })
 }
 
 fn human_bytes(args: &DiffArgs, diff: &BytesDiff, lines: &mut Vec<String>) {
@@ -165,6 +177,39 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use node::diff::SideReport;
+
+    #[test]
+    fn bytes_that_differ_where_no_file_lies_are_said() {
+        let side =
+            SideReport { image: Digest::of_chunk(b"a"), size: 8, chunk: 8, zeros: 0, absent: 0 };
+        let bytes = |differ| BytesDiff {
+            old: side,
+            new: side,
+            sections: 1,
+            chunks: 1,
+            differ,
+            ranges: None,
+            untold: 0,
+        };
+        let files = |changed: &[&str], unread: Option<&str>| FilesDiff {
+            file_systems: vec![FileSystemDiff {
+                added: changed.iter().map(|path| (*path).to_owned()).collect(),
+                unread: unread.map(str::to_owned),
+                ..FileSystemDiff::default()
+            }],
+            received: 0,
+        };
+        assert!(elsewhere(Some(&bytes(4096)), &files(&[], None)).is_some());
+        for (bytes, files) in [
+            (Some(bytes(0)), files(&[], None)),
+            (None, files(&[], None)),
+            (Some(bytes(4096)), files(&["/a"], None)),
+            (Some(bytes(4096)), files(&[], Some("an xfs is not read"))),
+        ] {
+            assert_eq!(elsewhere(bytes.as_ref(), &files), None);
+        }
+    }
 
     #[test]
     fn names_out_of_images_do_not_reach_the_terminal_as_they_are() {

@@ -9,8 +9,9 @@ use node::pull::Watch;
 use node::pull::foreign::{Written, pull_file, pull_format};
 use volume_pool::foreign::{Codec, Draft, Format};
 
-use super::block_on;
 use super::pull::{options, refuse_terminal, watched};
+use super::{block_on, usage};
+
 use crate::cli::{CodecArg, ExportArgs, FormatArg};
 use crate::config::Config;
 use crate::connect::{Connector, Known};
@@ -155,7 +156,7 @@ async fn to_stdout(config: &Config, args: &ExportArgs, format: Format) -> Result
     if !format.is_stream() {
         let what = "a qcow2 file is not written from front to back: name a file with --to, or take \
                     --format raw or vmdk";
-        return Err(Error::new(Kind::Invalid, what));
+        return Err(usage(what));
     }
     refuse_terminal()?;
     let grid = Grid::find(&config.data)?;

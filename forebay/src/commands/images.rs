@@ -9,10 +9,10 @@ use api::catalog::{
 use api::trace::TraceInfo;
 use image::{Error, Kind, Result};
 
-use super::{mend, with_grid};
+use super::{mend, usage, with_grid};
 use crate::cli::{GcArgs, ImagesArgs, NameArgs, RmArgs, TagArgs, VerifyArgs};
 use crate::config::Config;
-use crate::output::{Output, bytes, chunks, table, time};
+use crate::output::{Output, bytes, chunks, say, table, time};
 
 /// `forebay images`.
 pub fn list(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
@@ -22,6 +22,9 @@ pub fn list(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
     let mut list = with_grid(config, |grid| async move { grid.placement.images().await })?;
     if let Some(filter) = &args.filter {
         list.images.retain(|line| matches(filter, &line.name.to_string()));
+        if list.images.is_empty() {
+            say(format!("no image has a name like {filter}"));
+        }
     }
     output.result(&list, human_list)
 }
@@ -44,7 +47,7 @@ fn human_list(list: &ImageList) -> String {
     let rows = list.images.iter().map(|i| {
         let os = i.os.clone().unwrap_or_default();
         let at = i.created.map(time).unwrap_or_default();
-        vec![i.name.to_string(), i.image.short(), bytes(i.size), bytes(i.stored), at, os]
+        vec![i.name.to_string(), i.image.to_string(), bytes(i.size), bytes(i.stored), at, os]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
@@ -108,8 +111,7 @@ fn boot_trace(trace: &TraceInfo) -> String {
 /// `forebay verify`, of what the store has.
 pub fn verify(config: &Config, args: &VerifyArgs, output: Output) -> Result<()> {
     if args.restore.is_asked() {
-        let what = "these options are of a restore: add --restore-test";
-        return Err(Error::new(Kind::Invalid, what));
+        return Err(usage("these options are of a restore: add --restore-test"));
     }
     let asked = VerifyRequest { deep: args.deep };
     let report = with_grid(config, |grid| async move {

@@ -9,7 +9,7 @@ use super::images::matches;
 use super::with_grid;
 use crate::cli::ImagesArgs;
 use crate::config::Config;
-use crate::output::{Output, bytes, table, time};
+use crate::output::{Output, bytes, say, table, time};
 use crate::report::{Lineage, LineageLine};
 
 /// Levels that are drawn: what lies deeper is told by its number.
@@ -21,6 +21,9 @@ pub fn run(config: &Config, args: &ImagesArgs, output: Output) -> Result<()> {
     let mut nodes = nodes(list);
     if let Some(filter) = &args.filter {
         keep_related(&mut nodes, filter);
+        if nodes.is_empty() {
+            say(format!("no image has a name like {filter}"));
+        }
     }
     output.result(&Lineage { images: in_order(nodes) }, human)
 }
@@ -152,7 +155,7 @@ fn human(lineage: &Lineage) -> String {
         let kind = node.kind.and_then(|k| serde_json::to_value(k).ok());
         let kind = kind.as_ref().and_then(|k| k.as_str()).unwrap_or_default().to_owned();
         let created = node.created.map(time).unwrap_or_default();
-        let image = drawn + &node.image.short();
+        let image = drawn + &node.image.to_string();
         vec![image, refs, known(bytes(node.size)), known(bytes(node.stored)), created, kind]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
@@ -222,7 +225,7 @@ mod tests {
         assert_eq!(shown(all()), [(9, 0), (1, 0), (2, 1), (3, 1), (4, 2)]);
         let text = human(&Lineage { images: in_order(nodes(all())) });
         let line = |of: u8| {
-            let short = digest(of).short();
+            let short = digest(of).to_string();
             text.lines().find(|line| line.contains(&short)).unwrap().to_owned()
         };
         assert!(

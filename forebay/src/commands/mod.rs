@@ -25,6 +25,23 @@ use image::{Error, Kind, Result};
 use crate::config::Config;
 use crate::grid::Grid;
 
+/// The cause of errors of those who combine what cannot be combined.
+#[derive(Debug)]
+pub struct Misused;
+
+impl std::fmt::Display for Misused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("wrong usage")
+    }
+}
+
+impl std::error::Error for Misused {}
+
+/// An error of a command line that makes no sense, whatever there is. Seen by `main`, which ends with 64.
+pub fn usage(what: impl Into<String>) -> Error {
+    Error::caused(Kind::Invalid, what, Misused)
+}
+
 /// Runs a future to its end on a runtime of its own; Ctrl-C and SIGTERM end it early.
 pub fn block_on<T, E: From<Error>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     run_to_end(async {

@@ -8,11 +8,11 @@ use placement::Clock;
 use placement::retention::{Candidate, Decision, Policy, Verdict, decide};
 
 use super::images::matches;
-use super::with_grid;
+use super::{usage, with_grid};
 use crate::cli::PruneArgs;
 use crate::config::Config;
 use crate::grid::Grid;
-use crate::output::{Output, table, time};
+use crate::output::{Output, say, table, time};
 use crate::report::{PruneAction, PruneLine, PruneReport};
 
 /// Runs the command.
@@ -22,7 +22,7 @@ pub fn run(config: &Config, args: &PruneArgs, output: Output) -> Result<()> {
     if policy.is_empty() {
         let what = "no rule says what is to be kept: give one (--keep-last, --keep-daily, …), or name what is to \
                     go: `forebay rm REF …`";
-        return Err(Error::new(Kind::Invalid, what));
+        return Err(usage(what));
     }
     let (report, ended) = with_grid(config, |grid| async move {
         let list = grid.placement.images().await?;
@@ -36,6 +36,12 @@ pub fn run(config: &Config, args: &PruneArgs, output: Output) -> Result<()> {
         Ok((report, ended))
     })?;
     output.result(&report, human)?;
+    if report.names.is_empty() {
+        say(match args.filters.is_empty() {
+            true => "nothing to prune: no image has a name".to_owned(),
+            false => format!("nothing to prune: no name is like {}", args.filters.join(" or ")),
+        });
+    }
     ended
 }
 
@@ -126,7 +132,7 @@ fn human(report: &PruneReport) -> String {
     let head = ["REF", "IMAGE", "CREATED", "", "BY"].map(str::to_owned).to_vec();
     let rows = report.names.iter().map(|line| {
         let created = line.created.map(time).unwrap_or_default();
-        let (name, image) = (line.name.to_string(), line.image.short());
+        let (name, image) = (line.name.to_string(), line.image.to_string());
         vec![name, image, created, said(line.action).to_owned(), line.kept_by.join(", ")]
     });
     let text = table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
@@ -134,6 +140,7 @@ fn human(report: &PruneReport) -> String {
     let (all, removed) = (report.names.len(), count(PruneAction::Removed));
     match report.dry_run {
         true => text + &format!("{} of {all} names would go", count(PruneAction::ToRemove)),
+        false if removed == 0 => text + &format!("none of {all} names removed"),
         false => text + &format!("{removed} of {all} names removed; `forebay gc` frees the space"),
     }
 }

@@ -30,6 +30,9 @@ pub fn run(config: &Config, args: &RehearseArgs, output: Output) -> Result<()> {
         if let Some(filter) = &args.filter {
             record.rehearsals.retain(|rehearsal| matches(filter, &rehearsal.name));
         }
+        if record.rehearsals.is_empty() {
+            say("nothing was rehearsed yet");
+        }
         return output.result(&record, human_record);
     }
     if args.metrics {
@@ -69,7 +72,21 @@ fn once(config: &Config, args: &RehearseArgs, output: Output) -> Result<()> {
         Ok::<_, Error>((report, outcomes))
     })?;
     output.result(&report, human_run)?;
+    if let Some(why) = none_of(&report, args) {
+        say(why);
+    }
     worst(outcomes)
+}
+
+/// Why nothing was rehearsed, if nothing was.
+fn none_of(report: &RehearseReport, args: &RehearseArgs) -> Option<String> {
+    let why = match (report.rehearsals.len(), report.images, &args.filter) {
+        (0, 0, Some(filter)) => format!("no image has a name like {filter}"),
+        (0, 0, None) => "no image has a name".to_owned(),
+        (0, ..) => "none of the images is within the budget".to_owned(),
+        _ => return None,
+    };
+    Some(format!("nothing was rehearsed: {why}"))
 }
 
 /// What is wrong, if something is: of an image before anything else.
@@ -229,7 +246,7 @@ fn human_record(record: &Record) -> String {
     let head = ["REF", "IMAGE", "WHEN", "DATA", "PULL", "RATE", "BOOT", "OUTCOME"];
     let head = head.map(str::to_owned).to_vec();
     let rows = record.rehearsals.iter().map(|r| {
-        let mut row = vec![r.name.clone(), r.image.short(), time(r.at)];
+        let mut row = vec![r.name.clone(), r.image.to_string(), time(r.at)];
         let took = |millis| seconds(Duration::from_millis(millis));
         match (&r.restored, &r.error) {
             (Some(restored), _) => {

@@ -19,6 +19,8 @@ use crate::output::{Output, bytes, seconds, table};
 const MARKER: &str = "login:";
 const TIMEOUT: Duration = Duration::from_secs(300);
 const MEMORY_MIB: u64 = 1024;
+/// Characters of a verdict that are shown in a table.
+const VERDICT: usize = 160;
 /// More processors than this are not given to a machine, whatever its image wants.
 const MOST_CPUS: u32 = 4;
 
@@ -46,7 +48,7 @@ pub async fn restore(
     args: &RestoreArgs,
     output: Output,
 ) -> Result<Restored> {
-    let base = base(config, args);
+    let base = base(config, args)?;
     let scratch = tokio::task::spawn_blocking(move || Scratch::make(&base)).await;
     let scratch = scratch.map_err(|e| Error::io("making scratch space", e.into()))??;
     let options = pull::options(config, true)?;
@@ -90,10 +92,15 @@ async fn booted(
     boot(scratch, &test).await
 }
 
-fn base(config: &Config, args: &RestoreArgs) -> PathBuf {
+fn base(config: &Config, args: &RestoreArgs) -> Result<PathBuf> {
     match &args.scratch {
-        Some(dir) => dir.join("forebay-restore"),
-        None => config.data.join("restore"),
+        Some(dir) if !dir.is_dir() => {
+            let what =
+                format!("--scratch {}: there is no such directory: make it first", dir.display());
+            Err(Error::new(Kind::Gone, what))
+        }
+        Some(dir) => Ok(dir.join("forebay-restore")),
+        None => Ok(config.data.join("restore")),
     }
 }
 
@@ -171,18 +178,28 @@ fn row(part: &Part) -> Vec<String> {
     };
     let took = if part.tool.is_some() { millis(part.millis) } else { String::new() };
     let tool = part.tool.clone().unwrap_or_default();
-    vec![what, part.holds.clone(), bytes(part.bytes), tool, took, part.verdict.to_string()]
+    vec![what, part.holds.clone(), bytes(part.bytes), tool, took, short(&part.verdict.to_string())]
+}
+
+/// The beginning of a verdict; `--json` has all of it.
+fn short(verdict: &str) -> String {
+    match verdict.char_indices().nth(VERDICT) {
+        Some((end, _)) => format!("{}… (--json tells more)", &verdict[..end]),
+        None => verdict.to_owned(),
+    }
 }
 
 /// In a few words.
 pub fn summary(restored: &Restored) -> String {
     let damaged = restored.damaged().count();
-    let tools = restored.parts.iter().filter(|p| p.tool.is_some() && p.verdict.is_good()).count();
-    let mut said = vec![match tools {
-        0 => "no file system was checked".to_owned(),
-        1 => "1 file system is clean".to_owned(),
-        n => format!("{n} file systems are clean"),
-    }];
+    let checked = restored.parts.iter().filter(|p| p.tool.is_some());
+    let clean = checked.clone().filter(|p| p.verdict.is_good()).count();
+    let mut said: Vec<String> = match (clean, checked.count()) {
+        (0, 0) => vec!["no file system was checked".to_owned()],
+        (0, _) => Vec::new(),
+        (1, _) => vec!["1 file system is clean".to_owned()],
+        (n, _) => vec![format!("{n} file systems are clean")],
+    };
     let unknown = restored.not_checked();
     if unknown > 0 {
         said.push(format!("NOT CHECKED: {unknown}"));

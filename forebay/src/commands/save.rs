@@ -13,7 +13,7 @@ use super::node::{background_rate, daemon_client};
 use super::{import, run_to_end};
 use crate::cli::{ImportArgs, SaveArgs, SourceKind};
 use crate::config::Config;
-use crate::output::{Output, bytes, chunks, say, table};
+use crate::output::{Output, bytes, chunks, say, seconds, table, time};
 
 /// How often progress is asked for. The end of a capture is told at once.
 const TICK: Duration = Duration::from_millis(100);
@@ -33,6 +33,9 @@ pub fn run(config: &Config, args: SaveArgs, output: Output) -> Result<()> {
     let daemon = daemon_client(config);
     let capture = run_to_end(by_daemon(&daemon, &args, output))?;
     import::warn_of(capture.unread.as_ref(), &args.source);
+    if let Some(why) = &capture.not_frozen {
+        say(format!("warning: {}: its file systems did not hold still: {why}", args.source));
+    }
     output.result(&capture, human)
 }
 
@@ -151,22 +154,31 @@ fn lost(error: Error, args: &SaveArgs) -> Error {
 
 /// Captures, as people read them.
 pub fn rows(all: &[Capture]) -> String {
-    let head = ["ID", "STATE", "VOLUME", "REF", "READ", ""].map(str::to_owned).to_vec();
+    let head = ["ID", "STATE", "VOLUME", "REF", "TAKEN", "TOOK", "READ", "BY", "IMAGE"];
     let rows = all.iter().map(|c| {
-        let (state, p) = (serde_json::to_value(c.state).ok(), &c.progress);
-        let state = state.and_then(|s| Some(s.as_str()?.to_owned())).unwrap_or_default();
-        let read = format!("{} of {}", bytes(p.read), bytes(p.to_read));
-        let error = c.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
+        let p = &c.progress;
+        let took = c.took_ms.map(|ms| seconds(Duration::from_millis(ms)));
+        let ended = c.error.as_ref().map(|e| e.message.clone());
+        let image = c.image.map(|image| image.to_string());
         vec![
             c.id.to_string(),
-            state,
+            word(c.state),
             c.request.volume.clone(),
             c.request.name.to_string(),
-            read,
-            error,
+            c.taken.map(time).unwrap_or_default(),
+            took.unwrap_or_default(),
+            format!("{} of {}", bytes(p.read), bytes(p.to_read)),
+            c.truth.map(word).unwrap_or_default(),
+            ended.or(image).unwrap_or_default(),
         ]
     });
-    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    table(&std::iter::once(head.map(str::to_owned).to_vec()).chain(rows).collect::<Vec<_>>())
+}
+
+/// A state or a truth as JSON has it.
+fn word(of: impl serde::Serialize) -> String {
+    let value = serde_json::to_value(of).ok();
+    value.and_then(|value| Some(value.as_str()?.to_owned())).unwrap_or_default()
 }
 
 fn human(capture: &Capture) -> String {
