@@ -275,6 +275,12 @@ pub trait Backing: Send + Sync + fmt::Debug {
     /// `NotFound` if it leads nowhere.
     fn same_file(&self, path: &Path) -> io::Result<bool>;
 
+    /// As [`read_at`](Backing::read_at), of a file that fails: nothing around is read along, and nothing that could not
+    /// be read with it before is taken for an answer.
+    fn read_narrow(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
+
     /// Says that `range` will be read soon. A hint: nothing comes of it if it cannot be done.
     fn will_read(&self, _range: Range<u64>) {}
 }

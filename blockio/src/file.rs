@@ -121,10 +121,29 @@ impl BlockFile {
     ///
     /// What the system says.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_by(buf, offset, |buf, at| self.backing().read_at(buf, at))
+    }
+
+    /// As [`read_at`](Self::read_at), where that has failed, to find out exactly what cannot be read: the page cache reads
+    /// more than it is asked for, and all of that fails together.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn read_narrow_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_by(buf, offset, |buf, at| self.backing().read_narrow(buf, at))
+    }
+
+    fn read_by(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            match self.backing().read_at(&mut buf[done..], at) {
+            match read(&mut buf[done..], at) {
                 Ok(n) => {
                     done += n;
                     if n == 0 || self.ended(done) {

@@ -12,6 +12,9 @@ use rustix::io::Errno;
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 use crate::in_use;
 
+/// The page cache reads at most so much as one, in bytes: its largest folio, and a multiple.
+const FOLIO: u64 = 4 << 20;
+
 /// An open descriptor and what was learned about it when it was opened.
 #[derive(Debug)]
 pub(crate) struct OsFile {
@@ -306,6 +309,23 @@ impl Backing for OsFile {
                     && this.st_rdev == rdev
             }
         })
+    }
+
+    fn read_narrow(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let hint = |at, len, hint| {
+            if let Err(errno) = sys::fadvise(&self.fd, at, NonZeroU64::new(len), hint) {
+                tracing::trace!(%errno, "the page cache takes no advice");
+            }
+        };
+        // No read-ahead from now on, which makes large folios; and none of those that have failed as a whole.
+        hint(0, 0, sys::Advice::Random);
+        let start = offset - offset % FOLIO;
+        hint(
+            start,
+            (offset + buf.len() as u64 - start).next_multiple_of(FOLIO),
+            sys::Advice::DontNeed,
+        );
+        self.read_at(buf, offset)
     }
 
     fn will_read(&self, range: Range<u64>) {

@@ -80,7 +80,7 @@ fn by_block(disk: &dyn Disk, buf: &mut [u8], offset: u64, skipped: Option<&Skipp
     while at < end {
         let next = (at - at % BLOCK + BLOCK).min(end);
         let block = &mut buf[(at - offset) as usize..(next - offset) as usize];
-        match (disk.read(block, at), bad.as_mut()) {
+        match (disk.read_narrow(block, at), bad.as_mut()) {
             (Err(error), _) if !is_of_the_medium(&error) => return Err(error),
             (Err(_), Some((stretch, _))) => {
                 block.fill(0);

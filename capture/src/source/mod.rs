@@ -45,6 +45,16 @@ pub trait Disk: Send + Sync {
     /// What the medium or the format says, with the offset.
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
+    /// As [`read`](Disk::read), of a part that could not be read: what lies around it, and may be what cannot be read, is
+    /// not read with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Disk::read).
+    fn read_narrow(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read(buf, offset)
+    }
+
     /// What is read as a whole, however little of it is asked for (a compressed cluster), in bytes:
     /// a power of two, at most 4 MiB. Reads of multiples of it, aligned to it, are cheapest.
     fn granule(&self) -> usize {

@@ -40,11 +40,12 @@ impl Disk for RawDisk {
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let read = self.file.read_at(buf, offset).map_err(read_error)?;
-        // The range lay within the file when it was opened.
-        match read < buf.len() {
-            true => Err(resized(self.size, offset + read as u64)),
-            false => Ok(()),
-        }
+        self.has_read(offset, read, buf.len())
+    }
+
+    fn read_narrow(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let read = self.file.read_narrow_at(buf, offset).map_err(read_error)?;
+        self.has_read(offset, read, buf.len())
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -53,5 +54,15 @@ impl Disk for RawDisk {
 
     fn raw_file(&self) -> Option<&BlockFile> {
         Some(&self.file)
+    }
+}
+
+impl RawDisk {
+    fn has_read(&self, offset: u64, read: usize, wanted: usize) -> Result<()> {
+        // The range lay within the file when it was opened.
+        match read < wanted {
+            true => Err(resized(self.size, offset + read as u64)),
+            false => Ok(()),
+        }
     }
 }

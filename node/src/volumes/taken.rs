@@ -321,19 +321,11 @@ impl<G: Grid> Disk for Fixed<G> {
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let range = offset..offset + buf.len() as u64;
-        match &self.whole {
-            Some(file) => read_part(file, buf, offset, range.clone())?,
-            None => {
-                let asked = range.clone();
-                let files = move |here: Here, _| async move { here.volume.files_of(&asked).await };
-                for (file, part) in self.ask(move |here, point| files(here, point).boxed_local())? {
-                    read_part(&file, buf, offset, part)?;
-                }
-            }
-        }
-        let aside = self.aside.of(&range)?;
-        aside.into_iter().try_for_each(|part| read_part(self.aside.file(), buf, offset, part))
+        self.read_by(BlockFile::read_at, buf, offset)
+    }
+
+    fn read_narrow(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_by(BlockFile::read_narrow_at, buf, offset)
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -353,9 +345,40 @@ impl<G: Grid> Disk for Fixed<G> {
     }
 }
 
+/// A way to read a file: how much of it came.
+type Read = fn(&BlockFile, &mut [u8], u64) -> std::io::Result<usize>;
+
+impl<G: Grid> Fixed<G> {
+    fn read_by(&self, read: Read, buf: &mut [u8], offset: u64) -> Result<()> {
+        let range = offset..offset + buf.len() as u64;
+        match &self.whole {
+            Some(file) => read_part(read, file, buf, offset, range.clone())?,
+            None => {
+                let asked = range.clone();
+                let files = move |here: Here, _| async move { here.volume.files_of(&asked).await };
+                for (file, part) in self.ask(move |here, point| files(here, point).boxed_local())? {
+                    read_part(read, &file, buf, offset, part)?;
+                }
+            }
+        }
+        let aside = self.aside.of(&range)?;
+        aside.into_iter().try_for_each(|part| read_part(read, self.aside.file(), buf, offset, part))
+    }
+}
+
 /// Reads a part of what belongs at `offset`.
-fn read_part(file: &BlockFile, buf: &mut [u8], offset: u64, part: Range<u64>) -> Result<()> {
+fn read_part(
+    read: Read,
+    file: &BlockFile,
+    buf: &mut [u8],
+    offset: u64,
+    part: Range<u64>,
+) -> Result<()> {
     let within = (part.start - offset) as usize..(part.end - offset) as usize;
-    let read = file.read_exact_at(&mut buf[within], part.start);
-    read.map_err(|e| Error::io(format!("reading the volume at {}", part.start), e))
+    let failed = |e| Error::io(format!("reading the volume at {}", part.start), e);
+    let want = within.len();
+    match read(file, &mut buf[within], part.start).map_err(failed)? < want {
+        true => Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
+        false => Ok(()),
+    }
 }
