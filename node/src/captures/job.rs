@@ -207,7 +207,7 @@ impl<G: Saves> Work<G> {
     }
 
     async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Origin<G>) -> Result<Digest> {
-        said::check(&asked.record, taken.identity())?;
+        said::check(&asked.record, taken.is_fresh())?;
         let named = self.grid.current(&asked.name).await?;
         let expect = match named {
             None => Expect::Absent,

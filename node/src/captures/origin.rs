@@ -11,7 +11,7 @@ use api::capture::{RunningDisk, SaveVolume, Truth};
 use capture::Disk;
 use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{Digest, Error, Kind, Result};
-use volume_pool::{Captured, Identity, Since};
+use volume_pool::{Captured, Since};
 
 use super::Saves;
 use super::nbd::NbdDisk;
@@ -54,11 +54,12 @@ impl<G: Saves> Origin<G> {
         }
     }
 
-    /// What the volume says of itself.
-    pub(super) fn identity(&self) -> &Identity {
+    /// Whether no guest was ever shown it that could write to it.
+    pub(super) fn is_fresh(&self) -> bool {
         match self {
-            Self::Ours(taken) => &taken.identity,
-            Self::Qemu(fleeced) => &fleeced.identity,
+            Self::Ours(taken) => taken.identity.fresh,
+            Self::Qemu(fleeced) => fleeced.identity.fresh,
+            Self::Running(_) => false,
         }
     }
 

@@ -3,7 +3,6 @@
 use api::catalog::NewRecord;
 use image::record::{ImageKind, Unread};
 use image::{Digest, Error, Kind, Result};
-use volume_pool::Identity;
 
 use super::Saves;
 
@@ -15,9 +14,9 @@ pub(super) struct Made {
     pub(super) is_said: bool,
 }
 
-/// Refuses a kind that a volume is not.
-pub(super) fn check(said: &NewRecord, identity: &Identity) -> Result<()> {
-    if said.kind != Some(ImageKind::AsDeployed) || identity.fresh {
+/// Refuses a kind that a disk is not. A fresh one was never shown to a guest that could write to it.
+pub(super) fn check(said: &NewRecord, is_fresh: bool) -> Result<()> {
+    if said.kind != Some(ImageKind::AsDeployed) || is_fresh {
         return Ok(());
     }
     let what = "it is not as it was deployed: it was attached to be written to, or made by a version that did not note \
