@@ -18,6 +18,17 @@ pub struct Ancestor<S> {
     pub source: S,
 }
 
+impl<S> Ancestor<S> {
+    /// Where it, or a disk of `size` bytes that was made from it, ends within a chunk of the other: the offset of the
+    /// shorter one's last byte. The two have another chunk there, whether it was written to or not.
+    pub fn edge(&self, size: u64) -> Option<u64> {
+        let geometry = self.manifest.geometry();
+        let end = size.min(geometry.size());
+        let within = end > 0 && !end.is_multiple_of(geometry.chunk_len() as u64);
+        (size != geometry.size() && within).then(|| end - 1)
+    }
+}
+
 /// What may have changed on a disk.
 #[derive(Clone, Debug)]
 pub struct Changes<S> {
@@ -97,12 +108,8 @@ impl<'a, S> Changed<'a, S> {
                 let what = format!("image {} is cut in another way", manifest.identity());
                 return Err(Error::new(Kind::Invalid, what));
             }
-            // Where one of them ends within a chunk, that is another chunk in the other.
-            let sizes = [geometry.size(), manifest.geometry().size()];
-            let edge = sizes[0].min(sizes[1]);
-            if sizes[0] != sizes[1] && !edge.is_multiple_of(geometry.chunk_len() as u64) {
-                ranges.push(edge - 1..edge);
-            }
+            let edge = ancestor.and_then(|ancestor| ancestor.edge(geometry.size()));
+            ranges.extend(edge.map(|edge| edge..edge + 1));
         }
         let context = ReadContext { priority: Priority::Background, ..context };
         let taken = whole(ranges, geometry.chunk_len() as u64, geometry.size());

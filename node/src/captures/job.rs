@@ -310,8 +310,10 @@ impl<G: Saves> Work<G> {
         parent: Option<Digest>,
     ) -> Result<Imported> {
         let (ancestor, why) = self.truth(asked, taken, parent).await?;
+        let edge = ancestor.as_ref().zip(taken.size());
+        let edge = edge.and_then(|(ancestor, size)| ancestor.edge(size));
         let (truth, what) = match why {
-            None => (taken.truth(), Captured::Changed),
+            None => (taken.truth(), Captured::Changed { edge }),
             Some(_) => (Truth::FullRead, Captured::All),
         };
         taken.prepare(what).await?;

@@ -87,6 +87,14 @@ impl<G: Saves> Origin<G> {
         }
     }
 
+    /// The size of a volume, in bytes, whose point in time we fix.
+    pub(super) fn size(&self) -> Option<u64> {
+        match self {
+            Self::Ours(taken) => Some(taken.identity.size),
+            Self::Qemu(_) | Self::Running(_) => None,
+        }
+    }
+
     /// Sections of which all is read after a crash.
     pub(super) fn left_open(&self) -> u64 {
         match self {
@@ -127,9 +135,7 @@ impl<G: Saves> Origin<G> {
             match self {
                 Self::Ours(taken) => taken.fix(what).await.map(Some),
                 Self::Qemu(fleeced) => fleeced.fix().await.map(|()| None),
-                Self::Running(running) => {
-                    running.fix(what == Captured::Changed).await.map(|()| None)
-                }
+                Self::Running(running) => running.fix(what != Captured::All).await.map(|()| None),
             }
         };
         let late =
@@ -163,18 +169,18 @@ impl<G: Saves> Origin<G> {
                 let (disk, identity) = (fleeced.disk().await?, &fleeced.identity);
                 let mut ranges = match what {
                     Captured::All => Vec::new(),
-                    Captured::Changed => fleeced.changed_before().await?,
+                    Captured::Changed { .. } => fleeced.changed_before().await?,
                 };
-                if what == Captured::Changed {
+                if what != Captured::All {
                     ranges.extend(disk.dirty()?);
                 }
                 Ok(of_qemu(disk, what, ranges, identity.sector, identity.chunk_log2))
             }
             Self::Running(running) => {
-                let disk = running.disk(what == Captured::Changed).await?;
+                let disk = running.disk(what != Captured::All).await?;
                 let ranges = match what {
                     Captured::All => Vec::new(),
-                    Captured::Changed => disk.dirty()?,
+                    Captured::Changed { .. } => disk.dirty()?,
                 };
                 Ok(of_qemu(disk, what, ranges, running.sector, DEFAULT_CHUNK_LOG2))
             }
@@ -200,7 +206,7 @@ fn of_qemu(
 ) -> Fixed {
     let ranges = match what {
         Captured::All => std::iter::once(0..disk.size()).collect(),
-        Captured::Changed => capture::whole(changed, 1 << chunk_log2, disk.size()),
+        Captured::Changed { .. } => capture::whole(changed, 1 << chunk_log2, disk.size()),
     };
     Fixed { disk, ranges, sector, chunk_log2 }
 }

@@ -222,9 +222,9 @@ impl Node {
         sink: K,
         mut meanwhile: impl AsyncFnMut(),
     ) -> Result<Imported> {
-        self.volume.prepare_point(Captured::Changed).await?;
+        self.volume.prepare_point(Captured::Changed { edge: None }).await?;
         let scratch = self.shelf.scratch(NAME)?;
-        let point = self.volume.fix_point(Captured::Changed, scratch).await?;
+        let point = self.volume.fix_point(Captured::Changed { edge: None }, scratch).await?;
         let manifest = store.manifest(&ReadContext::default(), &self.since()).await?;
         let ancestor = Some(Ancestor { manifest, source: store.clone() });
         let changes = Changes { ranges: point.ranges(), ancestor };

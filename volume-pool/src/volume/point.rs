@@ -30,8 +30,12 @@ const ROUNDS: usize = 4;
 /// What a capture reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Captured {
-    /// What has changed since the last one: see [`Volume::since`].
-    Changed,
+    /// What has changed since the last one, see [`Volume::since`], and the chunk in which this byte lies: where an image
+    /// of another size ends within a chunk, that chunk is another one, whether it was written to or not.
+    Changed {
+        /// The last byte of the shorter of the two.
+        edge: Option<u64>,
+    },
     /// All.
     All,
 }
@@ -273,7 +277,10 @@ impl Volume {
         let mut chunks = Bits::new(layout.chunks());
         match what {
             Captured::All => drop(chunks.set(0..layout.chunks())),
-            Captured::Changed => {
+            Captured::Changed { edge } => {
+                if let Some(edge) = edge.filter(|edge| *edge < layout.size()) {
+                    chunks.set(layout.chunks_of(&(edge..edge + 1)));
+                }
                 for blocks in runs_of(&maps.changed, 0..layout.blocks()) {
                     let end = (blocks.end * BLOCK).min(layout.size());
                     chunks.set(layout.chunks_of(&(blocks.start * BLOCK..end)));
@@ -398,7 +405,7 @@ impl Volume {
 
     /// What has changed since the last capture, in bytes: whole chunks, in rising order.
     pub fn changed_ranges(&self) -> Vec<Range<u64>> {
-        ranges_of(&self.layout.get(), &self.to_capture(Captured::Changed))
+        ranges_of(&self.layout.get(), &self.to_capture(Captured::Changed { edge: None }))
     }
 
     /// The same of a capture that somebody else has fixed, while nothing is written to the volume through us: all that

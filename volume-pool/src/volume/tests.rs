@@ -324,7 +324,7 @@ impl Captures {
     }
 
     async fn fix(&self, rig: &Rig, scratch: BlockFile, all: bool) {
-        let what = if all { Captured::All } else { Captured::Changed };
+        let what = if all { Captured::All } else { Captured::Changed { edge: None } };
         let prepared = rig.volume.prepare_point(what).await;
         let fixed = match prepared {
             Ok(()) => rig.volume.fix_point(what, scratch).await,
@@ -595,7 +595,7 @@ fn a_point_in_time_is_fixed_when_no_write_is_under_way() {
             assert!(futures::poll!(&mut write).is_pending());
             tokio::task::yield_now().await;
         }
-        let mut fix = Box::pin(rig.volume.fix_point(Captured::Changed, scratch()));
+        let mut fix = Box::pin(rig.volume.fix_point(Captured::Changed { edge: None }, scratch()));
         assert!(futures::poll!(&mut fix).is_pending(), "a write is under way");
         let mut later = Box::pin(rig.write(0..CHUNK, 2));
         assert!(futures::poll!(&mut later).is_pending(), "a point in time is being fixed");
@@ -604,11 +604,28 @@ fn a_point_in_time_is_fixed_when_no_write_is_under_way() {
         later.await.unwrap();
         assert_eq!(point.ranges(), std::slice::from_ref(&(0..CHUNK)));
         assert_eq!(tags_then(&rig, &point, 0..CHUNK).await, [1; (CHUNK / SECTOR) as usize]);
-        let second = rig.volume.fix_point(Captured::Changed, scratch()).await;
+        let second = rig.volume.fix_point(Captured::Changed { edge: None }, scratch()).await;
         assert_eq!(second.unwrap_err().kind(), Kind::Conflict);
         assert_eq!(rig.volume.grow(2 * VOLUME).await.unwrap_err().kind(), Kind::Conflict);
         rig.volume.not_captured();
         rig.volume.grow(2 * VOLUME).await.unwrap();
+    });
+}
+
+#[test]
+fn where_an_image_of_another_size_ends_within_a_chunk_that_is_of_the_point_in_time_too() {
+    on_one_core(async {
+        let disk = fresh_disk();
+        let rig = Rig::on(&disk.fs()).unwrap();
+        rig.write(0..2 * CHUNK, 1).await.unwrap();
+        rig.volume.captured_past_us(&Digest::of_chunk(b"image")).await.unwrap();
+        let scratch = shelf(&disk.fs()).scratch("v").unwrap();
+        let what = Captured::Changed { edge: Some(CHUNK + SECTOR - 1) };
+        let point = rig.volume.fix_point(what, scratch).await.unwrap();
+        assert_eq!(point.ranges(), std::slice::from_ref(&(CHUNK..2 * CHUNK)));
+        rig.write(CHUNK..2 * CHUNK, 2).await.unwrap();
+        let then = tags_then(&rig, &point, CHUNK..2 * CHUNK).await;
+        assert_eq!(then, [1; (CHUNK / SECTOR) as usize]);
     });
 }
 
@@ -622,7 +639,7 @@ fn a_disk_too_full_for_what_is_put_aside_fails_the_capture_and_not_the_guest() {
             rig.write(0..2 * CHUNK, tag).await.unwrap();
         }
         let scratch = shelf(&fs).scratch("v").unwrap();
-        let point = rig.volume.fix_point(Captured::Changed, scratch).await.unwrap();
+        let point = rig.volume.fix_point(Captured::Changed { edge: None }, scratch).await.unwrap();
         rig.write(0..CHUNK, 3).await.unwrap();
         assert_eq!(tags_then(&rig, &point, 0..CHUNK).await, [2; (CHUNK / SECTOR) as usize]);
         plan.fail(FaultOp::Write, 1, Fault::Full);

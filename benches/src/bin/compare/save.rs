@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use blockio::{BlockFile, OpenMode};
 use image::{Digest, Domain, Encoder, is_zero};
 use serde_json::Value;
 
@@ -39,7 +40,8 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
 
 fn nothing_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path) {
     let gib = file.metadata().unwrap().len() as f64 / f64::from(1 << 30);
-    let (mut by_map, mut full, mut limit) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut by_map, mut full, mut limit, mut data) = (vec![], vec![], vec![], vec![]);
+    let (all, no_holes) = (chunks_of(file, false), chunks_of(file, true));
     for _ in 0..setup.runs {
         settle();
         by_map.push(timed(|| {
@@ -49,7 +51,8 @@ fn nothing_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path) {
                 (&"changed-map".into(), &0.into())
             );
         }));
-        limit.push(timed(|| read_and_hash(file)));
+        limit.push(timed(|| read_and_hash(file, &all)));
+        data.push(timed(|| read_and_hash(file, &no_holes)));
         full.push(timed(|| drop(node.save(&["v", "saved:0", "--all"]))));
     }
     let allowed = 0.1 + 0.001 * gib;
@@ -57,9 +60,25 @@ fn nothing_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path) {
     let what =
         "a capture when nothing has changed, by the map, beside 100 ms and 1 ms for each GiB";
     bars.add(what, millis(median(by_map)), millis(allowed), ratio, Bound::AtMost(1.0));
-    let ratio = median(full.iter().zip(&limit).map(|(a, b)| a / b).collect());
+    let beside = |limit: &[f64]| median(full.iter().zip(limit).map(|(a, b)| a / b).collect());
+    let (to_all, to_data, took) = (beside(&limit), beside(&data), median(full.clone()));
     let what = "… when all is read, beside reading it and BLAKE3 on all cores";
-    bars.add(what, seconds(median(full)), seconds(median(limit)), ratio, Bound::AtMost(1.1));
+    bars.add(what, seconds(took), seconds(median(limit)), to_all, Bound::AtMost(1.1));
+    let what = "… beside the same of what is not hole";
+    bars.add(what, seconds(took), seconds(median(data)), to_data, Bound::Told);
+}
+
+/// Where the chunks of a file begin, those that are nothing but hole left out or not.
+fn chunks_of(path: &Path, no_holes: bool) -> Vec<u64> {
+    let file = BlockFile::open(path, OpenMode::read()).unwrap();
+    let size = file.size().unwrap();
+    let all = (0..size).step_by(CHUNK as usize);
+    match no_holes {
+        false => all.collect(),
+        true => all
+            .filter(|at| file.data_extents(*at..(at + CHUNK).min(size)).next().is_some())
+            .collect(),
+    }
 }
 
 fn some_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path, socket: &str) {
@@ -81,18 +100,13 @@ fn some_changed(setup: &Setup, bars: &mut Bars, node: &Node, file: &Path, socket
 }
 
 /// What no capture that reads all can do without.
-fn read_and_hash(path: &Path) {
-    let file = File::open(path).unwrap();
-    let (next, size) = (AtomicU64::new(0), file.metadata().unwrap().len());
+fn read_and_hash(path: &Path, chunks: &[u64]) {
+    let (file, next) = (File::open(path).unwrap(), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..CORES {
             scope.spawn(|| {
                 let mut chunk = vec![0; CHUNK as usize];
-                loop {
-                    let at = next.fetch_add(CHUNK, Ordering::Relaxed);
-                    if at >= size {
-                        return;
-                    }
+                while let Some(at) = chunks.get(next.fetch_add(1, Ordering::Relaxed)).copied() {
                     file.read_exact_at(&mut chunk, at).unwrap();
                     if !is_zero(&chunk) {
                         std::hint::black_box(Digest::of_chunk(&chunk));
