@@ -4,7 +4,7 @@
 //! [`import`] reads it once, and [`save`] only what may have changed since another image was made of it; they hand it, section by section, to an
 //! [`ImageSink`](image::ImageSink): the receiver beside it, or a push across the network.
 //!
-//! [`mend`] gives a store back what it has lost of an image.
+//! [`mend()`] gives a store back what it has lost of an image.
 //!
 //! Reading order: [`mod@format`] → [`source`] → [`pipeline`].
 
