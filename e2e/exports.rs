@@ -122,7 +122,7 @@ fn what_cannot_be_is_refused_and_nothing_is_left_behind() {
     fails(&["d:1", "--to", &at("disk")], 65, &["out/disk", "--format raw, qcow2 or vmdk"]);
     fails(&["d:1", "--to", &at("disk.vdi")], 65, &["disk.vdi", "--format"]);
     fails(&["d:1", "--to", "-"], 65, &["--format raw or vmdk"]);
-    fails(&["d:1", "--to", "-", "--format", "qcow2"], 65, &["name a file"]);
+    fails(&["d:1", "--to", "-", "--format", "qcow2"], 64, &["name a file"]);
     fails(&["d:1", "--to", &at("d.raw"), "--compress"], 65, &["--compress", "qcow2"]);
     fails(&["d:1", "--to", &at("d.vmdk"), "--compress=zstd"], 65, &["--compress"]);
     fails(&["d:1", "--to", &at("no/such/d.raw")], 66, &["no/such", "mkdir"]);
