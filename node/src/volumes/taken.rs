@@ -361,8 +361,9 @@ impl<G: Grid> Fixed<G> {
                 }
             }
         }
-        let aside = self.aside.of(&range)?;
-        aside.into_iter().try_for_each(|part| read_part(read, self.aside.file(), buf, offset, part))
+        self.aside.read_over(buf, offset)?;
+        self.aside.spill();
+        Ok(())
     }
 }
 

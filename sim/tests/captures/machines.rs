@@ -311,13 +311,13 @@ impl Disk for Then {
             let within = (part.start - offset) as usize..(part.end - offset) as usize;
             file.read_exact_at(&mut buf[within], part.start).map_err(|e| Error::io("volume", e))
         };
-        let of = range.clone();
         let files = self.ask(move |volume, _| {
-            volume.files_of(&of).now_or_never().expect("all of the volume is here")
+            volume.files_of(&range).now_or_never().expect("all of the volume is here")
         })?;
         files.into_iter().try_for_each(|(file, part)| read(&file, part))?;
-        let aside = self.aside.of(&range)?;
-        aside.into_iter().try_for_each(|part| read(self.aside.file(), part))
+        self.aside.read_over(buf, offset)?;
+        self.aside.spill();
+        Ok(())
     }
 
     fn check_unchanged(&self) -> Result<()> {

@@ -19,6 +19,7 @@
 //! - what was written before a flush that has returned is there, as it was or as written later;
 //! - a section in which anything was written since `changed` was last written down has its `intent` set.
 
+mod aside;
 mod base;
 mod close;
 mod fill;
@@ -51,7 +52,8 @@ use together::Together;
 use traffic::Traffic;
 use wanted::Wanted;
 
-pub use point::{Aside, Captured, PointInTime};
+pub use aside::Aside;
+pub use point::{Captured, PointInTime};
 pub use read::Piece;
 pub use scrub::{Original, Verdict};
 

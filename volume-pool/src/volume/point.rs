@@ -12,12 +12,13 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use blockio::BlockFile;
 use image::{Digest, Error, Kind, Result};
 use tokio::sync::Notify;
 
+use super::aside::{Aside, Known};
 use super::{Volume, io};
 use crate::layout::{BLOCK, Layout};
 use crate::maps::Bits;
@@ -52,69 +53,6 @@ pub struct PointInTime {
     /// Blocks on their way there.
     moving: RefCell<Vec<Range<u64>>>,
     moved: Notify,
-}
-
-/// What was put aside. The volume's core tells of it, and threads that read the point in time ask.
-///
-/// A block is told of before the write that overwrites it is begun. So whoever reads the data file *first* and asks
-/// then learns of every block that may have been overwritten under its read.
-#[derive(Debug)]
-pub struct Aside {
-    layout: Layout,
-    /// As long as the volume; holds what was put aside, at its place.
-    file: BlockFile,
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    /// Blocks that lie in the file as they were.
-    blocks: Bits,
-    failed: Option<Error>,
-}
-
-impl Aside {
-    fn new(layout: Layout, file: BlockFile) -> Self {
-        let kept = Kept { blocks: Bits::new(layout.blocks()), failed: None };
-        Self { layout, file, kept: Mutex::new(kept) }
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        // Whoever panicked with it had set bits, or none.
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The parts of a range that lie in [`file`](Self::file) as they were, in rising order. What is read of them
-    /// elsewhere *before* this is asked may be what the guest has written since.
-    ///
-    /// # Errors
-    ///
-    /// If something could not be put aside: then nobody knows any more what was there.
-    pub fn of(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>> {
-        let kept = self.kept();
-        if let Some(error) = &kept.failed {
-            return Err(error.clone());
-        }
-        let parts = runs_of(&kept.blocks, self.layout.blocks_of(range))
-            .map(|run| (run.start * BLOCK).max(range.start)..(run.end * BLOCK).min(range.end));
-        Ok(parts.collect())
-    }
-
-    /// Holds what was put aside.
-    pub fn file(&self) -> &BlockFile {
-        &self.file
-    }
-
-    /// Nobody can read it any more; the room that it takes is given back at once, for the guest may wait for some.
-    fn fail(&self, error: Error) {
-        let mut kept = self.kept();
-        if kept.failed.is_none() {
-            kept.failed = Some(error);
-            if let Err(error) = self.file.set_len(0) {
-                tracing::warn!(%error, "what was kept for a capture is not given back");
-            }
-        }
-    }
 }
 
 /// Blocks on their way aside, until dropped. If that is before they have arrived the point in time is lost: they may
@@ -164,24 +102,22 @@ impl PointInTime {
     }
 
     /// Whether a block is to be kept as it was, and was not put aside.
-    fn wants(&self, kept: &Kept, block: u64) -> bool {
+    fn wants(&self, known: &Known<'_>, block: u64) -> bool {
         let at = block * BLOCK;
         let chunks = self.layout.chunks_of(&(at..at + 1));
-        self.chunks.all(chunks.clone())
-            && !self.done.borrow().all(chunks)
-            && !kept.blocks.all(block..block + 1)
+        self.chunks.all(chunks.clone()) && !self.done.borrow().all(chunks) && !known.has(block)
     }
 
     /// The first blocks of a range that are to be kept, and were not put aside.
     fn wanted(&self, blocks: Range<u64>) -> Option<Range<u64>> {
-        let kept = self.aside.kept();
-        if kept.failed.is_some() {
+        let known = self.aside.known();
+        if known.has_failed() {
             return None;
         }
         let blocks = blocks.start..blocks.end.min(self.layout.blocks());
-        let start = blocks.clone().find(|block| self.wants(&kept, *block))?;
+        let start = blocks.clone().find(|block| self.wants(&known, *block))?;
         let end =
-            (start..blocks.end).find(|block| !self.wants(&kept, *block)).unwrap_or(blocks.end);
+            (start..blocks.end).find(|block| !self.wants(&known, *block)).unwrap_or(blocks.end);
         Some(start..end)
     }
 
@@ -204,7 +140,7 @@ fn ranges_of(layout: &Layout, chunks: &Bits) -> Vec<Range<u64>> {
 }
 
 /// The stretches of set bits.
-fn runs_of(bits: &Bits, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn runs_of(bits: &Bits, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
     std::iter::from_fn(move || {
         let start = bits.next_set(at, range.end)?;
@@ -247,7 +183,7 @@ impl Volume {
         // What was given up in the middle may still be on its way to the disk.
         self.engine.settle().await;
         let layout = self.layout.get();
-        file.set_len(layout.size()).map_err(io)?;
+        let aside = Arc::new(Aside::new(layout, file)?);
         let chunks = self.to_capture(what);
         let mut maps = self.maps.borrow_mut();
         let changed = std::mem::replace(&mut maps.changed, Bits::new(layout.blocks()));
@@ -255,7 +191,7 @@ impl Volume {
         let point = Rc::new(PointInTime {
             layout,
             done: RefCell::new(Bits::new(chunks.len())),
-            aside: Arc::new(Aside::new(layout, file)),
+            aside,
             chunks,
             moving: RefCell::default(),
             moved: Notify::new(),
@@ -366,24 +302,34 @@ impl Volume {
                 Next::Done => return,
                 Next::Wait => moved.await,
                 Next::Move(mut moving) => {
-                    let copied = self.copy_aside(&point, &moving.blocks).await;
+                    let kept = self.keep(&point.aside, &moving.blocks).await;
                     moving.arrived = true;
-                    match copied {
-                        Ok(()) => drop(point.aside.kept().blocks.set(moving.blocks.clone())),
-                        Err(error) => {
-                            point.aside.fail(error.at("keeping what the guest overwrites"))
-                        }
+                    if let Err(error) = kept {
+                        point.aside.fail(error.at("keeping what the guest overwrites"));
                     }
                 }
             }
         }
     }
 
-    async fn copy_aside(&self, point: &PointInTime, blocks: &Range<u64>) -> Result<()> {
-        let range = blocks.start * BLOCK..(blocks.end * BLOCK).min(point.size());
-        for (file, part) in self.files_of(&range).await? {
-            self.engine.copy_range(&point.aside.file, &file, part).await.map_err(io)?;
+    /// Keeps blocks as they are, in memory if there is room.
+    async fn keep(&self, aside: &Aside, blocks: &Range<u64>) -> Result<()> {
+        let range = blocks.start * BLOCK..(blocks.end * BLOCK).min(self.layout.get().size());
+        let files = self.files_of(&range).await?;
+        let room = aside.room((range.end - range.start) as usize);
+        if let ([(file, part)], Some(buf)) = (&files[..], room) {
+            let len = buf.len();
+            let (read, buf) = self.engine.read_at(file, buf, part.start).await;
+            if read.map_err(io)? < len {
+                return Err(io(io::ErrorKind::UnexpectedEof.into()));
+            }
+            aside.hold(blocks.clone(), buf);
+            return Ok(());
         }
+        for (file, part) in files {
+            self.engine.copy_range(aside.file(), &file, part).await.map_err(io)?;
+        }
+        aside.copied(blocks.clone());
         Ok(())
     }
 
