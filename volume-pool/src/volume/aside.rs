@@ -5,8 +5,8 @@
 //! guest's write ─▶ what it overwrites is read ─▶ memory, while there is room ── spill ──▶ file
 //!                                                  └─ else it is copied to the file at once ─▲
 //! ```
-//! A 4 KiB write waits 40 µs for a read that the page cache answers. Copying to a file took it to another thread and back,
-//! and in one of a hundred cases 2 ms (`compare save-beside`).
+//! A write waits for a read that the page cache answers. Copying to a file first took it to another thread and back: the p99
+//! of a guest's paced writes was 2.75 times what it is without a capture, and is 1.69 times that (`compare save-beside`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
