@@ -1,6 +1,7 @@
 //! A Debian that is saved while it runs, twice and once more; its images pulled, checked and booted. Needs what
 //! [`crate::real`] needs.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ use crate::real::{guest, must, wanted};
 struct Debian {
     qemu: Child,
     agent: PathBuf,
+    /// Questions so far.
+    asked: Cell<u64>,
 }
 
 impl Drop for Debian {
@@ -50,18 +53,23 @@ impl Debian {
             .stderr(Stdio::null())
             .spawn()
             .expect("QEMU");
-        Self { qemu, agent }
+        Self { qemu, agent, asked: Cell::new(0) }
     }
 
-    /// What the agent answers; it has one client at a time.
+    /// What the agent answers; it has one client at a time. One that has just started answers what it was asked before
+    /// by others, too: what comes before the answer with our number is not ours.
     fn ask(&self, command: &str, arguments: &Value) -> Option<Value> {
-        let mut stream = UnixStream::connect(&self.agent).ok()?;
+        let number = self.asked.get() + 1;
+        self.asked.set(number);
+        let stream = UnixStream::connect(&self.agent).ok()?;
         stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).ok()?;
-        let asked = json!({ "execute": command, "arguments": arguments });
-        stream.write_all(format!("{asked}\n").as_bytes()).ok()?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).ok()?;
-        serde_json::from_str::<Value>(&line).ok()?.get("return").cloned()
+        let mut answers = BufReader::new(stream.try_clone().ok()?).lines();
+        let mut answer = || serde_json::from_str::<Value>(&answers.next()?.ok()?).ok();
+        let say = |what: &Value| (&stream).write_all(format!("{what}\n").as_bytes()).ok();
+        say(&json!({ "execute": "guest-sync", "arguments": { "id": number } }))?;
+        while answer()?["return"] != number {}
+        say(&json!({ "execute": command, "arguments": arguments }))?;
+        answer()?.get("return").cloned()
     }
 
     fn wait_for_agent(&mut self) {
