@@ -166,6 +166,8 @@ fn real_guests_start_before_their_disks_arrive_whatever_dies_meanwhile() {
     for machine in &mut machines {
         machine.says("systemd[1]");
     }
+    let here = ["nbd", "vhost"].map(|name| nodes[0].is_plain(name));
+    assert_eq!(here, [false, false], "the guests run before their disks are here");
     for node in &mut nodes {
         node.daemon.take().unwrap().kill();
     }

@@ -281,6 +281,12 @@ pub trait Backing: Send + Sync + fmt::Debug {
         self.read_at(buf, offset)
     }
 
+    /// As [`read_at`](Backing::read_at), of what will not be read again soon: it does not take the place of anything in
+    /// the page cache, where the system can do that.
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
+
     /// Says that `range` will be read soon. A hint: nothing comes of it if it cannot be done.
     fn will_read(&self, _range: Range<u64>) {}
 }

@@ -134,6 +134,17 @@ impl BlockFile {
         self.read_by(buf, offset, |buf, at| self.backing().read_narrow(buf, at))
     }
 
+    /// As [`read_at`](Self::read_at), of what will not be read again soon: what is in the page cache stays there, and
+    /// nothing is added, where the system can do that (Linux 6.14). Of a disk that is not in the cache it takes a quarter
+    /// of the processor's time (`compare save-beside`): no page is made room for.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn read_once_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_by(buf, offset, |buf, at| self.backing().read_once(buf, at))
+    }
+
     fn read_by(
         &self,
         buf: &mut [u8],

@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self as sys, AtFlags, FallocateFlags, FileType, OFlags, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
 use crate::in_use;
 
 /// The page cache reads at most so much as one, in bytes: its largest folio, and a multiple.
 const FOLIO: u64 = 4 << 20;
+/// `RWF_DONTCACHE` of `preadv2(2)`, which rustix does not know yet.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// An open descriptor and what was learned about it when it was opened.
 #[derive(Debug)]
@@ -309,6 +311,14 @@ impl Backing for OsFile {
                     && this.st_rdev == rdev
             }
         })
+    }
+
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        match preadv2(&self.fd, &mut [IoSliceMut::new(buf)], offset, DONT_CACHE) {
+            // Before Linux 6.14, and of file systems that have not learnt it.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.read_at(buf, offset),
+            read => Ok(read?),
+        }
     }
 
     fn read_narrow(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -100,6 +100,19 @@ fn the_end_of_a_file() {
 }
 
 #[test]
+fn what_is_read_once_is_the_same() {
+    on_both(|fs, dir| {
+        let file = fs.open(dir.join("f"), OpenMode::create()).unwrap();
+        file.write_all_at(&[7; 9000], 100).unwrap();
+        let mut buf = [1; 9000];
+        assert_eq!(file.read_once_at(&mut buf, 90).unwrap(), 9000);
+        assert!(buf[..10] == [0; 10] && buf[10..] == [7; 8990]);
+        assert_eq!(file.read_once_at(&mut buf, 9000).unwrap(), 100);
+        assert_eq!(file.read_once_at(&mut buf, 9100).unwrap(), 0);
+    });
+}
+
+#[test]
 fn holes_zeros_and_extents() {
     on_both(|fs, dir| {
         let file = fs.open(dir.join("f"), OpenMode::create()).unwrap();

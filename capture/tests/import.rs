@@ -59,6 +59,9 @@ proptest! {
         let from_stream = stream(disk.clone(), &SourceOptions::default()).unwrap();
         let from_stream = assert_imports(from_stream, &disk, chunk_log2);
         prop_assert_eq!(from_file.image, from_stream.image);
+        let behind = ImportOptions { chunk_log2, background: true, ..ImportOptions::default() };
+        let behind = run(import(open(&path), &MemorySink::default(), behind)).unwrap();
+        prop_assert_eq!((from_file.image, from_file.stats.data), (behind.image, behind.stats.data));
     }
 }
 

@@ -49,7 +49,8 @@ pub(super) fn run(
     let mut cutter = Cutter { shared, current: None, sections: 0 };
     let size = match content {
         Content::Disk(disk) => {
-            let file = disk.raw_file().cloned();
+            // In bulk is a burst, which guests feel.
+            let file = disk.raw_file().filter(|_| !shared.background).cloned();
             match file {
                 Some(file) => read_raw(&mut cutter, &disk, &file, ranges, engine),
                 None => walk(&mut cutter, &disk, ranges),

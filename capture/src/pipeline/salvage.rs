@@ -51,14 +51,18 @@ impl Skipped {
     }
 }
 
+/// A way to read a disk.
+pub(super) type Read = fn(&dyn Disk, &mut [u8], u64) -> Result<()>;
+
 /// Fills `buf` from `offset`. What cannot be read is skipped if there is somewhere to note it.
 pub(super) fn read(
+    by: Read,
     disk: &dyn Disk,
     buf: &mut [u8],
     offset: u64,
     skipped: Option<&Skipped>,
 ) -> Result<()> {
-    match disk.read(buf, offset) {
+    match by(disk, buf, offset) {
         Err(error) if is_of_the_medium(&error) => by_block(disk, buf, offset, skipped),
         Err(error) if error.kind() == Kind::Io => {
             Err(error.at(format!("{} bytes at {offset} cannot be read", buf.len())))

@@ -55,6 +55,15 @@ pub trait Disk: Send + Sync {
         self.read(buf, offset)
     }
 
+    /// As [`read`](Disk::read), for somebody who gives way to others: they keep the page cache.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Disk::read).
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read(buf, offset)
+    }
+
     /// What is read as a whole, however little of it is asked for (a compressed cluster), in bytes:
     /// a power of two, at most 4 MiB. Reads of multiples of it, aligned to it, are cheapest.
     fn granule(&self) -> usize {

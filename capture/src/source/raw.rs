@@ -48,6 +48,11 @@ impl Disk for RawDisk {
         self.has_read(offset, read, buf.len())
     }
 
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let read = self.file.read_once_at(buf, offset).map_err(read_error)?;
+        self.has_read(offset, read, buf.len())
+    }
+
     fn check_unchanged(&self) -> Result<()> {
         self.fingerprint.check()
     }

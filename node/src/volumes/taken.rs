@@ -328,8 +328,12 @@ impl<G: Grid> Disk for Fixed<G> {
         self.read_by(BlockFile::read_narrow_at, buf, offset)
     }
 
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_by(BlockFile::read_once_at, buf, offset)
+    }
+
     fn check_unchanged(&self) -> Result<()> {
-        self.aside.of(&(0..self.size)).map(drop)
+        self.aside.check()
     }
 
     fn stored(&self, range: Range<u64>) {

@@ -25,6 +25,7 @@ mod close;
 mod fill;
 mod flush;
 mod intent;
+mod marks;
 mod point;
 mod read;
 mod resize;

@@ -18,7 +18,7 @@ use blockio::BlockFile;
 use image::{Digest, Error, Kind, Result};
 use tokio::sync::Notify;
 
-use super::aside::{Aside, Known};
+use super::aside::Aside;
 use super::{Volume, io};
 use crate::layout::{BLOCK, Layout};
 use crate::maps::Bits;
@@ -102,22 +102,20 @@ impl PointInTime {
     }
 
     /// Whether a block is to be kept as it was, and was not put aside.
-    fn wants(&self, known: &Known<'_>, block: u64) -> bool {
+    fn wants(&self, block: u64) -> bool {
         let at = block * BLOCK;
         let chunks = self.layout.chunks_of(&(at..at + 1));
-        self.chunks.all(chunks.clone()) && !self.done.borrow().all(chunks) && !known.has(block)
+        self.chunks.all(chunks.clone()) && !self.done.borrow().all(chunks) && !self.aside.has(block)
     }
 
     /// The first blocks of a range that are to be kept, and were not put aside.
     fn wanted(&self, blocks: Range<u64>) -> Option<Range<u64>> {
-        let known = self.aside.known();
-        if known.has_failed() {
+        if self.aside.has_failed() {
             return None;
         }
         let blocks = blocks.start..blocks.end.min(self.layout.blocks());
-        let start = blocks.clone().find(|block| self.wants(&known, *block))?;
-        let end =
-            (start..blocks.end).find(|block| !self.wants(&known, *block)).unwrap_or(blocks.end);
+        let start = blocks.clone().find(|block| self.wants(*block))?;
+        let end = (start..blocks.end).find(|block| !self.wants(*block)).unwrap_or(blocks.end);
         Some(start..end)
     }
 
@@ -140,7 +138,7 @@ fn ranges_of(layout: &Layout, chunks: &Bits) -> Vec<Range<u64>> {
 }
 
 /// The stretches of set bits.
-pub(super) fn runs_of(bits: &Bits, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+fn runs_of(bits: &Bits, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
     std::iter::from_fn(move || {
         let start = bits.next_set(at, range.end)?;
