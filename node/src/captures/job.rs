@@ -2,50 +2,31 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
-use api::capture::{Capture, CaptureProgress, CaptureState, SaveVolume, Truth};
+use api::capture::{SaveVolume, Truth};
 use api::catalog::{Expect, MoveRef};
-use capture::{
-    Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Progress, Skipped, Stored,
-};
-use image::error::At;
+use capture::{Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Skipped, Stored};
 use image::{ChunkSource, Digest, Error, Kind, ReadContext, Result};
-use tokio::sync::Notify;
 use volume_pool::{Captured, Since};
 
 use super::Saves;
 use super::dialled::Dialled;
 use super::origin::{Fixed, Origin};
 use super::said::{self, Made};
+use super::told::Told;
 use super::totals::Totals;
 use crate::patience::Patience;
 use crate::rate::{Rate, RealTime};
 use crate::volumes::{LazySource, Volumes};
-
-const UNPOISONED: &str = "no panics while locked";
 
 /// How long a grid that is away is waited for in between.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// How long all in all, while nothing more is stored.
 const PATIENCE: Duration = Duration::from_secs(3600);
-
-/// What is known of a capture, for who watches, and the way to end it.
-pub(super) struct Told {
-    now: Mutex<Capture>,
-    /// What is to be read.
-    ranges: OnceLock<Vec<Range<u64>>>,
-    progress: Arc<Progress>,
-    /// When its turn came.
-    began: OnceLock<Instant>,
-    cancelled: Notify,
-    /// It has changed its state.
-    changed: Notify,
-}
 
 /// What a capture needs.
 pub(super) struct Work<G> {
@@ -71,111 +52,13 @@ struct Tries<'a> {
     skipped: Option<Arc<Skipped>>,
 }
 
-impl Told {
-    pub(super) fn new(id: u64, request: SaveVolume) -> Self {
-        let now = Capture {
-            id,
-            request,
-            state: CaptureState::Queued,
-            truth: None,
-            why: None,
-            parent: None,
-            progress: CaptureProgress::default(),
-            taken: None,
-            frozen_ms: None,
-            not_frozen: None,
-            unread: None,
-            waits: 0,
-            took_ms: None,
-            image: None,
-            trouble: None,
-            error: None,
-        };
-        Self {
-            now: Mutex::new(now),
-            ranges: OnceLock::new(),
-            progress: Arc::default(),
-            began: OnceLock::new(),
-            cancelled: Notify::new(),
-            changed: Notify::new(),
-        }
-    }
-
-    /// How it stands.
-    pub(super) fn now(&self) -> Capture {
-        let mut now = self.now.lock().expect(UNPOISONED).clone();
-        let stats = self.progress.stats();
-        let ranges = self.ranges.get().into_iter().flatten();
-        let passed = ranges.map(|range| range.end.min(stats.position).saturating_sub(range.start));
-        now.progress = CaptureProgress {
-            size: stats.size,
-            passed: passed.sum(),
-            read: stats.data,
-            position: stats.position,
-            new_chunks: stats.sent_chunks,
-            new: stats.sent_plain,
-            sent: stats.sent_stored,
-            stored: stats.sealed,
-            ..now.progress
-        };
-        let all_read = stats.size > 0 && stats.position == stats.size;
-        if now.state == CaptureState::Running && all_read {
-            now.state = CaptureState::Verifying;
-        }
-        now
-    }
-
-    fn tell(&self, change: impl FnOnce(&mut Capture)) {
-        change(&mut self.now.lock().expect(UNPOISONED));
-        self.changed.notify_waiters();
-    }
-
-    /// How it ended; waits for that.
-    pub(super) async fn ended(&self) -> Capture {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            let now = self.now();
-            if now.state.is_final() {
-                return now;
-            }
-            changed.await;
-        }
-    }
-
-    /// Has it end soon.
-    pub(super) fn cancel(&self) {
-        self.cancelled.notify_one();
-    }
-
-    /// Tells how it ended, and counts it before anybody can know.
-    fn end(&self, ended: Result<Digest>, totals: &Mutex<Totals>) {
-        let state = match &ended {
-            Ok(_) => CaptureState::Done,
-            Err(error) if error.kind() == Kind::Cancelled => CaptureState::Cancelled,
-            Err(_) => CaptureState::Failed,
-        };
-        let took_ms = self.began.get().map(|began| (instant() - *began).as_millis() as u64);
-        let last = Capture { state, took_ms, ..self.now() };
-        totals.lock().expect(UNPOISONED).add(&last);
-        self.tell(|now| {
-            (now.state, now.took_ms) = (state, took_ms);
-            match ended {
-                Ok(image) => now.image = Some(image),
-                Err(error) => now.error = Some(ErrorBody::from(&error)),
-            }
-        });
-    }
-}
-
 impl<G: Saves> Work<G> {
     /// Does it, and tells how it ended.
     pub(super) async fn run(&self, told: &Told, turn: impl Future<Output = ()>) {
         let cancelled = || Error::new(Kind::Cancelled, "it was cancelled");
         let request = told.now().request;
         let turn = tokio::select! {
-            () = told.cancelled.notified() => Err(cancelled()),
+            () = told.is_cancelled() => Err(cancelled()),
             () = turn => Ok(()),
         };
         // Not left in the middle: what is half taken nobody could give back.
@@ -187,10 +70,9 @@ impl<G: Saves> Work<G> {
             Ok(taken) => taken,
             Err(error) => return told.end(Err(error), &self.totals),
         };
-        let _ = told.began.set(instant());
-        told.tell(|now| now.state = CaptureState::Running);
+        told.begin();
         let saved = tokio::select! {
-            () = told.cancelled.notified() => Err(cancelled()),
+            () = told.is_cancelled() => Err(cancelled()),
             saved = self.save(told, &request, &taken) => saved,
         };
         // What the volume is told is of the image, not of its name; and of one that is the volume all over.
@@ -203,7 +85,7 @@ impl<G: Saves> Work<G> {
         if let Err(error) = &saved {
             tracing::warn!(%error, "a capture came to nothing");
         }
-        told.end(saved.at(|| name.clone()), &self.totals);
+        told.end(saved.map_err(|error| of_volume(error, name)), &self.totals);
     }
 
     async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Origin<G>) -> Result<Digest> {
@@ -333,7 +215,7 @@ impl<G: Saves> Work<G> {
             now.not_frozen = still.and_then(std::result::Result::err);
             now.progress.to_read = to_read;
         });
-        let _ = told.ranges.set(fixed.ranges.clone());
+        told.reads(fixed.ranges.clone());
         let changes = Changes { ranges: fixed.ranges.clone(), ancestor };
         let skipped = asked.skip_bad.then(Arc::<Skipped>::default);
         let tries = Tries { told, asked, fixed: &fixed, parent, skipped: skipped.clone() };
@@ -434,6 +316,14 @@ impl<G: Saves> Work<G> {
     }
 }
 
+/// An error names the volume, once: that of reading it does already.
+fn of_volume(error: Error, name: &str) -> Error {
+    match error.message().strip_prefix(name).is_some_and(|rest| rest.starts_with(": ")) {
+        true => error,
+        false => error.at(name),
+    }
+}
+
 /// So many bytes a second, from now on.
 pub fn pace(rate: u64) -> Pace {
     let rate = Rate::new(rate, RealTime::start());
@@ -455,11 +345,6 @@ fn after_a_crash(sections: u64) -> Option<String> {
         )
     };
     (sections > 0).then(why)
-}
-
-fn instant() -> Instant {
-    #[expect(clippy::disallowed_methods, reason = "how long a capture takes is told in real time")]
-    Instant::now()
 }
 
 fn unix_now() -> u64 {

@@ -15,6 +15,7 @@ mod origin;
 mod running;
 mod said;
 mod service;
+mod told;
 mod totals;
 
 use std::future::Future;

@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::Saves;
-use super::job::{Told, Work};
+use super::job::Work;
+use super::told::Told;
 use super::totals::Totals;
 use crate::volumes::Volumes;
 
