@@ -298,8 +298,8 @@ impl Shared {
             true => (|disk, buf, at| disk.read_once(buf, at), SHORT),
             false => (|disk, buf, at| disk.read(buf, at), buf.len().max(1)),
         };
-        let parts = (offset..).step_by(at_a_time).zip(buf.chunks_mut(at_a_time));
-        parts.map(|(at, part)| salvage::read(by, disk, part, at, skipped)).collect()
+        let mut parts = (offset..).step_by(at_a_time).zip(buf.chunks_mut(at_a_time));
+        parts.try_for_each(|(at, part)| salvage::read(by, disk, part, at, skipped))
     }
 
     /// Reads a chunk that is not in memory.

@@ -68,6 +68,15 @@ impl Grid {
         Self { program: setup.program.clone(), data: data.to_owned(), up, client }
     }
 
+    /// Starts it in a directory of this name, with the disk as `v:1`.
+    pub fn with_disk(setup: &Setup, name: &str) -> Self {
+        let dir = setup.dir.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let grid = Self::start(setup, &dir.join("up"), None);
+        grid.import(&setup.disk, "v:1");
+        grid
+    }
+
     /// A command against this grid.
     pub fn command(&self, args: &[&str]) -> Command {
         self.command_as(&self.data, args)

@@ -95,8 +95,15 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
 
 fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) {
     let copy = setup.dir.join("copy.raw");
-    let mut command = grid.command(&["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()]);
-    let group = Group::new(&format!("fbcmp-pull-{name}"), PULL);
+    let command = grid.command(&["pull", name, "--no-daemon", "--to", copy.to_str().unwrap()]);
+    let what = format!("peak memory of a pull of {disk}");
+    running(bars, &what, command, &format!("fbcmp-pull-{name}"), PULL);
+    std::fs::remove_file(&copy).unwrap();
+}
+
+/// A command, in a group of its own.
+fn running(bars: &mut Bars, what: &str, mut command: Command, group: &str, limit: u64) {
+    let group = Group::new(group, limit);
     if let Some(group) = &group {
         command = within(&group.procs(), &command);
     }
@@ -105,8 +112,7 @@ fn pulling(setup: &Setup, bars: &mut Bars, grid: &Grid, name: &str, disk: &str) 
     let status = child.wait().unwrap();
     let sampled = watch.peak();
     assert!(status.success(), "{command:?}: {status}");
-    add(bars, &format!("peak memory of a pull of {disk}"), sampled, group.as_ref(), PULL);
-    std::fs::remove_file(&copy).unwrap();
+    add(bars, what, sampled, group.as_ref(), limit);
 }
 
 /// `up` while it serves four pulls at once.
@@ -139,20 +145,9 @@ fn serving(setup: &Setup, bars: &mut Bars, name: &str, disk: &str, check: impl F
 pub fn saving(setup: &Setup, bars: &mut Bars) {
     let huge = Sparse::make(&setup.dir.join("huge.raw"), HUGE);
     let grid = Grid::start(setup, &setup.dir.join("memory-save"), None);
-    let group = Group::new("fbcmp-save", SAVE);
-    let mut command = grid.command(&["save", huge.path.to_str().unwrap(), "huge:1"]);
-    if let Some(group) = &group {
-        command = within(&group.procs(), &command);
-    }
-    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    let watch = MemoryWatch::start(child.id());
-    let status = child.wait().unwrap();
-    let sampled = watch.peak();
-    assert!(status.success(), "{command:?}: {status}");
-    let what = "peak memory of saving a sparse disk of 1 TiB";
-    add(bars, what, sampled, group.as_ref(), SAVE);
+    let command = grid.command(&["save", huge.path.to_str().unwrap(), "huge:1"]);
+    running(bars, "peak memory of saving a sparse disk of 1 TiB", command, "fbcmp-save", SAVE);
     std::fs::remove_file(&huge.path).unwrap();
-    drop(group);
     let group = Group::new("fbcmp-save-node", SAVE);
     let enter = |command: Command| match &group {
         Some(group) => within(&group.procs(), &command),

@@ -22,6 +22,17 @@ impl<'a> Node<'a> {
         Self::start_as(grid, name, |command| command)
     }
 
+    /// Starts one whose volume `v` of `v:1` is attached, and all here; also the volume's file, and its socket.
+    pub fn with_volume(grid: &'a Grid, name: &str) -> (Self, PathBuf, String) {
+        let node = Self::start(grid, name);
+        let made = node.volume(&["create", "v:1", "--name", "v"]);
+        let file = PathBuf::from(made["disk"].as_str().unwrap());
+        assert!(file.exists(), "{}", file.display());
+        let socket = node.attach("v", &["--no-trace"]);
+        node.wait_for("v");
+        (node, file, socket)
+    }
+
     /// The same, in a way of its own.
     pub fn start_as(grid: &'a Grid, name: &str, how: impl Fn(Command) -> Command) -> Self {
         let data = grid.join("node", name);

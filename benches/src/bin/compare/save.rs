@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::Setup;
 use crate::bars::{Bars, Bound, median, mib, seconds};
 use crate::fio::nbd;
-use crate::grid::{Grid, Servers};
+use crate::grid::Grid;
 use crate::node::Node;
 use crate::process::{now, settle};
 
@@ -24,15 +24,8 @@ const EVERY: u64 = 100;
 const CORES: usize = 2;
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
-    let dir = setup.dir.join("save");
-    std::fs::create_dir_all(&dir).unwrap();
-    let grid = Grid::start_as(setup, &dir.join("up"), &Servers::default());
-    grid.import(&setup.disk, "v:1");
-    let node = Node::start(&grid, "save-node");
-    let made = node.volume(&["create", "v:1", "--name", "v"]);
-    let file = PathBuf::from(made["disk"].as_str().unwrap());
-    let socket = node.attach("v", &["--no-trace"]);
-    node.wait_for("v");
+    let grid = Grid::with_disk(setup, "save");
+    let (node, file, socket) = Node::with_volume(&grid, "save-node");
     node.save(&["v", "saved:0"]);
     nothing_changed(setup, bars, &node, &file);
     some_changed(setup, bars, &node, &file, &socket);

@@ -1,13 +1,11 @@
 //! What a guest that writes at its own pace feels of a capture for which nobody waits.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, median};
 use crate::fio::nbd;
-use crate::grid::{Grid, Servers};
+use crate::grid::Grid;
 use crate::node::Node;
 use crate::process::settle;
 
@@ -17,15 +15,8 @@ const RUNTIME: &str = "--runtime=8";
 const PAIRS: usize = 5;
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
-    let dir = setup.dir.join("save-beside");
-    std::fs::create_dir_all(&dir).unwrap();
-    let grid = Grid::start_as(setup, &dir.join("up"), &Servers::default());
-    grid.import(&setup.disk, "v:1");
-    let node = Node::start(&grid, "save-beside-node");
-    let made = node.volume(&["create", "v:1", "--name", "v"]);
-    assert!(PathBuf::from(made["disk"].as_str().unwrap()).exists());
-    let socket = node.attach("v", &["--no-trace"]);
-    node.wait_for("v");
+    let grid = Grid::with_disk(setup, "save-beside");
+    let (node, _, socket) = Node::with_volume(&grid, "save-beside-node");
     let uri = format!("nbd+unix:///v?socket={socket}");
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..setup.runs.max(PAIRS) {

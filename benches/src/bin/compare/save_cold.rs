@@ -5,23 +5,32 @@ use std::process::Command;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, median, seconds};
-use crate::grid::Grid;
+use crate::grid::{Grid, Servers};
 use crate::import::non_holes;
-use crate::process::{run, settle, timed};
+use crate::process::{on_core, run, settle, timed};
 
 /// What borg takes for a chunk of a fixed length.
 const BORG_CHUNKS: &str = "fixed,262144";
+/// The cores of the two machines, where saver and receiver are not the same one.
+const NODE: usize = 0;
+const RECEIVER: usize = 1;
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
     let plain = non_holes(setup);
     let (mut ours, mut borgs, mut whole, mut data) = (vec![], vec![], vec![], vec![]);
+    let (mut apart, mut alone) = (vec![], vec![]);
     for round in 0..setup.runs {
         borgs.push(borg(setup, round));
-        whole.push(zstd(setup, &setup.disk, "-T2"));
-        data.push(zstd(setup, &plain, "-T0"));
-        ours.push(save(setup, round));
+        whole.push(timed(&mut zstd(setup, &setup.disk, "-T2")));
+        data.push(timed(&mut zstd(setup, &plain, "-T0")));
+        ours.push(save(setup, round, &Servers::default(), |command| command));
+        let there = Servers { core: Some(RECEIVER), ..Servers::default() };
+        apart.push(save(setup, round, &there, |command| on_core(NODE, &command)));
+        alone.push(timed(&mut on_core(NODE, &zstd(setup, &plain, "-T1"))));
     }
-    std::fs::remove_file(&plain).unwrap();
+    for file in [plain, archive(setup)] {
+        std::fs::remove_file(file).unwrap();
+    }
     let better: Vec<f64> = borgs.iter().zip(&whole).map(|(a, b)| a.min(*b)).collect();
     let ratio = |to: &[f64]| median(ours.iter().zip(to).map(|(a, b)| a / b).collect());
     let (beside_tools, beside_data) = (ratio(&better), ratio(&data));
@@ -33,25 +42,32 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
     let met = (beside_tools / 0.6).min(beside_data / 1.15);
     let what = "… the smaller of these ratios to its bar, 0.6 and 1.15";
     bars.add(what, took(), String::new(), met, Bound::AtMost(1.0));
+    let beside_alone = median(apart.iter().zip(&alone).map(|(a, b)| a / b).collect());
+    let (apart, alone) = (seconds(median(apart)), seconds(median(alone)));
+    let what = "saving it from a machine of one core to a receiver on another, beside zstd -3 of the non-hole bytes there";
+    bars.add(what, apart, alone, beside_alone, Bound::AtMost(1.15));
 }
 
-fn save(setup: &Setup, round: usize) -> f64 {
+fn save(setup: &Setup, round: usize, to: &Servers, on: impl Fn(Command) -> Command) -> f64 {
     let data = setup.dir.join(format!("save-{round}"));
-    let grid = Grid::start(setup, &data, None);
+    let grid = Grid::start_as(setup, &data, to);
     settle();
-    let took = timed(&mut grid.command(&["save", setup.disk.to_str().unwrap(), "v:1"]));
+    let took = timed(&mut on(grid.command(&["save", setup.disk.to_str().unwrap(), "v:1"])));
     drop(grid);
     std::fs::remove_dir_all(&data).unwrap();
     took
 }
 
-fn zstd(setup: &Setup, of: &Path, threads: &str) -> f64 {
+/// To be run once all else has settled.
+fn zstd(setup: &Setup, of: &Path, threads: &str) -> Command {
     settle();
-    let to = setup.dir.join("archive.zst");
-    let took =
-        timed(Command::new("zstd").args(["-q", "-3", threads, "-f"]).arg(of).arg("-o").arg(&to));
-    std::fs::remove_file(to).unwrap();
-    took
+    let mut zstd = Command::new("zstd");
+    zstd.args(["-q", "-3", threads, "-f"]).arg(of).arg("-o").arg(archive(setup));
+    zstd
+}
+
+fn archive(setup: &Setup) -> PathBuf {
+    setup.dir.join("archive.zst")
 }
 
 fn borg(setup: &Setup, round: usize) -> f64 {

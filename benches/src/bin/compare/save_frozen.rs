@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::Setup;
 use crate::bars::{Bars, Bound, median};
-use crate::grid::{Grid, Servers};
+use crate::grid::Grid;
 use crate::node::Node;
 use crate::process::{Background, pause};
 
@@ -18,15 +18,9 @@ const ALLOWED: f64 = 200.0;
 const TRIES: u32 = 1200;
 
 pub fn measure(setup: &Setup, bars: &mut Bars) {
-    let dir = setup.dir.join("save-frozen");
-    std::fs::create_dir_all(&dir).unwrap();
-    let grid = Grid::start_as(setup, &dir.join("up"), &Servers::default());
-    grid.import(&setup.disk, "v:1");
-    let node = Node::start(&grid, "save-frozen-node");
-    node.volume(&["create", "v:1", "--name", "v"]);
-    let socket = node.attach("v", &["--no-trace"]);
-    node.wait_for("v");
-    let agent = dir.join("agent.sock");
+    let grid = Grid::with_disk(setup, "save-frozen");
+    let (node, _, socket) = Node::with_volume(&grid, "save-frozen-node");
+    let agent = setup.dir.join("save-frozen/agent.sock");
     let _guest = guest(setup, &socket, &agent);
     let frozen = (0..setup.runs.max(5)).map(|run| {
         let saved = node.save(&["v", &format!("saved:{run}"), "--agent", agent.to_str().unwrap()]);
