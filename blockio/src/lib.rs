@@ -33,6 +33,7 @@ pub mod fs;
 pub mod guest;
 mod in_use;
 mod os_file;
+mod places;
 mod stamp;
 mod watch;
 
@@ -44,5 +45,6 @@ pub use error::{Cause, Located, cause, errno};
 pub use file::{BlockFile, Extents};
 pub use fs::{Fs, Namespace, rename_durable, sync_dir};
 pub use guest::GuestBuf;
+pub use places::{Placed, Places};
 pub use stamp::Stamp;
 pub use watch::watch;
