@@ -21,7 +21,7 @@ const PROBES: [&str; 2] = [".probe", ".probe-of-it"];
 
 impl Shelf {
     /// The bases, as volumes of their own.
-    fn bases(&self) -> Result<Self> {
+    pub(crate) fn bases(&self) -> Result<Self> {
         Self::open(self.fs.clone(), self.dir.join(IMAGES))
     }
 

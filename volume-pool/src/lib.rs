@@ -26,6 +26,7 @@ mod shrink;
 mod since;
 pub mod size;
 mod target;
+mod unshared;
 mod verified;
 mod volume;
 
@@ -36,5 +37,6 @@ pub use place::check_path;
 pub use shelf::{NewVolume, Shelf};
 pub use since::Since;
 pub use target::Target;
+pub use unshared::{Unshared, unshared};
 pub use verified::Verified;
 pub use volume::{Arrived, Aside, Captured, Files, Original, Piece, PointInTime, Verdict, Volume};

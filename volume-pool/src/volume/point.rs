@@ -23,6 +23,7 @@ use super::{Volume, io};
 use crate::layout::{BLOCK, Layout};
 use crate::maps::Bits;
 use crate::since::Since;
+use crate::unshared::Unshared;
 
 /// How often what is to be captured is waited for before the instant is fixed. A guest that all the while writes parts
 /// of chunks that are not here waits for the last of them itself.
@@ -345,6 +346,15 @@ impl Volume {
             maps.take_changed()
         };
         self.write_pages(pages).await
+    }
+
+    /// Counts as changed what is not known to be as in the volume's image: with what changes from here on that is all in
+    /// which it may differ from that.
+    pub fn also_changed(&self, unshared: &Unshared) {
+        let (mut maps, layout) = (self.maps.borrow_mut(), self.layout.get());
+        for range in ranges_of(&layout, &unshared.chunks) {
+            maps.changed.set(layout.blocks_of(&range));
+        }
     }
 
     /// What has changed since the last capture, in bytes: whole chunks, in rising order.

@@ -13,7 +13,8 @@ use proptest::prelude::*;
 
 use super::{Captured, Files, Original, PointInTime, Volume};
 use crate::layout::BLOCK;
-use crate::{NewVolume, Shelf, Since, Verified};
+use crate::maps::Bits;
+use crate::{NewVolume, Shelf, Since, Unshared, Verified};
 
 const SECTOR: u64 = 512;
 const CHUNK_LOG2: u8 = 14;
@@ -627,6 +628,38 @@ fn where_an_image_of_another_size_ends_within_a_chunk_that_is_of_the_point_in_ti
         rig.write(CHUNK..2 * CHUNK, 2).await.unwrap();
         let then = tags_then(&rig, &point, CHUNK..2 * CHUNK).await;
         assert_eq!(then, [1; (CHUNK / SECTOR) as usize]);
+    });
+}
+
+#[test]
+fn what_is_not_shared_is_of_the_point_in_time_and_what_is_written_after_it_was_told() {
+    on_one_core(async {
+        let disk = fresh_disk();
+        let rig = Rig::on(&disk.fs()).unwrap();
+        rig.write(CHUNK..2 * CHUNK, 1).await.unwrap();
+        rig.volume.captured_past_us(&Digest::of_chunk(b"image")).await.unwrap();
+        let mut chunks = Bits::new(8);
+        chunks.set(1..2);
+        // The last one is short.
+        chunks.set(7..8);
+        let unshared = Unshared { chunks };
+        rig.write(3 * CHUNK..3 * CHUNK + BLOCK, 2).await.unwrap();
+        rig.volume.also_changed(&unshared);
+        rig.write(5 * CHUNK..5 * CHUNK + BLOCK, 3).await.unwrap();
+        let wanted = [1..2, 3..4, 5..6, 7..8]
+            .map(|c: Range<u64>| c.start * CHUNK..(c.end * CHUNK).min(VOLUME));
+        let fix = async || {
+            let scratch = shelf(&disk.fs()).scratch("v").unwrap();
+            rig.volume.fix_point(Captured::Changed { edge: None }, scratch).await.unwrap()
+        };
+        let point = fix().await;
+        assert_eq!(point.ranges(), wanted);
+        rig.write(CHUNK..2 * CHUNK, 4).await.unwrap();
+        let then = tags_then(&rig, &point, CHUNK..2 * CHUNK).await;
+        assert_eq!(then, [1; (CHUNK / SECTOR) as usize]);
+        // It comes to nothing: then it counts on.
+        rig.volume.not_captured();
+        assert_eq!(fix().await.ranges(), wanted);
     });
 }
 
