@@ -32,6 +32,7 @@ mod retention;
 mod running;
 mod saves;
 mod services;
+mod shared;
 mod snapshots;
 mod tour;
 mod traces;

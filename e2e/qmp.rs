@@ -76,6 +76,8 @@ struct Plan {
     left: Option<usize>,
     /// Commands that have passed.
     passed: usize,
+    /// The command that is held up until something comes.
+    pause: Option<(&'static str, Receiver<()>)>,
 }
 
 /// Passes messages on between whoever connects to its socket and QEMU.
@@ -90,7 +92,7 @@ impl Relay {
     /// has carried out, nothing passes any more, neither way.
     pub fn start(socket: &Path, monitor: PathBuf, stop: Option<usize>) -> Self {
         let listener = UnixListener::bind(socket).expect("a place for a socket");
-        let plan = Arc::new(Mutex::new(Plan { left: stop, passed: 0 }));
+        let plan = Arc::new(Mutex::new(Plan { left: stop, passed: 0, pause: None }));
         let ((open, opened), (tell, stopped)) = (channel(), channel());
         let shared = Arc::clone(&plan);
         std::thread::spawn(move || {
@@ -99,7 +101,7 @@ impl Relay {
             }
             for client in listener.incoming() {
                 let client = client.expect("a client");
-                let ended = relay(&client, &connect(&monitor), &shared);
+                let ended = relay(&client, &connect(&monitor), &shared, &tell);
                 if ended == End::Stopped {
                     let _ = tell.send(());
                     // Silent, not gone: the daemon waits until it is killed.
@@ -124,6 +126,14 @@ impl Relay {
         self.plan.lock().expect("no panics while locked").left = None;
     }
 
+    /// Holds up the next command of this kind: [`stopped`](Relay::stopped) tells when it comes, and it passes when the
+    /// sender is used.
+    pub fn hold_up(&self, command: &'static str) -> Sender<()> {
+        let (go_on, wait) = channel();
+        self.plan.lock().expect("no panics while locked").pause = Some((command, wait));
+        go_on
+    }
+
     /// How many commands have passed.
     pub fn passed(&self) -> usize {
         self.plan.lock().expect("no panics while locked").passed
@@ -138,7 +148,7 @@ enum End {
 }
 
 /// A command at a time, as the daemon sends them.
-fn relay(client: &UnixStream, monitor: &UnixStream, plan: &Mutex<Plan>) -> End {
+fn relay(client: &UnixStream, monitor: &UnixStream, plan: &Mutex<Plan>, tell: &Sender<()>) -> End {
     let (mut commands, mut answers) = (BufReader::new(client), BufReader::new(monitor));
     // The greeting, and then what each command is answered.
     let mut command = Vec::new();
@@ -164,6 +174,15 @@ fn relay(client: &UnixStream, monitor: &UnixStream, plan: &Mutex<Plan>) -> End {
             || commands.read_until(b'\n', &mut command).unwrap_or(0) == 0
         {
             return End::Gone;
+        }
+        let asked: Value = serde_json::from_slice(&command).unwrap_or_default();
+        let pause = {
+            let mut plan = plan.lock().expect("no panics while locked");
+            plan.pause.take_if(|(held, _)| asked["execute"] == *held)
+        };
+        if let Some((_, go_on)) = pause {
+            let _ = tell.send(());
+            let _ = go_on.recv();
         }
         let mut to = monitor;
         if to.write_all(&command).is_err() {

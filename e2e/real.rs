@@ -40,24 +40,31 @@ pub fn guest(temp: &Path) -> PathBuf {
     raw
 }
 
-/// An ext4 of its own in a sparse file, unmounted at the end.
+/// A file system of its own in a sparse file, unmounted at the end.
 pub struct Mount {
     image: PathBuf,
     pub at: PathBuf,
+    options: &'static str,
 }
 
 impl Mount {
+    /// An ext4.
     pub fn of(image: PathBuf, at: PathBuf, mib: u64) -> Self {
+        Self::with("mkfs.ext4", "loop", image, at, mib)
+    }
+
+    /// Another one, mounted with these options.
+    pub fn with(mkfs: &str, options: &'static str, image: PathBuf, at: PathBuf, mib: u64) -> Self {
         File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        must(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        must(Command::new(mkfs).arg("-q").arg(&image));
         std::fs::create_dir(&at).unwrap();
-        let mount = Self { image, at };
+        let mount = Self { image, at, options };
         mount.mount();
         mount
     }
 
     fn mount(&self) {
-        must(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.at]));
+        must(Command::new("mount").args(["-o", self.options]).args([&self.image, &self.at]));
     }
 
     /// What has not been made to last is lost from now on, as when the power goes; nothing is written any more.

@@ -172,7 +172,8 @@ fn whoever_interrupts_the_command_ends_the_capture() {
 
 #[test]
 fn a_plain_volume_that_nobody_has_written_to_since_it_was_detached_is_saved_by_its_map() {
-    let rig = Rig::start("abcdefgh");
+    // Files that share blocks would tell.
+    let rig = Rig::start_with("abcdefgh", &["--set", "volumes.share=never"]);
     let mut wanted = rig.disk.bytes.clone();
     let mut socket = rig.attached("v", &[]);
     until("all of it is here", || rig.is_plain("v"));
@@ -343,7 +344,9 @@ fn real_a_guest_on_the_plain_file_is_saved_by_its_qemu_as_it_was_at_one_instant(
     }
     let temp = tempfile::tempdir().unwrap();
     let [qmp, own, said] = ["qmp", "own", "said"].map(|what| temp.path().join(what));
-    let mut rig = Rig::start("abcdefgh.ijklmnop");
+    // Files that share blocks would tell more.
+    let share = ["--set", "volumes.share=never"];
+    let mut rig = Rig::start_with("abcdefgh.ijklmnop", &share);
     let nbd = rig.attached("v", &["--no-trace", "--qmp", path(&qmp)]);
     let _machine = Machine::start(&nbd, "v", [&qmp, &own], &said);
     let mut guest = Monitor::connect(&own);

@@ -126,6 +126,8 @@ pub enum Truth {
     ChangedMap,
     /// A dirty bitmap of QEMU's does; of a volume since its guest was moved to the plain file, and the volume until then.
     QemuBitmap,
+    /// The volume's file says so: what it shares with the file of its image is as in the image, the rest may have changed.
+    SharedExtents,
     /// It is not: all is read, and compared by digest.
     FullRead,
 }
@@ -168,7 +170,7 @@ pub struct Capture {
     /// How it is known what has changed, once it has begun.
     #[serde(default)]
     pub truth: Option<Truth>,
-    /// Why all is read, or more than has changed, if it is.
+    /// Why all is read, or more than has changed, or why the cheapest truth does not count, if it is so.
     #[serde(default)]
     pub why: Option<String>,
     /// The image that changes count from.

@@ -193,6 +193,10 @@ fn human(capture: &Capture) -> String {
             format!("what has changed, by the volume's own map; {why}")
         }
         (Some(Truth::QemuBitmap), _) => "what has changed, by a bitmap of QEMU's".to_owned(),
+        (Some(Truth::SharedExtents), why) => {
+            let why = why.iter().map(|why| format!(": {why}")).collect::<String>();
+            format!("what has changed, by the extents that it no longer shares with its image{why}")
+        }
         (_, Some(why)) => format!("all, because {why}"),
         _ => "all".to_owned(),
     };

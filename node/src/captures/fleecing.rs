@@ -61,7 +61,12 @@ impl Fleecing {
         Ok(())
     }
 
-    /// Has QEMU fix it; changes count on beside those in a bitmap.
+    /// The bitmap of what changes since all was made ready.
+    pub(crate) fn since(&self) -> String {
+        self.fleece.since()
+    }
+
+    /// Has QEMU fix it; what has changed by then is in a bitmap, if that is known.
     pub(crate) async fn fix(&self, changed: Option<&str>) -> Result<()> {
         let unready = || Error::new(Kind::Conflict, "nothing is ready for a point in time");
         let device = self.device.get().ok_or_else(unready)?;

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
-use api::capture::{SaveVolume, Truth};
+use api::capture::SaveVolume;
 use api::catalog::{Expect, MoveRef};
-use capture::{Ancestor, Changes, DiskSource, ImportOptions, Imported, Pace, Skipped, Stored};
-use image::{ChunkSource, Digest, Error, Kind, ReadContext, Result};
-use volume_pool::{Captured, Since};
+use capture::{Changes, DiskSource, ImportOptions, Imported, Pace, Skipped, Stored};
+use image::{Digest, Error, Kind, Result};
+use volume_pool::Since;
 
 use super::Saves;
 use super::dialled::Dialled;
@@ -18,7 +18,7 @@ use super::origin::{Fixed, Origin};
 use super::said::{self, Made};
 use super::told::Told;
 use super::totals::Totals;
-use crate::patience::Patience;
+use super::truth::Known;
 use crate::rate::{Rate, RealTime};
 use crate::volumes::{LazySource, Volumes};
 
@@ -157,32 +157,6 @@ impl<G: Saves> Work<G> {
         Ok(named)
     }
 
-    /// Whether what has changed is known, and what the rest is as; else why not.
-    async fn truth(
-        &self,
-        asked: &SaveVolume,
-        taken: &Origin<G>,
-        parent: Option<Digest>,
-    ) -> Result<(Option<Ancestor<LazySource<G>>>, Option<String>)> {
-        let doubt = match (asked.all, taken.doubt(), taken.since()) {
-            (true, ..) => "it was asked for".to_owned(),
-            (_, Some(doubt), _) => doubt.to_owned(),
-            (.., Since::Unknown) => "what its changes count from is not known".to_owned(),
-            (.., Since::Image(image)) if parent != Some(image) => {
-                format!("its changes count from image {image}, which is not the parent, or gone")
-            }
-            (.., Since::Zeros) => return Ok((None, None)),
-            (.., Since::Image(image)) => {
-                let source = LazySource::new(Arc::clone(&self.grid), image, 0);
-                let ctx = ReadContext::default();
-                let manifest = Patience::new().ask(async || source.manifest(&ctx, &image).await);
-                let manifest = manifest.await?;
-                return Ok((Some(Ancestor { manifest, source }), None));
-            }
-        };
-        Ok((None, Some(doubt)))
-    }
-
     /// Fixes the point in time, and stores what the volume is then.
     async fn stored(
         &self,
@@ -191,14 +165,9 @@ impl<G: Saves> Work<G> {
         taken: &Origin<G>,
         parent: Option<Digest>,
     ) -> Result<Imported> {
-        let (ancestor, why) = self.truth(asked, taken, parent).await?;
-        let edge = ancestor.as_ref().zip(taken.size());
-        let edge = edge.and_then(|(ancestor, size)| ancestor.edge(size));
-        let (truth, what) = match why {
-            None => (taken.truth(), Captured::Changed { edge }),
-            Some(_) => (Truth::FullRead, Captured::All),
-        };
-        taken.prepare(what).await?;
+        let known = self.prepare(asked, taken, parent).await?;
+        let what = known.captured(taken.size());
+        let Known { truth, ancestor, why, parent } = known;
         let agent = asked.agent.as_deref().map(|agent| (agent, &self.thaw[..]));
         let (fixed, still) = taken.fix(what, agent).await?;
         if let Some(Err(why)) = &still {
@@ -207,7 +176,7 @@ impl<G: Saves> Work<G> {
         let to_read = fixed.ranges.iter().map(|range| range.end - range.start).sum();
         told.tell(|now| {
             now.truth = Some(truth);
-            now.why = why.or_else(|| after_a_crash(taken.left_open()));
+            now.why = why;
             now.parent = parent;
             now.taken = Some(unix_now());
             now.frozen_ms =
@@ -334,17 +303,6 @@ pub fn pace(rate: u64) -> Pace {
         }
     };
     Pace(Arc::new(wait))
-}
-
-fn after_a_crash(sections: u64) -> Option<String> {
-    let why = || {
-        let sections =
-            if sections == 1 { "1 section".to_owned() } else { format!("{sections} sections") };
-        format!(
-            "the daemon did not end as it should: all is read of {sections} of 64 MiB that were being written to"
-        )
-    };
-    (sections > 0).then(why)
 }
 
 fn unix_now() -> u64 {

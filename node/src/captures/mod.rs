@@ -17,6 +17,7 @@ mod said;
 mod service;
 mod told;
 mod totals;
+mod truth;
 
 use std::future::Future;
 

@@ -103,6 +103,25 @@ impl<G: Saves> Origin<G> {
         }
     }
 
+    /// The image with whose base it shares what is as there, if it may.
+    pub(super) fn shares_with(&self) -> Option<Digest> {
+        match self {
+            Self::Ours(taken) => taken.shares_with(),
+            Self::Qemu(fleeced) => fleeced.shares_with(),
+            Self::Running(_) => None,
+        }
+    }
+
+    /// Counts as changed what it does not share with that; whether that can be told. When all is made ready, and before the
+    /// point in time is fixed: see [`volume_pool::unshared`].
+    pub(super) async fn count_unshared(&self) -> Result<bool> {
+        match self {
+            Self::Ours(taken) => taken.count_unshared().await,
+            Self::Qemu(fleeced) => fleeced.count_unshared().await,
+            Self::Running(_) => Ok(false),
+        }
+    }
+
     /// How it is known, if it is.
     pub(super) fn truth(&self) -> Truth {
         match self {
@@ -134,7 +153,7 @@ impl<G: Saves> Origin<G> {
         let fix = async {
             match self {
                 Self::Ours(taken) => taken.fix(what).await.map(Some),
-                Self::Qemu(fleeced) => fleeced.fix().await.map(|()| None),
+                Self::Qemu(fleeced) => fleeced.fix(what != Captured::All).await.map(|()| None),
                 Self::Running(running) => running.fix(what != Captured::All).await.map(|()| None),
             }
         };
@@ -166,7 +185,8 @@ impl<G: Saves> Origin<G> {
                 Ok(Fixed { disk: Arc::new(fixed), ranges, sector, chunk_log2 })
             }
             Self::Qemu(fleeced) => {
-                let (disk, identity) = (fleeced.disk().await?, &fleeced.identity);
+                let disk = fleeced.disk(what != Captured::All).await?;
+                let identity = &fleeced.identity;
                 let mut ranges = match what {
                     Captured::All => Vec::new(),
                     Captured::Changed { .. } => fleeced.changed_before().await?,

@@ -13,6 +13,7 @@ use volume_pool::{Identity, Since, Volume};
 
 use super::live;
 use super::service::Volumes;
+use super::shared;
 use crate::captures::fleecing::Fleecing;
 use crate::captures::nbd::NbdDisk;
 use crate::daemon::Grid;
@@ -106,14 +107,36 @@ impl<G: Grid> Fleeced<G> {
         self.fleecing.prepare(self.identity.size, &disk).await.at(|| self.identity.name.clone())
     }
 
-    /// Has QEMU fix it.
-    pub async fn fix(&self) -> Result<()> {
-        self.fleecing.fix(self.known.then_some(self.bitmap.as_str())).await
+    /// The image with whose base it shares what is as there, if it may.
+    pub fn shares_with(&self) -> Option<Digest> {
+        shared::image_of(&self.identity)
     }
 
-    /// What was there then.
-    pub(crate) async fn disk(&self) -> Result<Arc<NbdDisk>> {
-        self.fleecing.disk(self.known).await
+    /// Counts as changed what the volume's file does not share with its image's base; whether that can be told. What the
+    /// guest has changed since all was made ready is noted by QEMU.
+    pub async fn count_unshared(&self) -> Result<bool> {
+        let data = |volume: Rc<Volume>| async move { Ok(volume.data().clone()) };
+        let data = self.with_volume(move |volume| data(volume).boxed_local()).await?;
+        let Some(unshared) = self.volumes.unshared(&self.identity, data).await else {
+            return Ok(false);
+        };
+        let count = move |volume: Rc<Volume>| {
+            volume.also_changed(&unshared);
+            async { Ok(()) }.boxed_local()
+        };
+        self.with_volume(count).await?;
+        Ok(true)
+    }
+
+    /// Has QEMU fix it, and if it is `known` what has changed keep what it has noted of that.
+    pub async fn fix(&self, known: bool) -> Result<()> {
+        let noted = if self.known { self.bitmap.clone() } else { self.fleecing.since() };
+        self.fleecing.fix(known.then_some(&noted)).await
+    }
+
+    /// What was there then, and if it is `known` what QEMU has noted.
+    pub(crate) async fn disk(&self, known: bool) -> Result<Arc<NbdDisk>> {
+        self.fleecing.disk(known).await
     }
 
     /// Ends the capture, with the image that was made: changes count from there.

@@ -27,6 +27,7 @@ mod resize;
 mod scrub;
 mod service;
 mod serving;
+mod shared;
 mod source;
 mod taken;
 pub(crate) mod tools;

@@ -26,6 +26,7 @@ use super::cores::Core;
 use super::left;
 use super::live::{Live, Surroundings};
 use super::service::{UNPOISONED, Volumes, take_patiently};
+use super::shared;
 use crate::daemon::Grid;
 
 /// Pieces of a volume that are looked at in one go for some that are not holes.
@@ -186,6 +187,27 @@ impl<G: Grid> Taken<G> {
             async move { Ok((on.volume.prepare_point(what).await?, None)) }.boxed_local()
         };
         self.here(work).await
+    }
+
+    /// The image with whose base it shares what is as there, if it may.
+    pub fn shares_with(&self) -> Option<Digest> {
+        shared::image_of(&self.identity)
+    }
+
+    /// Counts as changed what the volume's file does not share with its image's base; whether that can be told. What its
+    /// guest changes meanwhile and later counts by itself.
+    pub async fn count_unshared(&self) -> Result<bool> {
+        let data = |on: Here| async move { Ok((on.volume.data().clone(), None)) };
+        let data = self.here(move |on| data(on).boxed_local()).await?;
+        let Some(unshared) = self.volumes.unshared(&self.identity, data).await else {
+            return Ok(false);
+        };
+        let count = move |on: Here| {
+            on.volume.also_changed(&unshared);
+            async { Ok(((), None)) }.boxed_local()
+        };
+        self.here(count).await?;
+        Ok(true)
     }
 
     /// Fixes the point in time: see [`Volume::fix_point`](volume_pool::Volume::fix_point).

@@ -23,7 +23,9 @@
 //!   it was captured:     the bitmap becomes what `…-since` has, at once
 //!   it came to nothing:  both are removed
 //! ```
-//! What is written next to the instant is in both, which says more than it need. Whoever dies leaves the bitmap as it was.
+//! What is written before the instant and after `…-since` began is in both, which says more than it need. Whoever dies leaves
+//! the bitmap as it was. If there is none, and what had changed when `…-since` began is known otherwise, that is what
+//! `…-known` is a copy of.
 //!
 //! [image fleecing]: https://qemu-project.gitlab.io/qemu/interop/live-block-operations.html
 
@@ -101,6 +103,11 @@ impl Fleece {
         self.made(KNOWN)
     }
 
+    /// The bitmap of what changes since all was [made ready](prepare).
+    pub fn since(&self) -> String {
+        self.made(SINCE)
+    }
+
     /// Something to be done with a bitmap, in a transaction.
     fn action(&self, what: &str, bitmap: &str) -> Value {
         let data = json!({ "node": self.source, "name": bitmap });
@@ -113,7 +120,8 @@ impl Fleece {
     }
 }
 
-/// Makes all ready for a point in time; returns whose disk it is.
+/// Makes all ready for a point in time; returns whose disk it is. From here on changes are noted in the bitmap
+/// [`since`](Fleece::since).
 ///
 /// # Errors
 ///
@@ -144,10 +152,12 @@ async fn make(monitor: &mut Monitor, fleece: &Fleece) -> Result<Device> {
         "target": fleece.made(FILE), "on-cbw-error": "break-snapshot", "cbw-timeout": COPY,
     });
     monitor.execute("blockdev-add", filter).await?;
+    let since = json!({ "node": fleece.source, "name": fleece.since() });
+    monitor.execute("block-dirty-bitmap-add", since).await?;
     Ok(device)
 }
 
-/// Fixes the point in time. From here on changes are noted anew, beside those in the bitmap `changed`.
+/// Fixes the point in time. What has changed by then is in the bitmap `changed`, if anything tells.
 ///
 /// # Errors
 ///
@@ -158,8 +168,6 @@ pub async fn fix(
     device: &Device,
     changed: Option<&str>,
 ) -> Result<()> {
-    let since = json!({ "node": fleece.source, "name": fleece.made(SINCE) });
-    monitor.execute("block-dirty-bitmap-add", since).await?;
     use_node(monitor, &device.path, &fleece.made(FILTER)).await?;
     let Some(changed) = changed else { return Ok(()) };
     let known = fleece.known();
@@ -198,7 +206,7 @@ pub async fn captured(
     next: &str,
     old: &[String],
 ) -> Result<()> {
-    let since = fleece.made(SINCE);
+    let since = fleece.since();
     let begin = if old.iter().any(|old| old == next) { "clear" } else { "add" };
     let mut actions = vec![fleece.action(begin, next), fleece.merge(next, &since)];
     actions.extend(old.iter().filter(|old| *old != next).map(|old| fleece.action("remove", old)));
