@@ -4,7 +4,7 @@
 
 /// Has the calling thread's reads and writes wait for everybody else's (the idle class of `ioprio_set(2)`; it is up to
 /// the disk's scheduler what becomes of that), and gives it the processors that others leave (`SCHED_IDLE` of `sched(7)`).
-/// At the lowest `nice` alone it kept one from a thread that woke up for a slice of up to 3 ms (`compare save-beside`).
+/// At the lowest `nice` alone it kept one from a thread that woke up for a slice of up to 3 ms (`perf sched` of a capture).
 /// What the system refuses is left as it is.
 ///
 /// Others must not wait for what such a thread holds: it may not run for long.

@@ -135,8 +135,8 @@ impl BlockFile {
     }
 
     /// As [`read_at`](Self::read_at), of what will not be read again soon: what is in the page cache stays there, and
-    /// nothing is added, where the system can do that (Linux 6.14). Of a disk that is not in the cache it takes a quarter
-    /// of the processor's time (`compare save-beside`): no page is made room for.
+    /// nothing is added, where the system can do that (Linux 6.14). Of a disk that is not in the cache a capture in the
+    /// background then takes 0.3 s of the processor for 384 MiB instead of 0.9: no page is made room for.
     ///
     /// # Errors
     ///

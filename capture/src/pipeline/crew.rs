@@ -40,7 +40,7 @@ use crate::source::{Content, Disk, changed};
 /// a quarter the second reading, mostly from the page cache, costs less than the memory (`compare save`).
 const MOSTLY_KNOWN: u64 = 4;
 /// What is read at a time when nobody waits for it, in bytes. Not every system lets others have the core before a call has
-/// ended (`PREEMPT_NONE`), and one of a mebibyte took up to 3 ms (`compare save-beside`).
+/// ended (`PREEMPT_NONE`), and one of 256 KiB took up to 3 ms of a cold page cache (`perf sched` of a capture).
 const SHORT: usize = 64 << 10;
 
 /// What the threads tell the runtime.
