@@ -82,7 +82,7 @@ pub struct ImportOptions {
     pub engine: EngineChoice,
     /// Trace and priority, for the sink.
     pub context: ReadContext,
-    /// Nobody waits for it: its threads take of processors and disks what others leave.
+    /// Nobody waits for it: its threads, of each kind one, take of processors and disks what others leave.
     pub background: bool,
     /// How fast it may read; as fast as it can if nobody says.
     pub pace: Option<Pace>,
