@@ -6,7 +6,8 @@
 //!                                                  └─ else it is copied to the file at once ─▲
 //! ```
 //! A write waits for a read that the page cache answers. Copying to a file first took it to another thread and back: the p99
-//! of a guest's paced writes was 2.75 times what it is without a capture, and is 1.7 to 1.9 times that (`compare save-beside`).
+//! of a guest's paced writes was 2.75 times what it is without a capture, and is 1.7 to 1.9 times that at the same rate
+//! (`compare save-beside`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
