@@ -7,7 +7,7 @@
 //!    └───────────────────────── buffers of the arena ◀──────────────────┘
 //! ```
 //! What is in brackets runs on the caller's runtime. Hashers and encoders are different threads, one
-//! of each per core: a source that is slow to read then never keeps a core from compressing, and
+//! of each per core (in the background, one of each): a source that is slow to read then never keeps a core from compressing, and
 //! hashing, which is cheap, happens right after the read, while the bytes are in the cache.
 //!
 //! It cannot get stuck for want of buffers: there are enough for one whole section, sections are read

@@ -2,7 +2,7 @@
 //!
 //! Raw files and devices are read here, in bulk, by `blockio` (`tokio-uring` where there is one);
 //! streams are decompressed here. Disks in a format are only walked: whoever hashes a piece reads it
-//! first, so that clusters are decompressed on all cores.
+//! first, so that clusters are decompressed on all cores. So are raw ones in the background, in short calls.
 
 use std::ops::Range;
 use std::sync::Arc;
