@@ -184,7 +184,8 @@ fn a_disk_that_can_be_read_has_nothing_to_note() {
 #[test]
 fn a_device_that_is_gone_is_not_skipped() {
     let (_dir, path) = raw(MIB);
-    let gone = std::iter::once(600_000..MIB as u64);
+    // Within one chunk: of two that fail at once, either may be the one that is named.
+    let gone = std::iter::once(600_000..786_432);
     let source = failing(&path, gone, ENXIO);
     let (imported, _) = skipping(source, &MemorySink::default(), None);
     let e = imported.unwrap_err();
