@@ -124,6 +124,7 @@ pub const KEYS: &[Key] = &[
         "bytes a second that pulls may take from the network; 0 means no limit",
     ),
     key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
+    key("node.builds", Form::Number, "1", "volumes of pools that the node daemon builds at a time"),
     key("node.captures", Form::Number, "2", "volumes that the node daemon captures at a time"),
     // With twice as much what a guest on two cores feels of it is 1.8 to 2.6 times as much as nothing, and with this 0.9 to
     // 1.7 times (p99, `compare save-beside`).

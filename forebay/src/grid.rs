@@ -9,7 +9,7 @@ use api::catalog::{MoveRef, RefInfo};
 use api::grid::CacheInfo;
 use image::{Digest, Error, Kind, Ref, Result};
 use node::patience::Patience;
-use placement::{CareClient, Client, Papers};
+use placement::{CareClient, Client, Member, Papers};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Serving;
@@ -141,6 +141,11 @@ impl Grid {
 
     fn of(at: Whereabouts) -> Result<Self> {
         Ok(Self { placement: Client::new(&at.address, &at.papers)?, papers: at.papers })
+    }
+
+    /// Who this is in the grid.
+    pub fn member(&self) -> Result<Member> {
+        self.papers.member()
     }
 
     /// TLS for QUIC connections to the grid's servers.

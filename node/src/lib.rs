@@ -7,6 +7,7 @@ pub mod diff;
 pub mod export;
 pub mod hypervisor;
 pub mod patience;
+pub mod pools;
 pub mod pull;
 pub mod rate;
 pub mod restore;

@@ -93,6 +93,13 @@ impl Catalog {
         self.describe(image).await.at(|| format!("image {name}"))
     }
 
+    /// The image that a name means, and its disk's size and sector in bytes.
+    pub(crate) async fn disk(&self, name: &str) -> Result<(Digest, u64, u32)> {
+        let image = self.resolve(name).await?;
+        let known = self.images.get(image).await.at(|| format!("image {name}"))?;
+        Ok((image, known.facts.size, known.facts.sector))
+    }
+
     async fn describe(&self, image: Digest) -> Result<ImageInfo> {
         let known = self.images.get(image).await?;
         let refs = self.state.refs().await?.into_iter().filter(|r| r.image == image);

@@ -4,9 +4,10 @@
 //! - `state`: refs, join tokens, members, behind a seam (`state::keys::Keys`) that etcd fits too
 //! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
 //! - [`retention`]: which names may go, by rules over when their images were made
+//! - `fleet`: what nodes have, what they are to do, pools of ready volumes
 //! - `traces`: what guests of an image touch first, recorded by nodes and told to others
 //! - [`archive`]: what placement needs of the store; implemented by who joins the two
-//! - `http`: the routes of `api::catalog`, `api::grid` and `api::care` over mutual TLS, with an OpenAPI document
+//! - `http`: the routes of `api::catalog`, `api::grid`, `api::goal`, `api::pool`, `api::operation` and `api::care` over mutual TLS, with an OpenAPI document
 //! - [`care`]: what a cache's own API needs of the cache; implemented by who joins the two
 //! - [`client`]: the other end of those routes
 //!
@@ -28,6 +29,7 @@ mod catalog;
 pub mod client;
 pub mod clock;
 mod files;
+mod fleet;
 mod http;
 mod known;
 pub mod member;
@@ -117,7 +119,9 @@ impl Placement {
         let address = config.address.clone().unwrap_or_else(|| local.to_string());
         let placement = Self::open(config, address, archive).await?;
         tracing::info!(address = %local, "placement serves");
+        let control = tokio::spawn(Arc::clone(&placement.app.fleet).control());
         http::serve(listener, placement.server(), shutdown).await;
+        control.abort();
         Ok(())
     }
 
@@ -146,9 +150,11 @@ impl Placement {
         let key = authority.signing_key().clone();
         let catalog = catalog::Catalog::open(state.clone(), archive, key, clock.clone()).await?;
         let members = members::Members { state: state.clone(), clock: clock.clone() };
-        let tokens = tokens::Tokens { state, authority, clock, address };
+        let tokens =
+            tokens::Tokens { state: state.clone(), authority, clock: clock.clone(), address };
         let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
-        let app = http::App { catalog, tokens, members, limits, store: store.into() };
+        let fleet = fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog));
+        let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }
 }

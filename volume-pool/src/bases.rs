@@ -64,12 +64,15 @@ impl Shelf {
         bases.take(&new.name)
     }
 
-    /// Removes the bases of which no volume is left that shares them. One that is in use stays.
+    /// Removes the bases of which no volume, nor a ready one, is left that shares them. One that is in use stays.
     pub fn remove_idle_bases(&self) -> Result<()> {
         let bases = self.bases()?;
         let mut named = BTreeSet::new();
-        for name in self.names()? {
-            match self.identity(&name) {
+        let ready = self.ready()?;
+        let people = self.names()?.into_iter().map(|name| (self, name));
+        let nobody = ready.names()?.into_iter().map(|name| (&ready, name));
+        for (shelf, name) in people.chain(nobody) {
+            match shelf.identity(&name) {
                 Ok(identity) if !identity.shares => {}
                 Ok(identity) => named.extend(identity.base.map(|base| base.image.to_string())),
                 Err(error) if error.kind() == Kind::Gone => {}

@@ -3,14 +3,15 @@
 //! ```text
 //!  0        4       6         7         8         16      32         40           44
 //!  | "FBVI" | ver 1 | state   | flags   | seq u64 | id    | size u64 | sector u32 | log2 chunk, 3 zeros |
-//!  48           52            60             68              100       101              508      512
-//!  | domain u32 | created u64 | image size   | image digest  | len u8  | name … zeros   | CRC32C u32 |
+//!  48           52            60             68              100       101            240     256     508      512
+//!  | domain u32 | created u64 | image size   | image digest  | len u8  | name … zeros | claim | zeros | CRC32C u32 |
 //! ```
 //! It fills one 512-byte sector, which a disk writes whole or not at all, and there are two of them: a
 //! change goes into the one that holds the older, and counts once it is durable. Of two that can be read the
 //! one with the higher `seq` says how it is; a power cut leaves the one before, or both. Flag 1: the volume is
 //! [plain](Identity::plain). Flag 2: it [shares](Identity::shares). Flag 4: it is
-//! [untracked](Identity::untracked). Flag 8: it is [fresh](Identity::fresh). A digest of zeros: there is no image.
+//! [untracked](Identity::untracked). Flag 8: it is [fresh](Identity::fresh). Flag 16: it has a
+//! [claim](Identity::claim). A digest of zeros: there is no image.
 
 use std::io;
 
@@ -24,6 +25,7 @@ const PLAIN: u8 = 1;
 const SHARES: u8 = 2;
 const UNTRACKED: u8 = 4;
 const FRESH: u8 = 8;
+const CLAIMED: u8 = 16;
 /// Longest name of a volume, in bytes.
 pub const MAX_NAME: usize = 128;
 
@@ -122,6 +124,8 @@ pub struct Identity {
     pub base: Option<Base>,
     /// When, in seconds since 1970.
     pub created: u64,
+    /// By which request it was taken from the [ready](crate::ready) ones, if it was.
+    pub claim: Option<[u8; 16]>,
 }
 
 impl Identity {
@@ -135,6 +139,7 @@ impl Identity {
             (self.shares, SHARES),
             (self.untracked, UNTRACKED),
             (self.fresh, FRESH),
+            (self.claim.is_some(), CLAIMED),
         ];
         let flags = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum();
         (b[6], b[7]) = (self.state as u8, flags);
@@ -149,6 +154,7 @@ impl Identity {
         b[68..100].copy_from_slice(&base.image.0);
         b[100] = self.name.len() as u8;
         b[101..101 + self.name.len()].copy_from_slice(self.name.as_bytes());
+        b[240..256].copy_from_slice(&self.claim.unwrap_or_default());
         let crc = crc32c::crc32c(&b[..508]);
         b[508..].copy_from_slice(&crc.to_le_bytes());
         b
@@ -168,7 +174,7 @@ impl Identity {
         }
         let bad = |what: &str| Error::new(Kind::Corrupt, format!("identity block: {what}"));
         let state = VolumeState::of(b[6]).ok_or_else(|| bad("unknown state"))?;
-        if b[7] & !(PLAIN | SHARES | UNTRACKED | FRESH) != 0 {
+        if b[7] & !(PLAIN | SHARES | UNTRACKED | FRESH | CLAIMED) != 0 {
             return Err(Error::new(Kind::Unsupported, "identity block: unknown flags"));
         }
         let name = b.get(101..101 + usize::from(b[100])).filter(|n| n.len() <= MAX_NAME);
@@ -188,6 +194,7 @@ impl Identity {
             chunk_log2: b[44],
             base: (!image.is_zero()).then_some(base),
             created: le64(52),
+            claim: (b[7] & CLAIMED != 0).then(|| b[240..256].try_into().expect("16 bytes")),
         };
         // Whoever takes it may count on what a geometry promises.
         image::Geometry::new(identity.size, identity.sector, identity.chunk_log2)?;
@@ -318,6 +325,7 @@ mod tests {
             chunk_log2: 18,
             base: Some(Base { image: Digest([9; 32]), size: 1 << 30, domain: Domain(0) }),
             created: 1_700_000_000,
+            claim: None,
         }
     }
 
@@ -341,8 +349,12 @@ mod tests {
         let all = Identity { fresh: true, ..all };
         assert_eq!(all.encode(5)[7], 15, "version bump required");
         assert_eq!(Identity::decode(&all.encode(5)).unwrap().unwrap().1, all);
+        let claimed = Identity { claim: Some([5; 16]), ..identity() };
+        let block = claimed.encode(5);
+        assert_eq!((block[7], &block[240..256]), (16, &[5; 16][..]), "version bump required");
+        assert_eq!(Identity::decode(&block).unwrap().unwrap().1, claimed);
         let mut later = identity().encode(5);
-        later[7] = 16;
+        later[7] = 32;
         let crc = crc32c::crc32c(&later[..508]);
         later[508..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Identity::decode(&later).unwrap_err().kind(), Kind::Unsupported);

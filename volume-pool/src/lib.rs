@@ -6,6 +6,7 @@
 //!   and gone on with.
 //! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
 //!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
+//! - [`ready`]: volumes that were made ahead, and are nobody's yet.
 //! - [`foreign`]: files of other programs: raw, qcow2, vmdk.
 //! - [`size`]: the sizes that a volume may have.
 //! - [`inside`]: what lies on a disk, as far as it must be known to extend it or to cut it.
@@ -20,6 +21,7 @@ mod layout;
 mod left;
 mod maps;
 mod place;
+pub mod ready;
 mod scan;
 mod shelf;
 mod shrink;

@@ -7,8 +7,10 @@
 //! DIR/NAME/disk.raw    its bytes
 //! DIR/NAME/since       the image that its changes count from, once it was [captured](crate::since)
 //! DIR/NAME/extending   the file system on it is being [extended](Shelf::note_extending)
+//! DIR/NAME/origin      what it was made for, of one that was [made ahead](crate::ready)
 //! DIR/NAME/device      instead of the identity and the bytes, of a volume on a [device](crate::device)
 //! DIR/.images/DIGEST/  the same of a [base](crate::bases)
+//! DIR/.ready/ID/       the same of a volume that is [nobody's](crate::ready)
 //! ```
 
 use std::io::ErrorKind;
@@ -40,8 +42,12 @@ pub(crate) const ASIDE: &str = "aside";
 /// The same of a guest that uses the plain file.
 const ASIDE_OF_QEMU: &str = "aside.raw";
 pub(crate) const EXTENDING: &str = "extending";
+/// What a volume was made for, of one that was made ahead.
+pub(crate) const ORIGIN: &str = "origin";
+/// On its way there.
+const ORIGIN_NEW: &str = "origin.new";
 /// What a volume's directory may have, in the order in which it is removed.
-const FILES: [&str; 12] = [
+const FILES: [&str; 14] = [
     DISK,
     MAPS,
     MANIFEST,
@@ -52,6 +58,8 @@ const FILES: [&str; 12] = [
     LEFT_NEW,
     ASIDE,
     ASIDE_OF_QEMU,
+    ORIGIN,
+    ORIGIN_NEW,
     DEVICE,
     IDENTITY,
 ];
@@ -116,6 +124,11 @@ impl Shelf {
     pub(crate) fn path(&self, name: &str) -> Result<PathBuf> {
         check_name(name)?;
         Ok(self.dir.join(name))
+    }
+
+    /// Where they lie.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The file or device that holds a volume's bytes.
@@ -183,6 +196,7 @@ impl Shelf {
             chunk_log2: new.geometry.chunk_log2(),
             base: new.image.as_deref().map(base),
             created: new.created,
+            claim: None,
         };
         let mut blocks = match &new.device {
             Some(path) => self.build_on(dir, path, identity)?,
@@ -203,9 +217,11 @@ impl Shelf {
             file.sync_data().map_err(io)?;
         }
         self.fs.sync_dir(dir).map_err(io)?;
-        blocks.become_state(VolumeState::Ready)?;
+        if state != VolumeState::Building {
+            blocks.become_state(VolumeState::Ready)?;
+        }
         match state {
-            VolumeState::Ready => Ok(()),
+            VolumeState::Building | VolumeState::Ready => Ok(()),
             state => blocks.become_state(state),
         }
     }
@@ -334,7 +350,7 @@ impl Shelf {
         Manifest::parse(&bytes, &base.image).map_err(|e| Error::from(e).at(path.display()))
     }
 
-    fn take_identity(&self, name: &str) -> Result<IdentityBlocks> {
+    pub(crate) fn take_identity(&self, name: &str) -> Result<IdentityBlocks> {
         self.open_identity(name, OpenMode::write(), |file| lock(file, name))
     }
 
@@ -353,7 +369,7 @@ impl Shelf {
     }
 
     /// Refuses a volume whose file or device a virtual machine or a loop device uses, past us.
-    fn refuse_used(&self, name: &str, identity: &IdentityBlocks) -> Result<()> {
+    pub(crate) fn refuse_used(&self, name: &str, identity: &IdentityBlocks) -> Result<()> {
         // A device is claimed already, and cannot be opened twice.
         let disk = match identity.file().kind() {
             FileKind::Block => identity.file().clone(),
@@ -396,6 +412,7 @@ impl Shelf {
     /// meanwhile.
     pub fn tidy(&self) -> Result<Vec<(String, Error)>> {
         let mut left = self.tidy_volumes()?;
+        left.extend(self.tidy_ready()?);
         left.extend(self.tidy_bases()?);
         Ok(left)
     }
@@ -410,10 +427,11 @@ impl Shelf {
         Ok(left)
     }
 
-    fn tidy_one(&self, name: &str) -> Result<()> {
+    pub(crate) fn tidy_one(&self, name: &str) -> Result<()> {
         let dir = self.path(name)?;
         let taken = self.take_identity(name);
         let half_made = match &taken {
+            Ok(identity) if self.goes_back(identity.get(), name)? => false,
             Ok(identity) => {
                 matches!(identity.get().state, VolumeState::Building | VolumeState::Erasing)
             }

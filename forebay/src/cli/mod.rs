@@ -3,6 +3,7 @@
 mod disks;
 mod images;
 mod nodes;
+mod pools;
 mod serve;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 pub use disks::*;
 pub use images::*;
 pub use nodes::*;
+pub use pools::*;
 pub use serve::*;
 
 /// Brings disk images to machines, verified chunk by chunk, and makes images of disks, of which only
@@ -128,6 +130,10 @@ pub enum Command {
     Node(NodeArgs),
     /// Disks of this node that can be used before their image has arrived; the node's daemon keeps them
     Volume(VolumeArgs),
+    /// Volumes that nodes build ahead, so that there is one at once when it is wanted
+    Pool(PoolArgs),
+    /// List what was asked of placement and takes its time, or wait for it
+    Operations(OperationsArgs),
     /// Show the configuration in force, and where each value came from
     Config,
     /// Print a completion script for a shell

@@ -21,6 +21,8 @@ pub enum NodeCommand {
     Join(JoinArgs),
     /// List the members of the grid
     List,
+    /// List the nodes that report to placement, and what they have
+    Status,
     /// Take a member's name and rights away; tickets that it holds are good for some minutes more
     Remove(RemoveArgs),
     /// List the daemon's transfers

@@ -10,6 +10,7 @@ pub mod import;
 pub mod lineage;
 pub mod mend;
 pub mod node;
+pub mod pool;
 pub mod prune;
 pub mod pull;
 pub mod rehearse;
@@ -75,6 +76,22 @@ pub fn interrupted() -> impl Future<Output = ()> {
             _ = int.recv() => {}
         }
     }
+}
+
+/// In seconds since 1970.
+pub fn unix_now() -> u64 {
+    #[expect(clippy::disallowed_methods, reason = "people and other machines tell time by this")]
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// What nobody else draws.
+pub fn drawn() -> Result<[u8; 16]> {
+    let mut drawn = [0; 16];
+    let failed = |e| Error::io("drawing at random", std::io::Error::from(e));
+    #[expect(clippy::disallowed_methods, reason = "what is drawn is told apart by chance alone")]
+    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    Ok(drawn)
 }
 
 /// Runs a command that needs the grid.

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::catalog::{MoveRef, NewRecord};
+use api::goal::{GoalState, StatusReport};
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::node::Transfer;
 use blockio::{BlockFile, OpenMode};
 use image::{BootTrace, Digest, Error, ImageRecord, Kind, Ref, Result};
 use node::captures::{CaptureOptions, Captures, Saves};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
+use node::pools::{Agent, AgentOptions, Ready, Reports};
 use node::rate::{Rate, RealTime};
 use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
 use placement::Papers;
@@ -35,6 +37,10 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
         Some(NodeCommand::List) => {
             let list = with_grid(config, |grid| async move { grid.placement.members().await })?;
             output.result(&list, human_members)
+        }
+        Some(NodeCommand::Status) => {
+            let list = with_grid(config, |grid| async move { grid.placement.nodes().await })?;
+            output.result(&list, super::pool::node_rows)
         }
         Some(NodeCommand::Remove(RemoveArgs { name })) => {
             let removed = async |grid: Grid| grid.placement.remove_member(&name).await;
@@ -169,6 +175,19 @@ impl Saves for Located {
     }
 }
 
+impl Reports for Located {
+    async fn report(&self, report: &StatusReport, wait: Duration) -> Result<GoalState> {
+        let grid = self.grid.find()?;
+        let member = grid.member()?;
+        // On the machine of `forebay up` the daemon has the admin's papers, and goes by the machine's name.
+        let name = match member.role {
+            Role::Admin => host_name()?,
+            _ => member.name,
+        };
+        grid.placement.report(&name, report, wait).await
+    }
+}
+
 /// How long a holder stays that has nothing to keep.
 const HOLDER_IDLE: Duration = Duration::from_secs(60);
 
@@ -245,6 +264,12 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         thaw: thaw()?,
         background_rate: background_rate(config),
     };
+    let agent_options = AgentOptions {
+        dir: config.data.join("node"),
+        builds: config.number("node.builds").max(1) as usize,
+        run: super::drawn()?,
+        now: super::unix_now,
+    };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;
     runtime.block_on(async {
         let interrupted = interrupted();
@@ -253,14 +278,17 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let located = Located { grid: Finder::new(config.data.clone()), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
         let volumes = Volumes::start(located.clone(), volume_options).await?;
-        let captures = Captures::new(located, volumes.clone(), capture_options);
+        let captures = Captures::new(located.clone(), volumes.clone(), capture_options);
+        let ready = Ready::open(volumes.clone()).await?;
+        let agent = tokio::spawn(Agent::new(ready.clone(), agent_options)?.run(located));
         let metrics = crate::serve::volumes::metrics(config, captures.clone())?;
         let serving = NodeServing { socket: socket.clone() };
         let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());
         line(output.is_json(), &serving, said)?;
         crate::serve::tell_systemd();
-        let all = (daemon, volumes.clone(), captures.clone());
+        let all = (daemon, volumes.clone(), captures.clone(), ready);
         let served = http::serve(all, metrics, listener, interrupted).await;
+        agent.abort();
         captures.stop().await;
         volumes.stop().await;
         served

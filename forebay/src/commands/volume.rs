@@ -9,8 +9,8 @@ use api::volume::{
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 
-use super::block_on;
 use super::node::daemon_client;
+use super::{block_on, unix_now};
 use crate::cli::{
     AttachVolumeArgs, CreateVolumeArgs, ExportArg, ResizeVolumeArgs, RmVolumesArgs, VolumeCommand,
     VolumeNameArgs,
@@ -103,12 +103,6 @@ async fn attach(daemon: &DaemonClient, args: &AttachVolumeArgs) -> Result<Volume
         say(format!("warning: {}: it will not all be here by {by}: {left} are to come", args.name));
     }
     Ok(info)
-}
-
-fn unix_now() -> u64 {
-    #[expect(clippy::disallowed_methods, reason = "deadlines are told in the world's time")]
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

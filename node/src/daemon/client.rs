@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use api::ErrorBody;
 use api::capture::{Capture, SaveVolume};
+use api::goal::ReadyVolume;
 use api::node::{PullRequest, Transfer};
+use api::pool::LocalClaim;
 use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -23,14 +25,15 @@ fn json(asked: &impl Serialize) -> Vec<u8> {
 
 /// Names come from people: whatever is in them stays within its part of the path.
 fn volume_path(name: &str, action: &str) -> String {
-    let encoded: String = name
-        .bytes()
-        .map(|b| match b.is_ascii_alphanumeric() || b"._-".contains(&b) {
-            true => char::from(b).to_string(),
-            false => format!("%{b:02X}"),
-        })
-        .collect();
-    format!("/v1/volumes/{encoded}{action}")
+    format!("/v1/volumes/{}{action}", segment(name))
+}
+
+fn segment(name: &str) -> String {
+    let encoded = name.bytes().map(|b| match b.is_ascii_alphanumeric() || b"._-".contains(&b) {
+        true => char::from(b).to_string(),
+        false => format!("%{b:02X}"),
+    });
+    encoded.collect()
 }
 
 /// Longest answer that is read, in bytes.
@@ -115,6 +118,17 @@ impl DaemonClient {
     /// Makes a volume larger.
     pub async fn resize_volume(&self, name: &str, asked: &ResizeVolume) -> Result<VolumeInfo> {
         self.call(Method::POST, &volume_path(name, "/resize"), json(asked)).await
+    }
+
+    /// What is ready on this node, and nobody's.
+    pub async fn ready_volumes(&self) -> Result<Vec<ReadyVolume>> {
+        self.call(Method::GET, "/v1/ready", Vec::new()).await
+    }
+
+    /// Takes a ready volume of a pool.
+    pub async fn claim(&self, pool: &str, asked: &LocalClaim) -> Result<VolumeInfo> {
+        let path = format!("/v1/ready/{}/claims", segment(pool));
+        self.call(Method::POST, &path, json(asked)).await
     }
 
     /// Begins to make an image of a volume.

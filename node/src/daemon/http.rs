@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::run::{Daemon, Grid};
 use crate::captures::{Captures, Saves};
+use crate::pools::Ready;
 use crate::volumes::Volumes;
 
 /// An error as an HTTP answer.
@@ -45,7 +46,7 @@ pub type Metrics = Arc<dyn Fn(&[VolumeInfo]) -> String + Send + Sync>;
 
 /// Serves the API until `shutdown` ends.
 pub async fn serve<G: Grid, V: Saves>(
-    (daemon, volumes, captures): (Daemon<G>, Volumes<V>, Captures<V>),
+    (daemon, volumes, captures, ready): (Daemon<G>, Volumes<V>, Captures<V>, Ready<V>),
     metrics: Metrics,
     listener: UnixListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
@@ -55,7 +56,8 @@ pub async fn serve<G: Grid, V: Saves>(
         .route("/v1/transfers/{id}", get(show::<G>).delete(cancel::<G>))
         .with_state(daemon)
         .merge(crate::volumes::http::routes(volumes, metrics))
-        .merge(crate::captures::http::routes(captures));
+        .merge(crate::captures::http::routes(captures))
+        .merge(crate::pools::http::routes(ready));
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown).await;
     served.map_err(|e| Error::io("the node daemon's socket", e))
 }

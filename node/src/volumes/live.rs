@@ -1,6 +1,6 @@
 //! A volume that is attached, on its core: served to its guest, filled meanwhile, and plain in the end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,10 @@ pub(super) struct Live {
     recorder: Option<Rc<Recorder>>,
     /// What has the chunks that are not here, until they are.
     base: RefCell<Option<Rc<Base>>>,
-    /// It has become plain.
+    /// It has become plain, or will not.
     ripe: Notify,
+    /// Nothing more is done to make it plain.
+    over: Cell<bool>,
     /// What its changes are is known up to here: nobody wrote past us before it was opened.
     tracked: bool,
     /// Held while its guest is moved past us, and by captures, for which it must stay.
@@ -151,19 +153,21 @@ impl Live {
         Ok(live)
     }
 
-    /// Opens a volume for a capture: what that needs of it is fetched, and it is shown to nobody.
+    /// Opens a volume that is shown to nobody: for a capture, for which what that needs of it is fetched, or with
+    /// `fill` to be made plain.
     pub(super) async fn start_unshown<G: Grid>(
         core: &Rc<Core>,
         around: Surroundings<G>,
         files: Files,
+        fill: bool,
     ) -> Result<Rc<Self>> {
         let how = Attachment {
             kind: ExportKind::Nbd,
             path: Default::default(),
             qmp: None,
             read_only: true,
-            fill: false,
-            terms: Terms::default(),
+            fill,
+            terms: Terms { copy: fill, ..Terms::default() },
             trace: false,
             moved: false,
         };
@@ -209,6 +213,7 @@ impl Live {
             recorder,
             base: RefCell::default(),
             ripe: Notify::new(),
+            over: Cell::new(false),
             passage: Arc::default(),
         })
     }
@@ -249,6 +254,8 @@ impl Live {
             tracing::error!(%error, volume = self.name, "this volume does not become plain");
             self.status.trouble.replace(Some(error));
         }
+        self.over.set(true);
+        self.ripe.notify_waiters();
     }
 
     /// Waits until it is plain.
@@ -259,6 +266,24 @@ impl Live {
             ripe.as_mut().enable();
             if self.volume.identity().plain {
                 return;
+            }
+            ripe.await;
+        }
+    }
+
+    /// Waits until it is plain, or will not be: then why.
+    pub(super) async fn matured(&self) -> Result<()> {
+        loop {
+            let ripe = self.ripe.notified();
+            tokio::pin!(ripe);
+            ripe.as_mut().enable();
+            if self.volume.identity().plain {
+                return Ok(());
+            }
+            if self.over.get() {
+                let why = self.status.trouble.borrow().clone();
+                let unknown = || Error::new(Kind::Io, format!("{}: not all came", self.name));
+                return Err(why.unwrap_or_else(unknown));
             }
             ripe.await;
         }

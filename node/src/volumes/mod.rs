@@ -22,6 +22,7 @@ mod left;
 mod live;
 mod pace;
 mod plan;
+mod ready;
 mod recorder;
 mod resize;
 mod scrub;

@@ -101,9 +101,9 @@ pub(super) struct Inner<G> {
     pub(super) kept: Arc<Kept>,
     holder: Holder,
     rate: Option<Arc<Rate>>,
-    share: Share,
+    pub(super) share: Share,
     /// Whether files on the shelf can share blocks.
-    reflinks: bool,
+    pub(super) reflinks: bool,
     /// The cores of attached volumes.
     homes: std::sync::Mutex<BTreeMap<String, usize>>,
     /// Volumes that are being captured.
@@ -227,7 +227,7 @@ impl<G: Grid> Volumes<G> {
         }
     }
 
-    async fn manifest(&self, name: String) -> Result<Arc<Manifest>> {
+    pub(super) async fn manifest(&self, name: String) -> Result<Arc<Manifest>> {
         let (image, connect) = self.0.grid.locate(&name).await?;
         let ask = move |core: Rc<Core>| {
             async move {

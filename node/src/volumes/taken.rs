@@ -157,7 +157,7 @@ async fn open<G: Grid>(
     let ours = files.is_some();
     let (kept, shelf) = (Arc::clone(&around.kept), around.shelf.clone());
     let live = match files {
-        Some(files) => Live::start_unshown(core, around, files).await?,
+        Some(files) => Live::start_unshown(core, around, files, false).await?,
         None => {
             let live = core.live.borrow().get(&name).cloned();
             live.ok_or_else(|| Error::new(Kind::Conflict, "it was attached just now, or detached"))?

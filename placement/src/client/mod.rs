@@ -1,6 +1,7 @@
 //! The other end of placement's API: one method per route.
 
 mod care;
+mod fleet;
 mod wire;
 
 pub use care::CareClient;

@@ -3,13 +3,13 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{care, handlers};
+use super::{care, fleet, handlers};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Forebay",
-        description = "Refs, images, records, tickets and members of a grid. All routes but \
+        description = "Refs, images, records, tickets, members, nodes and pools of a grid. All routes but \
                        /v1/health and /v1/join need a member's certificate. /metrics and those under \
                        /v1/cache are each cache's own, at the address that /v1/caches lists for it."
     ),
@@ -34,6 +34,16 @@ use super::{care, handlers};
         handlers::ticket,
         handlers::verify_store,
         handlers::gc,
+        fleet::nodes,
+        fleet::goal,
+        fleet::report,
+        fleet::pools,
+        fleet::pool,
+        fleet::set_pool,
+        fleet::delete_pool,
+        fleet::claim,
+        fleet::operations,
+        fleet::operation,
         care::status,
         care::held,
         care::evict,

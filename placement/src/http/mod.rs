@@ -7,6 +7,7 @@
 mod body;
 pub(crate) mod care;
 mod document;
+mod fleet;
 mod guard;
 mod handlers;
 mod patient;
@@ -23,6 +24,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post, put};
 
 use crate::catalog::Catalog;
+use crate::fleet::Fleet;
 use crate::members::Members;
 use crate::tokens::Tokens;
 
@@ -69,6 +71,17 @@ const ROUTES: &[Route] = &[
     ("DELETE", "/v1/refs/{ref}", Access::Admin),
     // A ticket to push is for writers: the handler sees to that.
     ("POST", "/v1/tickets", Access::Member),
+    ("GET", "/v1/nodes", Access::Member),
+    ("GET", "/v1/nodes/{name}/goal", Access::Member),
+    // Each only for its own name: the handler sees to that.
+    ("POST", "/v1/nodes/{name}/report", Access::Writer),
+    ("GET", "/v1/pools", Access::Member),
+    ("GET", "/v1/pools/{name}", Access::Member),
+    ("PUT", "/v1/pools/{name}", Access::Admin),
+    ("DELETE", "/v1/pools/{name}", Access::Admin),
+    ("POST", "/v1/pools/{name}/claims", Access::Writer),
+    ("GET", "/v1/operations", Access::Member),
+    ("GET", "/v1/operations/{name}", Access::Member),
     ("POST", "/v1/store/verify", Access::Admin),
     ("POST", "/v1/gc", Access::Admin),
 ];
@@ -79,6 +92,7 @@ pub(crate) struct App {
     pub catalog: Arc<Catalog>,
     pub tokens: Arc<Tokens>,
     pub members: Members,
+    pub fleet: Arc<Fleet>,
     pub limits: Limits,
     /// The id of the grid's store.
     pub store: Arc<str>,
@@ -111,6 +125,14 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/refs/{ref}", put(h::move_ref))
         .route("/v1/refs/{ref}", delete(h::delete_ref))
         .route("/v1/tickets", post(h::ticket))
+        .route("/v1/nodes", get(fleet::nodes))
+        .route("/v1/nodes/{name}/goal", get(fleet::goal))
+        .route("/v1/nodes/{name}/report", post(fleet::report))
+        .route("/v1/pools", get(fleet::pools))
+        .route("/v1/pools/{name}", get(fleet::pool).put(fleet::set_pool).delete(fleet::delete_pool))
+        .route("/v1/pools/{name}/claims", post(fleet::claim))
+        .route("/v1/operations", get(fleet::operations))
+        .route("/v1/operations/{name}", get(fleet::operation))
         .route("/v1/store/verify", post(h::verify_store))
         .route("/v1/gc", post(h::gc))
         .route_layer(from_fn_with_state(door, guard::guard))

@@ -11,6 +11,10 @@
 //! removed/<name>   when a name was taken from its member, in seconds since 1970
 //! servers/<name>   a server of chunks, where it listens, and until when it counts
 //! traces/<digest>  what guests of an image touch first
+//! nodes/<name>     a node that has reported
+//! goals/<name>     what it is to do
+//! pools/<name>     what a pool shall be
+//! operations/<id>  what was asked for and takes its time
 //! ```
 //!
 //! Values are JSON, but for traces (`image::trace`); a reader ignores fields that it does not know.
@@ -182,7 +186,8 @@ impl State {
         }
     }
 
-    async fn get<T: serde::de::DeserializeOwned>(
+    /// A key's value and its version.
+    pub(crate) async fn get<T: serde::de::DeserializeOwned>(
         &self,
         key: &str,
     ) -> Result<Option<(T, Versioned)>> {
@@ -191,12 +196,26 @@ impl State {
     }
 
     async fn list<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>> {
+        let all = self.list_versioned(prefix).await?;
+        Ok(all.into_iter().map(|(name, value, _)| (name, value)).collect())
+    }
+
+    /// What the keys of a prefix hold, by the rest of each key, and their versions.
+    pub(crate) async fn list_versioned<T: serde::de::DeserializeOwned>(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<(String, T, Versioned)>> {
         let found = self.0.list(prefix.into()).await?;
         let line = |(key, value): (String, Versioned)| {
             let decoded = decode(&key, &value)?;
-            Ok((key[prefix.len()..].to_owned(), decoded))
+            Ok((key[prefix.len()..].to_owned(), decoded, value))
         };
         found.into_iter().map(line).collect()
+    }
+
+    /// See [`Keys::commit`].
+    pub(crate) async fn commit(&self, transaction: Transaction) -> Result<()> {
+        self.0.commit(transaction).await
     }
 
     /// Where a ref points.

@@ -1,0 +1,214 @@
+//! Goal states and status reports: what placement wants of a node, and what the node says it has.
+//!
+//! | method and path | body → answer | who |
+//! |---|---|---|
+//! | `POST /v1/nodes/{name}/report?wait=S` | [`StatusReport`] → [`GoalState`] | the node of that name; admin |
+//! | `GET /v1/nodes` | → [`NodeList`] | any member |
+//! | `GET /v1/nodes/{name}/goal` | → [`GoalState`] | any member |
+//!
+//! A goal is the whole list of what a node still has to do, with a version that only grows. A node does what it
+//! finds there that it has not done, and says of each item how far it is; placement takes an item out once it has
+//! read that it is done, or has failed. Both may be lost, repeated or late: an item has an id that is used once, a
+//! node forgets what it did of an item only when the item is no longer in the newest goal, and never takes an
+//! older goal for a newer one.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::ErrorBody;
+use crate::pool::VolumeKind;
+
+/// What placement wants of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct GoalState {
+    /// Of the grid: grows when placement's state is restored from a backup. Later than all of a smaller one.
+    #[serde(default)]
+    pub generation: u64,
+    /// Grows with each change; 0 before the first.
+    pub version: u64,
+    /// What is to be done, each with an id of its own.
+    pub items: Vec<GoalItem>,
+}
+
+/// One thing to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct GoalItem {
+    /// 32 hexadecimal digits; never used again.
+    pub id: String,
+    /// What.
+    pub goal: Goal,
+}
+
+/// What may be wanted of a node. A node refuses by name what it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Goal {
+    /// Build a ready volume; its id is the item's.
+    #[serde(rename_all = "kebab-case")]
+    Build {
+        /// Of which pool.
+        pool: String,
+        /// Of which kind.
+        kind: VolumeKind,
+    },
+    /// Hand out a ready volume of a pool.
+    #[serde(rename_all = "kebab-case")]
+    Claim {
+        /// Whose request it is: served once, however often it is told, and by however many items.
+        request: String,
+        /// Of which pool.
+        pool: String,
+        /// What it is to be called.
+        volume: String,
+        /// It is built if none is ready, of this kind.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        build: Option<VolumeKind>,
+    },
+    /// Remove a ready volume that is not wanted any more.
+    #[serde(rename_all = "kebab-case")]
+    Discard {
+        /// Its id.
+        volume: String,
+    },
+    /// What a later version of placement knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How far an item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ItemState {
+    /// It waits for its turn.
+    Pending,
+    /// It is being done.
+    Working,
+    /// It is done.
+    Done,
+    /// It cannot be done, and will not be tried again.
+    Failed,
+    /// It waits for something that does not come.
+    Blocked,
+}
+
+impl ItemState {
+    /// Whether nothing more will happen to it.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Failed)
+    }
+}
+
+/// What a node says of an item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct ItemStatus {
+    /// Which.
+    pub id: String,
+    /// How far it is.
+    pub state: ItemState,
+    /// The volume that came of it, by its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// It had to be built.
+    #[serde(default)]
+    pub built: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub error: Option<ErrorBody>,
+}
+
+/// A volume that was made ahead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReadyVolume {
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// For which pool.
+    pub pool: String,
+    /// Of which kind.
+    pub kind: VolumeKind,
+    /// `building`, `ready` or `erasing`.
+    pub state: String,
+}
+
+/// Where a node's volumes lie, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskRoom {
+    /// All of the file system.
+    pub size: u64,
+    /// What can still be written.
+    pub free: u64,
+}
+
+/// What a node says it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct StatusReport {
+    /// Drawn when the daemon started, hexadecimal: two daemons of one name are told apart by it.
+    pub run: String,
+    /// Grows with each report of a run.
+    pub number: u64,
+    /// The generation and
+    #[serde(default)]
+    pub generation: u64,
+    /// the version of the goal that the items belong to.
+    pub goal: u64,
+    /// How far they are.
+    #[serde(default)]
+    pub items: Vec<ItemStatus>,
+    /// What is there of what was made ahead, and is nobody's.
+    #[serde(default)]
+    pub ready: Vec<ReadyVolume>,
+    /// Room for volumes.
+    #[serde(default)]
+    pub disk: DiskRoom,
+}
+
+/// A node, as placement knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: String,
+    /// Seconds since it was heard of; never, since placement started, if unset.
+    pub heard: Option<u64>,
+    /// It is not heard of any more, and nothing of it counts.
+    pub away: bool,
+    /// The goal that it was last told, and the one that it answers.
+    pub goal: u64,
+    /// See there.
+    pub answers: u64,
+    /// Items that are not done.
+    pub open: u32,
+    /// Ready volumes.
+    pub ready: u32,
+    /// Room for volumes.
+    pub disk: DiskRoom,
+}
+
+/// The nodes of the grid that have reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    /// In the order of their names.
+    pub nodes: Vec<NodeInfo>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_told_apart_from_what_is() {
+        let text = r#"{"id":"a","goal":{"do":"sing","song":"x"}}"#;
+        let item: GoalItem = serde_json::from_str(text).unwrap();
+        assert_eq!(item.goal, Goal::Unknown);
+        let item = GoalItem { id: "b".into(), goal: Goal::Discard { volume: "c".into() } };
+        let text = serde_json::to_string(&item).unwrap();
+        assert_eq!(text, r#"{"id":"b","goal":{"do":"discard","volume":"c"}}"#);
+        assert_eq!(serde_json::from_str::<GoalItem>(&text).unwrap(), item);
+    }
+}

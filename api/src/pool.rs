@@ -1,0 +1,199 @@
+//! Pools: ready volumes of one kind, on the nodes of a grid.
+//!
+//! | method and path | body → answer | who |
+//! |---|---|---|
+//! | `GET /v1/pools` | → [`PoolList`] | any member |
+//! | `GET /v1/pools/{name}` | → [`PoolInfo`] | any member |
+//! | `PUT /v1/pools/{name}` | [`SetPool`] → [`PoolInfo`] | admin |
+//! | `DELETE /v1/pools/{name}` | → [`PoolInfo`] as it was | admin |
+//! | `POST /v1/pools/{name}/claims` | [`NewClaim`] → [`Operation`](crate::operation::Operation) | admin, node |
+//!
+//! And at a node's own daemon, of what is ready on this node:
+//!
+//! | method and path | body → answer |
+//! |---|---|
+//! | `GET /v1/ready` | → list of [`ReadyVolume`](crate::goal::ReadyVolume) |
+//! | `POST /v1/ready/{pool}/claims` | [`LocalClaim`] → [`VolumeInfo`](crate::volume::VolumeInfo) |
+
+use image::Digest;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a ready volume is: two volumes of a kind can stand for each other.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct VolumeKind {
+    /// Bytes.
+    pub size: u64,
+    /// Logical sector in bytes; the image's, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector: Option<u32>,
+    /// The image that it holds; it is blank without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub image: Option<Digest>,
+}
+
+impl VolumeKind {
+    /// A short name of the kind, the same wherever it is told.
+    pub fn id(&self) -> String {
+        let bytes = serde_json::to_vec(self).expect("our own types serialise");
+        Digest::of_chunk(&bytes).to_string()[..16].to_owned()
+    }
+}
+
+/// What a pool shall be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SetPool {
+    /// A ref or a digest of the image that its volumes hold; blank volumes without one. Of a ref the pool follows
+    /// the moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Bytes of each volume; the image's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Logical sector in bytes; the image's by default, 512 of a blank one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector: Option<u32>,
+    /// With fewer ready volumes than this in the grid more are built.
+    pub low: u32,
+    /// Until there are this many.
+    pub target: u32,
+    /// More than this are removed; twice the target by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// At most this many on one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_node: Option<u32>,
+    /// Volumes that are being built at the same time, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builds: Option<u32>,
+    /// Nothing is built any more, and what is ready is removed; claims are served while there is something.
+    #[serde(default)]
+    pub draining: bool,
+}
+
+impl SetPool {
+    /// More ready volumes than this are removed.
+    pub fn most(&self) -> u32 {
+        self.max.unwrap_or(self.target.saturating_mul(2))
+    }
+}
+
+/// What of a pool is on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolOnNode {
+    /// The node.
+    pub node: String,
+    /// Ready volumes.
+    pub ready: u32,
+    /// Volumes that it was told to build, and has not.
+    pub building: u32,
+    /// It is not heard of, and does not count.
+    #[serde(default)]
+    pub away: bool,
+}
+
+/// A pool as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// What it shall be.
+    #[serde(flatten)]
+    pub set: SetPool,
+    /// What its volumes are now; unset while its image cannot be found.
+    pub kind: Option<VolumeKind>,
+    /// Ready volumes of this kind, on nodes that are heard of.
+    pub ready: u32,
+    /// Volumes that nodes were told to build, and have not.
+    pub building: u32,
+    /// Why it wants what it wants, or cannot have it.
+    pub why: String,
+    /// By node.
+    pub nodes: Vec<PoolOnNode>,
+}
+
+/// The pools of the grid.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PoolList {
+    /// In the order of their names.
+    pub pools: Vec<PoolInfo>,
+}
+
+/// Asks for a volume of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NewClaim {
+    /// Of whoever asks, 32 hexadecimal digits: the same request again has the same answer, and no second volume.
+    pub request: String,
+    /// What the volume is to be called on its node.
+    pub volume: String,
+    /// The node that it should be on; another will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// No other node will do.
+    #[serde(default)]
+    pub only: bool,
+}
+
+/// The same at the node itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LocalClaim {
+    /// Of whoever asks, 32 hexadecimal digits: the same request again has the same answer, and no second volume.
+    pub request: String,
+    /// What the volume is to be called.
+    pub volume: String,
+}
+
+/// How a claim was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Served {
+    /// From what was ready on the node that was asked for, or on any if none was.
+    Ready,
+    /// From what was ready on another node.
+    Elsewhere,
+    /// Nothing was ready: it was built for this.
+    Built,
+}
+
+/// What a claim has come to: the result of its operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Claimed {
+    /// The node that has the volume.
+    pub node: String,
+    /// What it is called there.
+    pub volume: String,
+    /// Its id, in hexadecimal.
+    pub id: String,
+    /// How it was served.
+    pub served: Served,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_names_that_last() {
+        let blank = VolumeKind { size: 1 << 30, sector: None, image: None };
+        assert_eq!(serde_json::to_string(&blank).unwrap(), r#"{"size":1073741824}"#);
+        let other = VolumeKind { size: 2 << 30, ..blank.clone() };
+        assert_ne!(blank.id(), other.id());
+        assert_eq!(blank.id().len(), 16);
+    }
+
+    #[test]
+    fn what_a_pool_shall_be_is_refused_if_a_word_of_it_is_not_known() {
+        let set: SetPool = serde_json::from_str(r#"{"size":1,"low":1,"target":3}"#).unwrap();
+        assert_eq!(set.most(), 6);
+        let wrong = serde_json::from_str::<SetPool>(r#"{"size":1,"low":1,"traget":3}"#);
+        assert!(wrong.unwrap_err().to_string().contains("traget"));
+    }
+}

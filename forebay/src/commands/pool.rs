@@ -1,0 +1,257 @@
+//! `forebay pool` and `forebay operations`: ready volumes of the grid, by placement, and of this node, by its daemon.
+
+use std::time::Duration;
+
+use api::ErrorBody;
+use api::goal::{NodeInfo, NodeList, ReadyVolume};
+use api::operation::{Operation, OperationList};
+use api::pool::{Claimed, LocalClaim, NewClaim, PoolInfo, PoolList, SetPool, VolumeKind};
+use image::{Error, Kind, Result};
+use placement::Client;
+
+use super::node::daemon_client;
+use super::{block_on, drawn, with_grid};
+use crate::cli::{ClaimArgs, OperationsArgs, PoolCommand, PoolNameArgs, SetPoolArgs};
+use crate::config::Config;
+use crate::grid::Grid;
+use crate::output::{Output, bytes, table, time};
+
+/// How long one question waits for its answer; it is asked again.
+const WAIT: Duration = Duration::from_secs(30);
+/// Target of a pool of which nothing was said.
+const TARGET: u32 = 2;
+
+/// Runs `forebay pool`.
+pub fn run(config: &Config, command: PoolCommand, output: Output) -> Result<()> {
+    let info = match command {
+        PoolCommand::List => {
+            let pools = with_grid(config, |grid| async move { grid.placement.pools().await })?;
+            return output.result(&pools, rows);
+        }
+        PoolCommand::Ready => {
+            let ready = block_on(async { daemon_client(config).ready_volumes().await })?;
+            return output.result(&ready, |all| ready_rows(all));
+        }
+        PoolCommand::Claim(args) => return claim(config, args, output),
+        PoolCommand::Create(args) => {
+            with_grid(config, |grid| async move { create(&grid.placement, &args).await })?
+        }
+        PoolCommand::Set(args) => {
+            with_grid(config, |grid| async move { set(&grid.placement, &args).await })?
+        }
+        PoolCommand::Show(PoolNameArgs { name }) => {
+            with_grid(config, |grid| async move { grid.placement.pool(&name).await })?
+        }
+        PoolCommand::Drain(PoolNameArgs { name }) => {
+            with_grid(config, |grid| async move { drain(&grid.placement, &name).await })?
+        }
+        PoolCommand::Delete(PoolNameArgs { name }) => {
+            let deleted = async |grid: Grid| grid.placement.delete_pool(&name).await;
+            let was = with_grid(config, deleted)?;
+            return output.result(&was, |was| format!("deleted pool {}\n", was.name));
+        }
+    };
+    output.result(&info, human)
+}
+
+async fn create(placement: &Client, args: &SetPoolArgs) -> Result<PoolInfo> {
+    match placement.pool(&args.name).await {
+        Err(error) if error.kind() == Kind::Gone => {}
+        Err(error) => return Err(error),
+        Ok(_) => {
+            let name = &args.name;
+            let what = format!("pool {name}: there is one already: `forebay pool set {name}`");
+            return Err(Error::new(Kind::Conflict, what));
+        }
+    }
+    let target = args.target.unwrap_or(TARGET);
+    let blank = SetPool {
+        image: None,
+        size: None,
+        sector: None,
+        low: target.div_ceil(2),
+        target,
+        max: None,
+        per_node: None,
+        builds: None,
+        draining: false,
+    };
+    placement.set_pool(&args.name, &changed(blank, args)).await
+}
+
+async fn set(placement: &Client, args: &SetPoolArgs) -> Result<PoolInfo> {
+    let now = placement.pool(&args.name).await?.set;
+    let asked = changed(SetPool { draining: false, ..now }, args);
+    placement.set_pool(&args.name, &asked).await
+}
+
+fn changed(now: SetPool, args: &SetPoolArgs) -> SetPool {
+    let target = args.target.unwrap_or(now.target);
+    // With the target goes what is half of it.
+    let low = if args.target.is_some() { target.div_ceil(2) } else { now.low };
+    SetPool {
+        image: args.image.clone().or(now.image),
+        size: args.size.or(now.size),
+        sector: args.sector_size.as_deref().and_then(|s| s.parse().ok()).or(now.sector),
+        low: args.low.unwrap_or(low),
+        target,
+        max: args.max.or(now.max),
+        per_node: args.per_node.or(now.per_node),
+        builds: args.builds.or(now.builds),
+        draining: now.draining,
+    }
+}
+
+async fn drain(placement: &Client, name: &str) -> Result<PoolInfo> {
+    let now = placement.pool(name).await?.set;
+    placement.set_pool(name, &SetPool { draining: true, ..now }).await
+}
+
+fn claim(config: &Config, args: ClaimArgs, output: Output) -> Result<()> {
+    let request = match args.request {
+        Some(request) => request,
+        None => drawn()?.iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    if args.here {
+        let asked = LocalClaim { request, volume: args.volume };
+        let info = block_on(async { daemon_client(config).claim(&args.pool, &asked).await })?;
+        return output.result(&info, |info| {
+            format!("{} ({}) is yours: {}\n", info.name, bytes(info.size), info.disk.display())
+        });
+    }
+    let asked = NewClaim { request, volume: args.volume, node: args.node, only: args.only };
+    let claimed = with_grid(config, |grid| async move {
+        let placement = grid.placement;
+        let mut now = placement.claim(&args.pool, &asked, WAIT.min(args.wait)).await?;
+        let mut left = args.wait;
+        while !now.state.is_final() && !left.is_zero() {
+            now = placement.operation(&asked.request, WAIT.min(left)).await?;
+            left = left.saturating_sub(WAIT);
+        }
+        outcome(&now)
+    })?;
+    output.result(&claimed, |c| {
+        let how = match c.served {
+            api::pool::Served::Ready => "was ready",
+            api::pool::Served::Elsewhere => "was ready there, not where it was wanted",
+            api::pool::Served::Built => "was built for you",
+        };
+        format!("{} on {} is yours: it {how}\n", c.volume, c.node)
+    })
+}
+
+/// What a claim has come to.
+fn outcome(now: &Operation) -> Result<Claimed> {
+    let unknown = |e| Error::caused(Kind::Unsupported, "an answer not known here", e);
+    match (&now.result, &now.error) {
+        (Some(result), _) => serde_json::from_value(result.clone()).map_err(unknown),
+        (None, Some(error)) => Err(Error::from(ErrorBody::clone(error))),
+        (None, None) => {
+            let what = format!(
+                "{} {}: {} still; it goes on: `forebay operations {} --wait 10m`",
+                now.state.name(),
+                now.kind,
+                now.step,
+                now.id
+            );
+            Err(Error::new(Kind::Retry, what))
+        }
+    }
+}
+
+fn rows(list: &PoolList) -> String {
+    let head = ["POOL", "VOLUMES", "READY", "BUILDING", "LOW", "TARGET", ""];
+    let head = head.map(str::to_owned).to_vec();
+    let rows = list.pools.iter().map(|p| {
+        let numbers = [p.ready, p.building, p.set.low, p.set.target].map(|n| n.to_string());
+        [vec![p.name.clone(), volumes_of(p)], numbers.to_vec(), vec![p.why.clone()]].concat()
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// What its volumes are, in a few words.
+fn volumes_of(p: &PoolInfo) -> String {
+    let size = p.kind.as_ref().map(|kind| kind.size).or(p.set.size);
+    let size = size.map_or_else(|| "?".to_owned(), bytes);
+    format!("{size} {}", p.set.image.as_deref().unwrap_or("blank"))
+}
+
+fn human(p: &PoolInfo) -> String {
+    let mut lines = vec![
+        vec!["pool".to_owned(), p.name.clone()],
+        vec!["volumes".into(), volumes_of(p)],
+        vec!["image".into(), image_of(p.kind.as_ref())],
+        vec!["ready".into(), format!("{} and {} building", p.ready, p.building)],
+        vec![
+            "wanted".into(),
+            format!("{}, filled below {}, removed above {}", p.set.target, p.set.low, p.set.most()),
+        ],
+        vec!["now".into(), p.why.clone()],
+    ];
+    lines.extend(p.nodes.iter().map(|n| {
+        let away = if n.away { " (not heard of: does not count)" } else { "" };
+        vec![format!("on {}", n.node), format!("{} ready, {} building{away}", n.ready, n.building)]
+    }));
+    table(&lines)
+}
+
+fn image_of(kind: Option<&VolumeKind>) -> String {
+    kind.and_then(|kind| kind.image).map_or_else(|| "-".to_owned(), |image| image.to_string())
+}
+
+fn ready_rows(all: &[ReadyVolume]) -> String {
+    let head = ["ID", "POOL", "SIZE", "STATE", "IMAGE"].map(str::to_owned).to_vec();
+    let rows = all.iter().map(|v| {
+        let image = image_of(Some(&v.kind)).chars().take(12).collect();
+        vec![v.id.clone(), v.pool.clone(), bytes(v.kind.size), v.state.clone(), image]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// Runs `forebay operations`.
+pub fn operations(config: &Config, args: OperationsArgs, output: Output) -> Result<()> {
+    let Some(id) = args.id else {
+        let all = with_grid(config, |grid| async move { grid.placement.operations().await })?;
+        return output.result(&all, operation_rows);
+    };
+    let shown = with_grid(config, |grid| async move {
+        let mut left = args.wait.unwrap_or_default();
+        loop {
+            let now = grid.placement.operation(&id, WAIT.min(left)).await?;
+            left = left.saturating_sub(WAIT);
+            if now.state.is_final() || left.is_zero() {
+                return Ok(now);
+            }
+        }
+    })?;
+    let list = |operation: &Operation| {
+        operation_rows(&OperationList { operations: vec![operation.clone()] })
+    };
+    output.result(&shown, list)
+}
+
+fn operation_rows(list: &OperationList) -> String {
+    let head = ["ID", "WHAT", "OF", "BY", "SINCE", "STATE", ""].map(str::to_owned).to_vec();
+    let rows = list.operations.iter().map(|o| {
+        let said = o.error.as_ref().map_or(o.step.clone(), |e| e.message.clone());
+        let state = o.state.name().to_owned();
+        let since = time(o.created);
+        vec![o.id.clone(), o.kind.clone(), o.object.clone(), o.owner.clone(), since, state, said]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+/// What nodes have said last.
+pub fn node_rows(list: &NodeList) -> String {
+    let head = ["NODE", "HEARD", "READY", "TO DO", "FREE", "OF"].map(str::to_owned).to_vec();
+    let heard = |n: &NodeInfo| match (n.heard, n.away) {
+        (None, _) => "not yet".to_owned(),
+        (Some(s), false) => format!("{s} s ago"),
+        (Some(s), true) => format!("away: {s} s ago"),
+    };
+    let rows = list.nodes.iter().map(|n| {
+        let (free, size) = (bytes(n.disk.free), bytes(n.disk.size));
+        vec![n.name.clone(), heard(n), n.ready.to_string(), n.open.to_string(), free, size]
+    });
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}

@@ -1,0 +1,209 @@
+//! The agent: tells placement what the node has, and does what it is told.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::goal::{DiskRoom, Goal, GoalItem, GoalState, StatusReport};
+use api::pool::LocalClaim;
+use blockio::Fs;
+use image::{Error, Kind, Result};
+use tokio::sync::{Notify, Semaphore};
+
+use super::items::{Items, Outcome};
+use super::ready::{Ready, request_of};
+use crate::daemon::Grid;
+use crate::volumes::Birth;
+
+const STATE: &str = "items.json";
+/// Longest state file that is read, in bytes.
+const MAX_STATE: usize = 16 << 20;
+/// How long placement may keep an answer back while it has nothing new: a node is heard of at least so often.
+const WAIT: Duration = Duration::from_secs(10);
+/// Pauses between tries to reach placement, doubled from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(15);
+const UNPOISONED: &str = "no panics while locked";
+
+/// Where reports go.
+pub trait Reports: Send + Sync + 'static {
+    /// Says what this node has; the answer is what it is to do, at once if that is news, or after `wait`.
+    fn report(
+        &self,
+        report: &StatusReport,
+        wait: Duration,
+    ) -> impl Future<Output = Result<GoalState>> + Send;
+}
+
+/// How the agent works.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// Where it keeps what it was told.
+    pub dir: PathBuf,
+    /// Volumes that are built at a time.
+    pub builds: usize,
+    /// Drawn at random when the daemon starts.
+    pub run: [u8; 16],
+    /// Tells the time, in seconds since 1970.
+    pub now: fn() -> u64,
+}
+
+/// See the [module](self). Clones share it.
+pub struct Agent<G>(Arc<Inner<G>>);
+
+impl<G> Clone for Agent<G> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Inner<G> {
+    ready: Ready<G>,
+    items: Mutex<Items>,
+    options: AgentOptions,
+    builds: Arc<Semaphore>,
+    changed: Notify,
+}
+
+impl<G: Grid> Agent<G> {
+    /// Takes up what an earlier one has left.
+    pub fn new(ready: Ready<G>, options: AgentOptions) -> Result<Self> {
+        let path = options.dir.join(STATE);
+        let items = match Fs::os().read(&path, MAX_STATE) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+                let what = format!(
+                    "{}: {e}; move it away: what was to be done is told again",
+                    path.display()
+                );
+                Error::new(Kind::Corrupt, what)
+            })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Items::default(),
+            Err(e) => return Err(Error::io("what this node was told", e)),
+        };
+        let builds = Arc::new(Semaphore::new(options.builds.max(1)));
+        let items = Mutex::new(items);
+        Ok(Self(Arc::new(Inner { ready, items, options, builds, changed: Notify::new() })))
+    }
+
+    /// Reports, and does what it is told, until it is dropped.
+    pub async fn run(self, reports: impl Reports) {
+        let unfinished = self.0.items.lock().expect(UNPOISONED).unfinished();
+        unfinished.into_iter().for_each(|item| self.spawn(item));
+        let (mut number, mut pause) = (0, FIRST_PAUSE);
+        loop {
+            number += 1;
+            let asked = self.report(number);
+            let told = tokio::select! {
+                told = reports.report(&asked, WAIT) => told,
+                // What has changed is news: the answer to it is the newer one.
+                () = self.0.changed.notified() => continue,
+                () = self.0.ready.changed() => continue,
+            };
+            match told.and_then(|goal| self.take(goal)) {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(error) => {
+                    tracing::warn!(%error, "placement is not told what this node has");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LAST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn report(&self, number: u64) -> StatusReport {
+        let items = self.0.items.lock().expect(UNPOISONED);
+        let (generation, goal) = items.version();
+        let room = self.0.ready.room();
+        let (size, free) = room.unwrap_or_else(|error| {
+            tracing::warn!(%error, "how much room there is for volumes is not known");
+            (0, 0)
+        });
+        StatusReport {
+            run: volume_pool::ready::name_of(&self.0.options.run),
+            number,
+            generation,
+            goal,
+            items: items.statuses(),
+            ready: self.0.ready.list(),
+            disk: DiskRoom { size, free },
+        }
+    }
+
+    /// Writes down what is new, and begins it.
+    fn take(&self, goal: GoalState) -> Result<()> {
+        let new = self.change(|items| items.take(goal))?;
+        new.into_iter().for_each(|item| self.spawn(item));
+        Ok(())
+    }
+
+    /// Changes what is known. It lasts when this returns: what was not written down was not told.
+    fn change<T>(&self, change: impl FnOnce(&mut Items) -> T) -> Result<T> {
+        let mut items = self.0.items.lock().expect(UNPOISONED);
+        let mut now = items.clone();
+        let done = change(&mut now);
+        if now != *items {
+            let bytes = serde_json::to_vec(&now).expect("our own types serialise");
+            let written = Fs::os().replace(self.0.options.dir.join(STATE), &bytes);
+            written.map_err(|e| Error::io("what this node was told", e))?;
+            *items = now;
+        }
+        Ok(done)
+    }
+
+    fn spawn(&self, item: GoalItem) {
+        let agent = self.clone();
+        tokio::spawn(async move {
+            let result = agent.one(&item).await;
+            match &result {
+                Ok(_) => tracing::info!(item = item.id, goal = ?item.goal, "done"),
+                Err(error) => tracing::warn!(item = item.id, goal = ?item.goal, %error, "not done"),
+            }
+            if let Err(error) = agent.change(|items| items.end(&item.id, &result)) {
+                // It is done again after a restart, which then changes nothing.
+                tracing::error!(%error, "what was done cannot be written down");
+            }
+            agent.0.changed.notify_one();
+        });
+    }
+
+    async fn one(&self, item: &GoalItem) -> Result<Outcome> {
+        let id = request_of(&item.id)?;
+        match &item.goal {
+            Goal::Build { pool, kind } => {
+                let _turn = self.0.builds.acquire().await.expect("never closed");
+                if !self.0.items.lock().expect(UNPOISONED).wants(&item.id) {
+                    return Err(Error::new(Kind::Cancelled, "not wanted any more"));
+                }
+                self.change(|items| items.begin(&item.id))?;
+                self.0.ready.build(pool, kind, self.birth(id)).await?;
+                Ok(Outcome { volume: Some(item.id.clone()), built: true })
+            }
+            Goal::Claim { request, pool, volume, build } => {
+                let asked = LocalClaim { request: request.clone(), volume: volume.clone() };
+                let claimed = self.0.ready.claim(pool, &asked).await;
+                let (info, built) = match (claimed, build) {
+                    (Err(error), Some(kind)) if error.kind() == Kind::Gone => {
+                        self.change(|items| items.begin(&item.id))?;
+                        self.0.ready.build(pool, kind, self.birth(id)).await?;
+                        (self.0.ready.claim(pool, &asked).await?, true)
+                    }
+                    (claimed, _) => (claimed?, false),
+                };
+                Ok(Outcome { volume: Some(info.id), built })
+            }
+            Goal::Discard { volume } => {
+                self.0.ready.discard(request_of(volume)?).await?;
+                Ok(Outcome::default())
+            }
+            Goal::Unknown => {
+                let what = "this node's program does not know what that is: install a newer one";
+                Err(Error::new(Kind::Unsupported, what))
+            }
+        }
+    }
+
+    fn birth(&self, id: [u8; 16]) -> Birth {
+        Birth { now: (self.0.options.now)(), id }
+    }
+}

@@ -1,0 +1,166 @@
+//! What a node was told to do, and how far it is: what of a goal is new, and what may be forgotten.
+//!
+//! Of an item something is known from when it first appears in a goal until it is no longer in the newest one. So
+//! it is done once, however often and in whatever order goals arrive, and also if the daemon ends in between: what
+//! was begun is begun again, and whatever does it finds what was done already by the item's id.
+
+use std::collections::BTreeMap;
+
+use api::ErrorBody;
+use api::goal::{GoalItem, GoalState, ItemState, ItemStatus};
+use image::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// What is known of the newest goal. Kept in a file, as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Items {
+    generation: u64,
+    version: u64,
+    known: BTreeMap<String, Known>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    item: GoalItem,
+    status: ItemStatus,
+}
+
+/// What has come of an item.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The volume's id, in hexadecimal.
+    pub(super) volume: Option<String>,
+    /// It had to be built.
+    pub(super) built: bool,
+}
+
+impl Items {
+    /// The generation and the version of the newest goal.
+    pub(super) fn version(&self) -> (u64, u64) {
+        (self.generation, self.version)
+    }
+
+    /// Takes a goal; returns what of it is to be begun. An older one than the newest is ignored.
+    pub(super) fn take(&mut self, goal: GoalState) -> Vec<GoalItem> {
+        if (goal.generation, goal.version) <= self.version() {
+            return Vec::new();
+        }
+        (self.generation, self.version) = (goal.generation, goal.version);
+        self.known.retain(|id, _| goal.items.iter().any(|item| item.id == *id));
+        let new = goal.items.into_iter().filter(|item| !self.known.contains_key(&item.id));
+        let new: Vec<GoalItem> = new.collect();
+        for item in &new {
+            let status = ItemStatus {
+                id: item.id.clone(),
+                state: ItemState::Pending,
+                volume: None,
+                built: false,
+                error: None,
+            };
+            self.known.insert(item.id.clone(), Known { item: item.clone(), status });
+        }
+        new
+    }
+
+    /// What is to be begun again after a restart.
+    pub(super) fn unfinished(&self) -> Vec<GoalItem> {
+        let open = self.known.values().filter(|known| !known.status.state.is_final());
+        open.map(|known| known.item.clone()).collect()
+    }
+
+    /// Whether something is still wanted.
+    pub(super) fn wants(&self, id: &str) -> bool {
+        self.known.contains_key(id)
+    }
+
+    /// Notes that an item is being done.
+    pub(super) fn begin(&mut self, id: &str) {
+        if let Some(known) = self.known.get_mut(id) {
+            known.status.state = ItemState::Working;
+        }
+    }
+
+    /// Notes what has come of it. Of what is not wanted any more nothing is noted.
+    pub(super) fn end(&mut self, id: &str, result: &Result<Outcome, Error>) {
+        let Some(Known { status, .. }) = self.known.get_mut(id) else { return };
+        match result {
+            Ok(outcome) => {
+                status.state = ItemState::Done;
+                status.volume.clone_from(&outcome.volume);
+                status.built = outcome.built;
+            }
+            Err(error) => {
+                status.state = ItemState::Failed;
+                status.error = Some(ErrorBody::from(error));
+            }
+        }
+    }
+
+    /// How far all are.
+    pub(super) fn statuses(&self) -> Vec<ItemStatus> {
+        self.known.values().map(|known| known.status.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::goal::Goal;
+    use image::Kind;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn goal(version: u64, ids: &[&str]) -> GoalState {
+        let item = |id: &&str| GoalItem {
+            id: (*id).to_owned(),
+            goal: Goal::Discard { volume: "v".into() },
+        };
+        GoalState { generation: 0, version, items: ids.iter().map(item).collect() }
+    }
+
+    fn ids(items: &[GoalItem]) -> Vec<&str> {
+        items.iter().map(|item| item.id.as_str()).collect()
+    }
+
+    #[test]
+    fn each_item_is_begun_once_and_forgotten_when_it_is_gone() {
+        let mut items = Items::default();
+        assert_eq!(ids(&items.take(goal(2, &["a", "b"]))), ["a", "b"]);
+        assert!(items.take(goal(2, &["a", "b"])).is_empty());
+        assert!(items.take(goal(1, &["c"])).is_empty(), "older");
+        items.begin("a");
+        items.end("a", &Ok(Outcome { volume: Some("x".into()), built: true }));
+        items.end("b", &Err(Error::new(Kind::Full, "no room")));
+        let states: Vec<_> = items.statuses().into_iter().map(|s| s.state).collect();
+        assert_eq!(states, [ItemState::Done, ItemState::Failed]);
+        assert!(items.unfinished().is_empty());
+        assert_eq!(ids(&items.take(goal(3, &["b", "c"]))), ["c"]);
+        assert_eq!(ids(&items.unfinished()), ["c"]);
+        items.end("a", &Ok(Outcome::default()));
+        assert!(!items.wants("a") && items.statuses().len() == 2);
+        let restored = GoalState { generation: 1, ..goal(1, &["d"]) };
+        assert_eq!(ids(&items.take(restored)), ["d"], "a later generation is later");
+    }
+
+    proptest! {
+        /// Whatever is lost, repeated or late.
+        #[test]
+        fn no_item_is_begun_twice(order in prop::collection::vec(0usize..8, 1..40)) {
+            // Of each version, what is in it: items come, and go.
+            let goals: Vec<GoalState> = (0..8)
+                .map(|v: u64| {
+                    let names: Vec<String> = (v / 2..=v).map(|n| n.to_string()).collect();
+                    goal(v + 1, &names.iter().map(String::as_str).collect::<Vec<_>>())
+                })
+                .collect();
+            let (mut items, mut begun) = (Items::default(), std::collections::BTreeSet::new());
+            for at in order {
+                for item in items.take(goals[at].clone()) {
+                    prop_assert!(begun.insert(item.id.clone()), "{} twice", item.id);
+                }
+            }
+            let text = serde_json::to_string(&items).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Items>(&text).unwrap(), items);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Volumes that are made ahead, and handed out.
+
+use futures::FutureExt;
+use image::error::At;
+use image::geometry::DEFAULT_CHUNK_LOG2;
+use image::{Error, Kind, Result};
+use volume_pool::{Identity, NewVolume, VolumeState, ready::name_of};
+
+use api::pool::VolumeKind;
+use api::volume::VolumeInfo;
+
+use super::live::Live;
+use super::service::{Birth, Share, Volumes};
+use crate::daemon::Grid;
+
+/// A volume that is nobody's.
+#[derive(Clone, Debug)]
+pub(crate) struct Unclaimed {
+    pub(crate) identity: Identity,
+    /// What it was made for, as it was given to [`Volumes::make_ready`].
+    pub(crate) origin: Vec<u8>,
+}
+
+impl<G: Grid> Volumes<G> {
+    /// Those that are nobody's, in the order of their ids. What cannot be read is said and left.
+    pub(crate) async fn unclaimed(&self) -> Result<Vec<Unclaimed>> {
+        let shelf = self.0.shelf.clone();
+        self.blocking(move || {
+            let (ready, mut all) = (shelf.ready()?, Vec::new());
+            for name in ready.names()? {
+                match ready.identity(&name) {
+                    Ok(identity) => {
+                        let origin = ready.origin(&name)?.unwrap_or_default();
+                        all.push(Unclaimed { identity, origin });
+                    }
+                    Err(error) => tracing::error!(%error, name, "a volume that cannot be read"),
+                }
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Those that were handed out, by the requests that they were handed out for.
+    pub(crate) async fn claimed(&self) -> Result<Vec<([u8; 16], Identity)>> {
+        let shelf = self.0.shelf.clone();
+        self.blocking(move || {
+            let identities =
+                shelf.names()?.into_iter().filter_map(|name| shelf.identity(&name).ok());
+            Ok(identities.filter_map(|identity| Some((identity.claim?, identity))).collect())
+        })
+        .await
+    }
+
+    /// Makes a volume that is nobody's: all of its image is in it when this returns, and lasts. What is left of an
+    /// earlier attempt is removed before, and what is left when it fails, after.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Full`] without room; those of the grid.
+    pub(crate) async fn make_ready(
+        &self,
+        kind: &VolumeKind,
+        origin: Vec<u8>,
+        birth: Birth,
+    ) -> Result<Identity> {
+        let name = name_of(&birth.id);
+        self.remove_ready(&birth.id).await?;
+        let made = self.make(kind, origin, birth).await;
+        if made.is_err()
+            && let Err(error) = self.remove_ready(&birth.id).await
+        {
+            tracing::error!(%error, name, "what could not be made is left");
+        }
+        made.at(|| format!("volume {name}"))
+    }
+
+    async fn make(&self, kind: &VolumeKind, origin: Vec<u8>, birth: Birth) -> Result<Identity> {
+        let image = match kind.image {
+            Some(image) => Some(self.manifest(image.to_string()).await?),
+            None => None,
+        };
+        let of_image = image.as_ref().map(|image| *image.geometry());
+        let sector = kind.sector.or(of_image.map(|g| g.sector())).unwrap_or(512);
+        let chunk_log2 = of_image.map_or(DEFAULT_CHUNK_LOG2, |g| g.chunk_log2());
+        let blank = image.is_none();
+        let new = NewVolume {
+            name: name_of(&birth.id),
+            id: birth.id,
+            geometry: volume_pool::size::geometry(kind.size, sector, chunk_log2)?,
+            image,
+            shares: match self.0.share {
+                Share::Auto => self.0.reflinks,
+                Share::Always => true,
+                Share::Never => false,
+            },
+            device: None,
+            created: birth.now,
+        };
+        let shelf = self.0.shelf.clone();
+        self.blocking(move || shelf.ready()?.make(&new, &origin)).await?;
+        if !blank {
+            self.fill_ready(&birth.id).await?;
+        }
+        let (shelf, id) = (self.0.shelf.clone(), birth.id);
+        self.blocking(move || {
+            let ready = shelf.ready()?;
+            ready.made(&id)?;
+            ready.identity(&name_of(&id))
+        })
+        .await
+    }
+
+    /// Brings all of its image into a volume that is nobody's.
+    async fn fill_ready(&self, id: &[u8; 16]) -> Result<()> {
+        let (shelf, name) = (self.0.shelf.clone(), name_of(id));
+        let files = self.blocking(move || shelf.ready()?.take(&name)).await?;
+        let home = self.home(files.identity.get());
+        let around = self.around(None);
+        self.on(home, move |core| {
+            async move {
+                let filled = match Live::start_unshown(&core, around, files, true).await {
+                    Ok(live) => {
+                        let filled = live.matured().await;
+                        live.stop(false).await.and(filled)
+                    }
+                    Err(error) => Err(error),
+                };
+                core.bases.release().await;
+                filled
+            }
+            .boxed_local()
+        })
+        .await
+    }
+
+    /// Hands out a volume that is nobody's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Shelf::hand_out`](volume_pool::Shelf::hand_out).
+    pub(crate) async fn hand_out(
+        &self,
+        id: [u8; 16],
+        name: &str,
+        claim: [u8; 16],
+    ) -> Result<VolumeInfo> {
+        let _only = self.only(name).await;
+        let (shelf, to) = (self.0.shelf.clone(), name.to_owned());
+        self.blocking(move || shelf.hand_out(&id, &to, claim)).await?;
+        self.show(name).await
+    }
+
+    /// Removes a volume that is nobody's, if it is there.
+    pub(crate) async fn remove_ready(&self, id: &[u8; 16]) -> Result<()> {
+        let (shelf, name) = (self.0.shelf.clone(), name_of(id));
+        self.blocking(move || {
+            let ready = shelf.ready()?;
+            match ready.identity(&name).map(|identity| identity.state) {
+                Err(error) if error.kind() == Kind::Gone => return Ok(()),
+                // Somebody's already.
+                Ok(VolumeState::Allocated) => {
+                    let what = format!("{name}: it was handed out");
+                    return Err(Error::new(Kind::Conflict, what));
+                }
+                _ => ready.remove(&name)?,
+            }
+            shelf.remove_idle_bases()
+        })
+        .await
+    }
+
+    /// Where the volumes lie: bytes of all of the file system, and of what is free there.
+    pub(crate) fn room(&self) -> Result<(u64, u64)> {
+        let dir = self.0.shelf.dir();
+        let stat = rustix::fs::statvfs(dir).map_err(|e| Error::io(dir.display(), e.into()))?;
+        Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    }
+}

@@ -1,0 +1,72 @@
+//! Nodes, pools and operations.
+
+use std::time::Duration;
+
+use api::goal::{GoalState, NodeList, StatusReport};
+use api::operation::{Operation, OperationList};
+use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
+use hyper::Method;
+use image::Result;
+
+use super::{Client, segment};
+
+impl Client {
+    /// The nodes that have reported.
+    pub async fn nodes(&self) -> Result<NodeList> {
+        self.get("/v1/nodes").await
+    }
+
+    /// What a node is to do.
+    pub async fn goal(&self, node: &str) -> Result<GoalState> {
+        self.get(&format!("/v1/nodes/{}/goal", segment(node)?)).await
+    }
+
+    /// Says what this node has; the answer is what it is to do, when that is news or after `wait`.
+    pub async fn report(
+        &self,
+        node: &str,
+        report: &StatusReport,
+        wait: Duration,
+    ) -> Result<GoalState> {
+        let path = format!("/v1/nodes/{}/report?wait={}", segment(node)?, wait.as_secs());
+        self.send(Method::POST, &path, Some(report)).await
+    }
+
+    /// All pools.
+    pub async fn pools(&self) -> Result<PoolList> {
+        self.get("/v1/pools").await
+    }
+
+    /// One pool.
+    pub async fn pool(&self, name: &str) -> Result<PoolInfo> {
+        self.get(&format!("/v1/pools/{}", segment(name)?)).await
+    }
+
+    /// Says what a pool shall be; makes it if there is none.
+    pub async fn set_pool(&self, name: &str, set: &SetPool) -> Result<PoolInfo> {
+        self.send(Method::PUT, &format!("/v1/pools/{}", segment(name)?), Some(set)).await
+    }
+
+    /// Removes a pool; returns it as it was.
+    pub async fn delete_pool(&self, name: &str) -> Result<PoolInfo> {
+        let path = format!("/v1/pools/{}", segment(name)?);
+        self.send(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// Asks for a volume of a pool; the answer is the operation, when it has ended or after `wait`. May be asked again.
+    pub async fn claim(&self, pool: &str, asked: &NewClaim, wait: Duration) -> Result<Operation> {
+        let path = format!("/v1/pools/{}/claims?wait={}", segment(pool)?, wait.as_secs());
+        self.send(Method::POST, &path, Some(asked)).await
+    }
+
+    /// What was asked for lately.
+    pub async fn operations(&self) -> Result<OperationList> {
+        self.get("/v1/operations").await
+    }
+
+    /// An operation, when it has ended or after `wait`.
+    pub async fn operation(&self, id: &str, wait: Duration) -> Result<Operation> {
+        let path = format!("/v1/operations/{}?wait={}", segment(id)?, wait.as_secs());
+        self.get(&path).await
+    }
+}

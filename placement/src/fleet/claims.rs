@@ -1,0 +1,196 @@
+//! Claims: who is told to hand out a volume of a pool.
+//!
+//! The node that was asked for, if it has one that nobody else was promised; else the node that has the most to spare;
+//! else a node is told to build one. A node may have given away what it had by the time that it is told: then another
+//! is, and it has cost nobody anything.
+
+use std::time::Duration;
+
+use api::goal::Goal;
+use api::operation::{Operation, OperationState};
+use api::pool::{NewClaim, VolumeKind};
+use image::{Error, Kind, Result};
+
+use super::goals::Goals;
+use super::heard::Reports;
+use super::operations::{self, Kept, Work};
+use super::{Fleet, TRIES, UNPOISONED};
+use crate::member::check_name;
+use crate::state::keys::Transaction;
+
+/// Nodes that are told before a claim is given up.
+const MOST_TRIES: usize = 8;
+
+impl Fleet {
+    /// Takes a claim; the answer is its operation when it has ended, or after `wait`. The same request again is the
+    /// same operation.
+    pub(crate) async fn claim(
+        &self,
+        owner: &str,
+        pool: &str,
+        asked: NewClaim,
+        wait: Duration,
+    ) -> Result<Operation> {
+        operations::check_id(&asked.request)?;
+        asked.node.as_deref().map_or(Ok(()), check_name)?;
+        if asked.only && asked.node.is_none() {
+            let what = "a claim that takes no other node must name one";
+            return Err(Error::new(Kind::Invalid, what));
+        }
+        let id = asked.request.clone();
+        for _ in 0..TRIES {
+            if let Some((kept, _)) = operations::get(&self.state, &id).await? {
+                same(&kept, pool, &asked)?;
+                return self.operation(&id, wait).await;
+            }
+            let (set, _) = self.set_of(pool).await?;
+            let kind = self.kind_of(&set).await?;
+            let now = self.clock.now();
+            let mut kept = new(owner, pool, &asked, now);
+            let mut goals = Goals::load(&self.state).await?;
+            let told = {
+                let heard = self.heard.lock().expect(UNPOISONED);
+                tell(&mut kept, &kind, &heard, &mut goals, now)
+            };
+            let write = told
+                .iter()
+                .fold(kept.write(None, Transaction::default()), |tx, node| goals.write(node, tx));
+            match self.state.commit(write).await {
+                // Somebody else has changed this node's goal, or this is the same request twice.
+                Err(error) if error.kind() == Kind::Conflict => continue,
+                done => done?,
+            }
+            self.tell();
+            return self.operation(&id, wait).await;
+        }
+        Err(Error::new(Kind::Retry, format!("pool {pool}: too many claim at the same time")))
+    }
+}
+
+fn new(owner: &str, pool: &str, asked: &NewClaim, now: u64) -> Kept {
+    let operation = Operation {
+        id: asked.request.clone(),
+        kind: "claim".into(),
+        object: format!("pools/{pool}"),
+        owner: owner.into(),
+        state: OperationState::Queued,
+        step: String::new(),
+        result: None,
+        error: None,
+        created: now,
+        ended: None,
+    };
+    let (pool, asked) = (pool.to_owned(), asked.clone());
+    Kept { operation, work: Work::Claim { pool, asked, told: None, tried: Vec::new() } }
+}
+
+/// Refuses an id that was used for something else.
+fn same(kept: &Kept, pool: &str, asked: &NewClaim) -> Result<()> {
+    let Work::Claim { pool: before, asked: then, .. } = &kept.work;
+    match before == pool && then == asked {
+        true => Ok(()),
+        false => {
+            let what = format!("request {}: it was used for something else", asked.request);
+            Err(Error::new(Kind::Conflict, what))
+        }
+    }
+}
+
+/// Has a node told; says which. Nobody, if there is none: then it waits, or has failed.
+pub(super) fn tell(
+    kept: &mut Kept,
+    kind: &VolumeKind,
+    heard: &Reports,
+    goals: &mut Goals,
+    now: u64,
+) -> Option<String> {
+    let Work::Claim { pool, asked, told, tried } = &mut kept.work;
+    let choice = choose(pool, asked, kind, tried, (heard, goals), now);
+    let (node, builds) = match choice {
+        Ok(chosen) => chosen,
+        Err(error) if tried.len() >= MOST_TRIES || error.kind() != Kind::Retry => {
+            kept.fail(&error, now);
+            return None;
+        }
+        Err(error) => {
+            kept.operation.step = error.message().to_owned();
+            return None;
+        }
+    };
+    let item = goals.add(
+        &node,
+        Goal::Claim {
+            request: asked.request.clone(),
+            pool: pool.clone(),
+            volume: asked.volume.clone(),
+            build: builds.then(|| kind.clone()),
+        },
+    );
+    *told = Some((node.clone(), item));
+    kept.operation.state = OperationState::Running;
+    let what = if builds { "builds a volume" } else { "hands out a volume" };
+    kept.operation.step = format!("node {node} {what}");
+    Some(node)
+}
+
+/// The node, and whether it has to build.
+fn choose(
+    pool: &str,
+    asked: &NewClaim,
+    kind: &VolumeKind,
+    tried: &[String],
+    (heard, goals): (&Reports, &Goals),
+    now: u64,
+) -> Result<(String, bool)> {
+    let mut best: Option<(bool, u32, &str)> = None;
+    let mut builder: Option<(bool, u64, &str)> = None;
+    let mut least_missing: Option<(u64, &str)> = None;
+    for (name, last) in heard.iter().filter(|(_, last)| !last.is_away(now)) {
+        let wanted = asked.node.as_deref() == Some(name);
+        if (asked.only && !wanted) || tried.contains(name) {
+            continue;
+        }
+        let spare = spare(pool, kind, &last.report.ready, goals.items(name));
+        if spare > 0 {
+            best = best.max(Some((wanted, spare, name)));
+        }
+        let free = last.report.disk.free;
+        match kind.size.checked_sub(free) {
+            None | Some(0) => builder = builder.max(Some((wanted, free, name))),
+            Some(missing) => {
+                least_missing =
+                    [least_missing, Some((missing, name.as_str()))].into_iter().flatten().min();
+            }
+        }
+    }
+    if let Some((_, _, node)) = best {
+        return Ok((node.to_owned(), false));
+    }
+    if let Some((_, _, node)) = builder {
+        return Ok((node.to_owned(), true));
+    }
+    if let Some((missing, node)) = least_missing {
+        let what = format!(
+            "pool {pool}: none is ready, and no node has room for one more; {node} lacks the least, {missing} bytes"
+        );
+        return Err(Error::new(Kind::Full, what));
+    }
+    let which = asked.node.as_deref().filter(|_| asked.only);
+    let which = which.map_or("any node".to_owned(), |node| format!("node {node}"));
+    Err(Error::new(Kind::Retry, format!("pool {pool}: waits for {which} to be heard of")))
+}
+
+/// Ready volumes of a kind that nobody was promised.
+fn spare(
+    pool: &str,
+    kind: &VolumeKind,
+    ready: &[api::goal::ReadyVolume],
+    items: &[api::goal::GoalItem],
+) -> u32 {
+    let ready = ready.iter().filter(|v| v.pool == pool && v.kind == *kind && v.state == "ready");
+    let promised = items.iter().filter(|item| match &item.goal {
+        Goal::Claim { pool: of, build, .. } => of == pool && build.is_none(),
+        _ => false,
+    });
+    (ready.count() as u32).saturating_sub(promised.count() as u32)
+}

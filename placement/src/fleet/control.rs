@@ -1,0 +1,330 @@
+//! One pass over everything: what is over is taken out, claims that nobody serves are told on, pools are filled.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
+use api::operation::OperationState;
+use api::pool::{Claimed, Served, SetPool, VolumeKind};
+use image::{Error, Kind, Result};
+
+use super::goals::Goals;
+use super::heard::{AWAY, Reports};
+use super::operations::{self, Kept, Work};
+use super::plan::{NodeView, Plan, PoolView, plan};
+use super::{Fleet, NodeEntry, UNPOISONED, claims};
+use crate::state::keys::{Transaction, Versioned};
+
+/// A pass at least so often: nodes go away without a word.
+const TICK: Duration = Duration::from_secs(1);
+/// Pause between two passes: what comes together is decided together.
+const BREATH: Duration = Duration::from_millis(20);
+/// Seconds for which a node is not told to build for a pool after it has failed to, doubled each time.
+const SHUNNED: u64 = 10;
+const SHUNNED_MOST: u64 = 600;
+
+/// What a pass remembers for the next.
+#[derive(Default)]
+pub(super) struct Memory {
+    filling: BTreeSet<String>,
+    /// Builds that have failed, by pool and node: how often, and until when not again.
+    failed: BTreeMap<(String, String), (u32, u64)>,
+}
+
+/// Everything as of one moment, and what is to become of it.
+struct Pass<'a> {
+    now: u64,
+    heard: &'a Reports,
+    known: BTreeMap<String, NodeEntry>,
+    goals: Goals,
+    /// Operations that are not over.
+    open: Vec<(Kept, Versioned)>,
+    /// Of those, the ones that have changed.
+    touched: BTreeSet<usize>,
+}
+
+impl Fleet {
+    /// Sees to everything until it is dropped.
+    pub(crate) async fn control(self: Arc<Self>) {
+        let mut memory = Memory::default();
+        loop {
+            if let Err(error) = self.pass(&mut memory).await {
+                tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
+            }
+            let _ = tokio::time::timeout(TICK, self.wake.notified()).await;
+            tokio::time::sleep(BREATH).await;
+        }
+    }
+
+    /// One pass.
+    pub(super) async fn pass(&self, memory: &mut Memory) -> Result<()> {
+        let heard = self.heard.lock().expect(UNPOISONED).clone();
+        let now = self.clock.now();
+        let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
+        let open = self.open_operations(now).await?;
+        let mut pass = Pass {
+            now,
+            heard: &heard,
+            known: known.into_iter().map(|(name, entry, _)| (name, entry)).collect(),
+            goals: Goals::load(&self.state).await?,
+            open,
+            touched: BTreeSet::new(),
+        };
+        pass.settle(memory);
+        self.tell_claims(&mut pass).await?;
+        // Just started, a node that has not been heard of yet is not away.
+        let all = pass.known.keys().all(|node| heard.get(node).is_some());
+        if all || now >= self.started + AWAY {
+            self.plan_pools(&mut pass, memory).await?;
+        }
+        self.write(pass).await
+    }
+
+    async fn open_operations(&self, now: u64) -> Result<Vec<(Kept, Versioned)>> {
+        let mut open = Vec::new();
+        for (kept, seen) in operations::all(&self.state).await? {
+            let id = operations::key(&kept.operation.id);
+            match kept.operation.state.is_final() {
+                false => open.push((kept, seen)),
+                true if operations::is_over(&kept.operation, now) => {
+                    let forget = Transaction::default().unchanged(&id, Some(&seen)).delete(&id);
+                    self.state.commit(forget).await?;
+                }
+                true => {}
+            }
+        }
+        Ok(open)
+    }
+
+    async fn tell_claims(&self, pass: &mut Pass<'_>) -> Result<()> {
+        for at in 0..pass.open.len() {
+            let (kept, _) = &mut pass.open[at];
+            let Work::Claim { pool, told: None, .. } = &kept.work else { continue };
+            let pool = pool.clone();
+            let kind = match self.set_of(&pool).await {
+                Ok((set, _)) => self.kind_of(&set).await,
+                Err(error) => Err(error),
+            };
+            let before = kept.clone();
+            match kind {
+                Ok(kind) => {
+                    claims::tell(kept, &kind, pass.heard, &mut pass.goals, pass.now);
+                }
+                Err(error) if error.kind() == Kind::Retry => {}
+                Err(error) => kept.fail(&error, pass.now),
+            }
+            if *kept != before {
+                pass.touched.insert(at);
+            }
+        }
+        Ok(())
+    }
+
+    async fn plan_pools(&self, pass: &mut Pass<'_>, memory: &mut Memory) -> Result<()> {
+        let mut pools: Vec<(String, SetPool, VolumeKind)> = Vec::new();
+        for (name, set, _) in self.sets().await? {
+            match self.kind_of(&set).await {
+                Ok(kind) => pools.push((name, set, kind)),
+                Err(error) => tracing::warn!(%error, pool = name, "a pool that is not filled"),
+            }
+        }
+        memory.failed.retain(|_, (_, until)| pass.now < *until + SHUNNED_MOST);
+        let plans = pass.plan(&pools, memory);
+        for ((name, _, kind), plan) in pools.iter().zip(&plans) {
+            for node in &plan.build {
+                let (pool, kind) = (name.clone(), kind.clone());
+                pass.goals.add(node, Goal::Build { pool, kind });
+            }
+            for (node, volume) in &plan.discard {
+                pass.goals.add(node, Goal::Discard { volume: volume.clone() });
+            }
+            match plan.filling {
+                true => memory.filling.insert(name.clone()),
+                false => memory.filling.remove(name),
+            };
+        }
+        let planned = pools.into_iter().map(|(name, _, _)| name).zip(plans).collect();
+        *self.planned.lock().expect(UNPOISONED) = planned;
+        Ok(())
+    }
+
+    /// Writes what has changed: each node's goal and the operations that go with it, at once.
+    async fn write(&self, pass: Pass<'_>) -> Result<()> {
+        let Pass { goals, open, mut touched, .. } = pass;
+        let mut writes = Vec::new();
+        for node in goals.changed() {
+            let mut write = goals.write(&node, Transaction::default());
+            for at in touched.clone() {
+                if open[at].0.node() == Some(&node) {
+                    write = open[at].0.write(Some(&open[at].1), write);
+                    touched.remove(&at);
+                }
+            }
+            writes.push(write);
+        }
+        let rest = touched.into_iter();
+        writes.extend(rest.map(|at| open[at].0.write(Some(&open[at].1), Transaction::default())));
+        let mut done = false;
+        for write in writes {
+            match self.state.commit(write).await {
+                Ok(()) => done = true,
+                Err(error) if error.kind() == Kind::Conflict => self.wake.notify_one(),
+                Err(error) => return Err(error),
+            }
+        }
+        if done {
+            self.tell();
+        }
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// The node that it is with.
+    fn node(&self) -> Option<&String> {
+        let Work::Claim { told, .. } = &self.work;
+        told.as_ref().map(|(node, _)| node)
+    }
+}
+
+impl Pass<'_> {
+    /// Takes out what nodes say is over, and what those who are away were to build.
+    fn settle(&mut self, memory: &mut Memory) {
+        for (node, last) in self.heard.iter() {
+            let status: BTreeMap<&str, &ItemStatus> =
+                last.report.items.iter().map(|s| (s.id.as_str(), s)).collect();
+            let over =
+                |item: &GoalItem| status.get(item.id.as_str()).filter(|s| s.state.is_final());
+            let ended: Vec<(GoalItem, ItemStatus)> = self
+                .goals
+                .items(node)
+                .iter()
+                .filter_map(|item| Some((item.clone(), (*over(item)?).clone())))
+                .collect();
+            for (item, status) in &ended {
+                self.ended(node, item, status, memory);
+            }
+            self.goals.retain(node, |item| ended.iter().all(|(over, _)| over.id != item.id));
+        }
+        let away: Vec<String> = self.known.keys().filter(|n| self.is_away(n)).cloned().collect();
+        for node in away.iter().filter(|node| self.heard.get(node).is_some()) {
+            self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
+        }
+    }
+
+    fn is_away(&self, node: &str) -> bool {
+        self.heard.get(node).is_none_or(|last| last.is_away(self.now))
+    }
+
+    fn ended(&mut self, node: &str, item: &GoalItem, status: &ItemStatus, memory: &mut Memory) {
+        let failed = status.state == ItemState::Failed;
+        match &item.goal {
+            Goal::Build { pool, .. } => {
+                let key = (pool.clone(), node.to_owned());
+                if failed {
+                    let times = memory.failed.get(&key).map_or(0, |(times, _)| *times);
+                    let pause = (SHUNNED << times.min(10)).min(SHUNNED_MOST);
+                    memory.failed.insert(key, (times + 1, self.now + pause));
+                    let why = status.error.as_ref().map_or("", |e| e.message.as_str());
+                    tracing::warn!(node, pool, why, "a build has failed");
+                } else {
+                    memory.failed.remove(&key);
+                }
+            }
+            Goal::Claim { request, .. } => self.claim_ended(node, request, item, status),
+            Goal::Discard { .. } | Goal::Unknown => {}
+        }
+    }
+
+    fn claim_ended(&mut self, node: &str, request: &str, item: &GoalItem, status: &ItemStatus) {
+        let found = self.open.iter().position(|(kept, _)| kept.operation.id == *request);
+        let Some(at) = found else { return };
+        let now = self.now;
+        let kept = &mut self.open[at].0;
+        let Work::Claim { asked, told, tried, .. } = &mut kept.work;
+        if told.as_ref().is_none_or(|(_, told)| *told != item.id) {
+            return;
+        }
+        self.touched.insert(at);
+        if status.state == ItemState::Done {
+            let served = match () {
+                () if status.built => Served::Built,
+                () if asked.node.as_deref().is_some_and(|wanted| wanted != node) => {
+                    Served::Elsewhere
+                }
+                () => Served::Ready,
+            };
+            let (volume, id) = (asked.volume.clone(), status.volume.clone().unwrap_or_default());
+            let claimed = Claimed { node: node.to_owned(), volume, id, served };
+            kept.operation.result = serde_json::to_value(claimed).ok();
+            kept.end(OperationState::Done, now);
+            return;
+        }
+        let error = status
+            .error
+            .clone()
+            .map_or_else(|| Error::new(Kind::Io, "the node does not say why"), Error::from);
+        // It has none any more, or no room for one: another may.
+        if matches!(error.kind(), Kind::Gone | Kind::Full | Kind::Io) && !asked.only {
+            tried.push(node.to_owned());
+            *told = None;
+            kept.operation.state = OperationState::Queued;
+            kept.operation.step = format!("node {node}: {error}");
+            return;
+        }
+        kept.fail(&error, now);
+    }
+
+    fn plan(&self, pools: &[(String, SetPool, VolumeKind)], memory: &Memory) -> Vec<Plan> {
+        let mut nodes: Vec<NodeView<'_>> =
+            self.heard.iter().map(|(name, _)| self.node(name, memory)).collect();
+        let plans = pools.iter().map(|(name, set, kind)| {
+            let filling = memory.filling.contains(name);
+            plan(&PoolView { name, set, kind, filling }, &mut nodes)
+        });
+        plans.collect()
+    }
+
+    fn node<'a>(&'a self, name: &'a str, memory: &'a Memory) -> NodeView<'a> {
+        let mut view = NodeView { name, away: self.is_away(name), ..NodeView::default() };
+        let Some(last) = self.heard.get(name) else { return view };
+        view.cordoned = self.known.get(name).is_some_and(|entry| entry.cordoned);
+        view.free = last.report.disk.free;
+        let (mut going, mut taken) = (BTreeSet::new(), BTreeMap::<&str, u32>::new());
+        for item in self.goals.items(name) {
+            match &item.goal {
+                Goal::Build { pool, kind } => {
+                    *view.building.entry(pool).or_default() += 1;
+                    view.free = view.free.saturating_sub(kind.size);
+                }
+                Goal::Claim { build: Some(kind), .. } => {
+                    view.free = view.free.saturating_sub(kind.size);
+                }
+                // Which one it will be is the node's to choose.
+                Goal::Claim { pool, build: None, .. } => *taken.entry(pool).or_default() += 1,
+                Goal::Discard { volume } => drop(going.insert(volume.as_str())),
+                Goal::Unknown => {}
+            }
+        }
+        let stays = |v: &&ReadyVolume| {
+            if going.contains(v.id.as_str()) {
+                return false;
+            }
+            match taken.get_mut(v.pool.as_str()) {
+                Some(promised) if *promised > 0 && v.state == "ready" => {
+                    *promised -= 1;
+                    false
+                }
+                _ => true,
+            }
+        };
+        view.ready = last.report.ready.iter().filter(stays).collect();
+        let shunned = memory
+            .failed
+            .iter()
+            .filter(|((_, node), (_, until))| node == name && self.now < *until);
+        view.shunned = shunned.map(|((pool, _), _)| pool.as_str()).collect();
+        view
+    }
+}

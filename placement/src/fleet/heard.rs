@@ -1,0 +1,116 @@
+//! What nodes have said last. It is kept in memory alone: nodes say it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use api::goal::StatusReport;
+use image::{Error, Kind, Result};
+
+/// Seconds after which a node that is not heard of does not count any more: three reports.
+pub(crate) const AWAY: u64 = 30;
+/// Earlier runs of a node's daemon that are remembered, so that they are not taken for the present one.
+const RUNS: usize = 16;
+
+/// A node that has reported.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// What it said.
+    pub report: Arc<StatusReport>,
+    earlier: BTreeSet<String>,
+}
+
+impl Heard {
+    /// Whether it counts.
+    pub(crate) fn is_away(&self, now: u64) -> bool {
+        now >= self.at + AWAY
+    }
+}
+
+/// The last report of each node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reports(BTreeMap<String, Heard>);
+
+impl Reports {
+    /// Takes a report; says whether it is news. One that is older than the last is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if another daemon has reported as this node since.
+    pub(crate) fn take(&mut self, node: &str, report: StatusReport, now: u64) -> Result<bool> {
+        let Some(last) = self.0.get_mut(node) else {
+            let heard = Heard { at: now, report: Arc::new(report), earlier: BTreeSet::new() };
+            self.0.insert(node.to_owned(), heard);
+            return Ok(true);
+        };
+        if last.earlier.contains(&report.run) {
+            let what = format!(
+                "{node}: another daemon reports as this node since: two of one name, or one directory in two \
+                 places; end one of them"
+            );
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        let same = last.report.run == report.run;
+        if same && report.number <= last.report.number {
+            return Ok(false);
+        }
+        if !same {
+            last.earlier.insert(last.report.run.clone());
+            if last.earlier.len() > RUNS {
+                last.earlier.pop_first();
+            }
+        }
+        (last.at, last.report) = (now, Arc::new(report));
+        Ok(true)
+    }
+
+    /// What a node has said last.
+    pub(crate) fn get(&self, node: &str) -> Option<&Heard> {
+        self.0.get(node)
+    }
+
+    /// All that have reported, in the order of their names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Heard)> {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(run: &str, number: u64) -> StatusReport {
+        StatusReport {
+            run: run.into(),
+            number,
+            generation: 0,
+            goal: 0,
+            items: vec![],
+            ready: vec![],
+            disk: Default::default(),
+        }
+    }
+
+    #[test]
+    fn old_and_repeated_reports_are_no_news() {
+        let mut all = Reports::default();
+        assert!(all.take("n", report("a", 2), 10).unwrap());
+        assert!(!all.take("n", report("a", 2), 11).unwrap());
+        assert!(!all.take("n", report("a", 1), 12).unwrap());
+        assert_eq!(all.get("n").unwrap().at, 10, "what is repeated says nothing of now");
+        assert!(all.take("n", report("a", 3), 13).unwrap());
+        assert!(!all.get("n").unwrap().is_away(13 + AWAY - 1));
+        assert!(all.get("n").unwrap().is_away(13 + AWAY));
+    }
+
+    #[test]
+    fn of_two_daemons_of_one_name_the_one_that_came_first_is_refused() {
+        let mut all = Reports::default();
+        all.take("n", report("a", 5), 10).unwrap();
+        assert!(all.take("n", report("b", 1), 11).unwrap(), "it was started anew");
+        let refused = all.take("n", report("a", 6), 12).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Conflict);
+        assert_eq!(all.get("n").unwrap().report.run, "b");
+    }
+}

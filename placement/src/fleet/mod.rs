@@ -1,0 +1,212 @@
+//! The fleet: what nodes have, what they are to do, and who sees to it.
+//!
+//! ```text
+//!  node ── report ──▶ heard ─┐                       ┌─▶ goals ── answer to its report ──▶ node
+//!  admin ── pools ──▶ state ─┼─▶ control: one pass ──┤
+//!  anybody ── claim ─▶ state ┘   (plan, claims)      └─▶ operations ──▶ whoever waits
+//! ```
+//! A pass reads all of it as of one moment, decides, and writes what has changed, each node's goal and the operations
+//! that go with it in one transaction. A transaction that somebody else was faster than is dropped: the next pass
+//! decides anew. Nothing on the path of the data waits for any of this.
+
+pub(crate) mod claims;
+mod control;
+mod goals;
+mod heard;
+mod operations;
+mod plan;
+pub(crate) mod pools;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::goal::{GoalState, NodeInfo, NodeList, StatusReport};
+use api::operation::{Operation, OperationList};
+use image::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::member::check_name;
+use crate::state::State;
+use crate::state::keys::{Transaction, encode};
+use goals::Goals;
+use heard::Reports;
+use plan::Plan;
+
+/// How long an answer waits at most for what is asked for.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long one waits before it looks again by itself: another replica may have made the change.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Tries of a change that others are faster with.
+const TRIES: u32 = 16;
+
+/// A node that has reported, as it is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct NodeEntry {
+    /// When it first did, in seconds since 1970.
+    since: u64,
+    /// Nothing new is to be put there.
+    #[serde(default)]
+    cordoned: bool,
+}
+
+/// See the [module](self).
+pub(crate) struct Fleet {
+    state: State,
+    clock: Clock,
+    catalog: Arc<Catalog>,
+    /// When this placement began to listen to nodes, in seconds since 1970.
+    started: u64,
+    heard: Mutex<Reports>,
+    /// What was planned last, by pool: for people.
+    planned: Mutex<BTreeMap<String, Plan>>,
+    /// There is something to look at.
+    wake: Notify,
+    /// Counts changes of goals and operations: whoever waits for one looks again.
+    changed: watch::Sender<u64>,
+}
+
+const UNPOISONED: &str = "no panics while locked";
+
+impl Fleet {
+    pub(crate) fn new(state: State, clock: Clock, catalog: Arc<Catalog>) -> Arc<Self> {
+        Arc::new(Self {
+            started: clock.now(),
+            state,
+            clock,
+            catalog,
+            heard: Mutex::default(),
+            planned: Mutex::default(),
+            wake: Notify::new(),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// Takes a node's report; the answer is its goal, at once if that is not the one that the report answers, or
+    /// else when it changes or after `wait`.
+    pub(crate) async fn report(
+        &self,
+        node: &str,
+        report: StatusReport,
+        wait: Duration,
+    ) -> Result<GoalState> {
+        check_name(node)?;
+        let (now, answers) = (self.clock.now(), (report.generation, report.goal));
+        let run = report.run.clone();
+        let news = {
+            let mut heard = self.heard.lock().expect(UNPOISONED);
+            let known = heard.get(node).is_some();
+            heard.take(node, report, now)?.then_some(known)
+        };
+        if news == Some(false) {
+            self.know(node, now).await?;
+        }
+        self.wake.notify_one();
+        let news = |goal: &GoalState| (goal.generation, goal.version) != answers;
+        let goal = self.until(wait, || self.goal(node), news).await?;
+        tracing::trace!(run, version = goal.version, "a node is told its goal");
+        Ok(goal)
+    }
+
+    /// Remembers that there is such a node, whatever becomes of this process.
+    async fn know(&self, node: &str, now: u64) -> Result<()> {
+        let key = format!("nodes/{node}");
+        if self.state.get::<NodeEntry>(&key).await?.is_some() {
+            return Ok(());
+        }
+        let entry = NodeEntry { since: now, cordoned: false };
+        let made = Transaction::default().unchanged(&key, None).put(&key, encode(&entry));
+        match self.state.commit(made).await {
+            // Another report of it was faster.
+            Err(error) if error.kind() == Kind::Conflict => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Looks until something is as it should be, or for so long; what it was last.
+    async fn until<T, L: Future<Output = Result<T>>>(
+        &self,
+        wait: Duration,
+        look: impl Fn() -> L,
+        enough: impl Fn(&T) -> bool,
+    ) -> Result<T> {
+        let mut changed = self.changed.subscribe();
+        let waiting = async {
+            loop {
+                changed.mark_unchanged();
+                let found = look().await?;
+                if enough(&found) {
+                    return Ok(found);
+                }
+                let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+            }
+        };
+        match tokio::time::timeout(wait.min(LONGEST_WAIT), waiting).await {
+            Ok(found) => found,
+            Err(_) => look().await,
+        }
+    }
+
+    /// Says that goals or operations have changed.
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n += 1);
+        self.wake.notify_one();
+    }
+
+    /// What a node is to do.
+    pub(crate) async fn goal(&self, node: &str) -> Result<GoalState> {
+        check_name(node)?;
+        let found = self.state.get::<GoalState>(&goals::key(node)).await?;
+        Ok(found.map(|(goal, _)| goal).unwrap_or_default())
+    }
+
+    /// All nodes that have ever reported.
+    pub(crate) async fn nodes(&self) -> Result<NodeList> {
+        let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
+        let goals = Goals::load(&self.state).await?;
+        let (heard, now) = (self.heard.lock().expect(UNPOISONED), self.clock.now());
+        let told: BTreeMap<&str, &GoalState> = goals.iter().collect();
+        let info = |(name, _, _): (String, NodeEntry, _)| {
+            let last = heard.get(&name);
+            let report = last.map(|h| &*h.report);
+            let goal = told.get(name.as_str());
+            let ready = report.iter().flat_map(|r| &r.ready).filter(|v| v.state == "ready");
+            NodeInfo {
+                heard: last.map(|h| now.saturating_sub(h.at)),
+                away: last.is_none_or(|h| h.is_away(now)),
+                goal: goal.map_or(0, |g| g.version),
+                answers: report.map_or(0, |r| r.goal),
+                open: goal.map_or(0, |g| g.items.len() as u32),
+                ready: ready.count() as u32,
+                disk: report.map(|r| r.disk).unwrap_or_default(),
+                name,
+            }
+        };
+        Ok(NodeList { nodes: known.into_iter().map(info).collect() })
+    }
+
+    /// What was asked for lately, the newest first.
+    pub(crate) async fn operations(&self) -> Result<OperationList> {
+        let all = operations::all(&self.state).await?;
+        let mut operations: Vec<Operation> = all.into_iter().map(|(k, _)| k.operation).collect();
+        operations.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+        Ok(OperationList { operations })
+    }
+
+    /// One of them, when it has ended or after `wait`.
+    pub(crate) async fn operation(&self, id: &str, wait: Duration) -> Result<Operation> {
+        self.until(wait, || self.operation_now(id), |now| now.state.is_final()).await
+    }
+
+    async fn operation_now(&self, id: &str) -> Result<Operation> {
+        let found = operations::get(&self.state, id).await?;
+        let gone = || Error::new(Kind::Gone, format!("operation {id}: there is none"));
+        Ok(found.ok_or_else(gone)?.0.operation)
+    }
+}

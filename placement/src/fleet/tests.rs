@@ -1,0 +1,367 @@
+//! A fleet of modelled nodes under the real control: pools fill and refill, claims are served once, nodes go and
+//! come back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use api::error::ErrorBody;
+use api::goal::{
+    DiskRoom, Goal, GoalItem, GoalState, ItemState, ItemStatus, ReadyVolume, StatusReport,
+};
+use api::operation::OperationState;
+use api::pool::{Claimed, NewClaim, PoolInfo, Served, SetPool};
+use image::{Error, Kind};
+
+use super::control::Memory;
+use super::heard::AWAY;
+use super::{Fleet, State};
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::tests::fake;
+
+const NOW: u64 = 1_700_000_000;
+const SIZE: u64 = 1 << 20;
+
+/// A node that does what it is told when it is let.
+struct Node {
+    run: u64,
+    number: u64,
+    goal: GoalState,
+    done: BTreeMap<String, ItemStatus>,
+    ready: Vec<ReadyVolume>,
+    /// Volumes that were handed out, by request.
+    given: BTreeMap<String, String>,
+    built: BTreeSet<String>,
+    fails: bool,
+    free: u64,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            run: 1,
+            number: 0,
+            goal: GoalState::default(),
+            done: BTreeMap::new(),
+            ready: Vec::new(),
+            given: BTreeMap::new(),
+            built: BTreeSet::new(),
+            fails: false,
+            free: 100 * SIZE,
+        }
+    }
+
+    fn report(&mut self) -> StatusReport {
+        self.number += 1;
+        StatusReport {
+            run: self.run.to_string(),
+            number: self.number,
+            generation: 0,
+            goal: self.goal.version,
+            items: self.done.values().cloned().collect(),
+            ready: self.ready.clone(),
+            disk: DiskRoom { size: 100 * SIZE, free: self.free },
+        }
+    }
+
+    fn take(&mut self, goal: GoalState) {
+        if goal.version >= self.goal.version {
+            self.done.retain(|id, _| goal.items.iter().any(|item| item.id == *id));
+            self.goal = goal;
+        }
+    }
+
+    fn work(&mut self) {
+        for item in self.goal.items.clone() {
+            if !self.done.contains_key(&item.id) {
+                let status = self.one(&item);
+                self.done.insert(item.id, status);
+            }
+        }
+    }
+
+    fn one(&mut self, item: &GoalItem) -> ItemStatus {
+        let id = item.id.clone();
+        let mut status =
+            ItemStatus { id, state: ItemState::Done, volume: None, built: false, error: None };
+        let failed = |kind, what: &str| Some(ErrorBody::from(&Error::new(kind, what.to_owned())));
+        match &item.goal {
+            Goal::Build { .. } if self.fails => status.error = failed(Kind::Io, "no"),
+            Goal::Build { pool, kind } => {
+                assert!(self.built.insert(item.id.clone()), "built twice");
+                let (id, pool, kind) = (item.id.clone(), pool.clone(), kind.clone());
+                self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });
+                self.free -= SIZE;
+            }
+            Goal::Claim { request, pool, build, .. } => {
+                let at = self.ready.iter().position(|v| v.pool == *pool);
+                match (at, build) {
+                    (Some(at), _) => {
+                        let volume = self.ready.remove(at).id;
+                        let before = self.given.insert(request.clone(), volume.clone());
+                        assert_eq!(before, None, "handed out twice");
+                        status.volume = Some(volume);
+                    }
+                    (None, Some(_)) => {
+                        self.given.insert(request.clone(), item.id.clone());
+                        (status.volume, status.built) = (Some(item.id.clone()), true);
+                    }
+                    (None, None) => status.error = failed(Kind::Gone, "none is ready"),
+                }
+            }
+            Goal::Discard { volume } => self.ready.retain(|v| v.id != *volume),
+            Goal::Unknown => status.error = failed(Kind::Unsupported, "not known"),
+        }
+        if status.error.is_some() {
+            status.state = ItemState::Failed;
+        }
+        status
+    }
+}
+
+struct Grid {
+    fleet: Arc<Fleet>,
+    now: Arc<AtomicU64>,
+    memory: Memory,
+    nodes: BTreeMap<String, Node>,
+}
+
+impl Grid {
+    async fn new(nodes: &[&str]) -> Self {
+        let state = State::in_memory("grid").await;
+        let now = Arc::new(AtomicU64::new(NOW));
+        let clock = {
+            let now = Arc::clone(&now);
+            Clock::new(move || now.load(Ordering::SeqCst))
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let authority = crate::Authority::open(&dir.path().join("ca"), NOW).unwrap();
+        let key = authority.signing_key().clone();
+        let archive: Arc<dyn crate::Archive> = fake::Fake::new();
+        let catalog = Catalog::open(state.clone(), archive, key, clock.clone()).await.unwrap();
+        let fleet = Fleet::new(state, clock, Arc::new(catalog));
+        let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
+        Self { fleet, now, memory: Memory::default(), nodes }
+    }
+
+    fn later(&self, seconds: u64) {
+        self.now.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    /// All nodes but some report, once, and are told; then there is a pass.
+    async fn round(&mut self, but: &[&str]) {
+        for (name, node) in &mut self.nodes {
+            if but.contains(&name.as_str()) {
+                continue;
+            }
+            let goal = self.fleet.report(name, node.report(), Duration::ZERO).await.unwrap();
+            node.take(goal);
+        }
+        self.fleet.pass(&mut self.memory).await.unwrap();
+        self.later(1);
+    }
+
+    fn work(&mut self) {
+        self.nodes.values_mut().for_each(Node::work);
+    }
+
+    /// Until nothing is left to be done.
+    async fn settle(&mut self) {
+        for _ in 0..6 {
+            self.round(&[]).await;
+            self.work();
+        }
+        self.round(&[]).await;
+    }
+
+    async fn pool(&self) -> PoolInfo {
+        self.fleet.pool("p").await.unwrap()
+    }
+
+    fn ready(&self) -> usize {
+        self.nodes.values().map(|node| node.ready.len()).sum()
+    }
+}
+
+fn set(low: u32, target: u32) -> SetPool {
+    SetPool {
+        image: None,
+        size: Some(SIZE),
+        sector: None,
+        low,
+        target,
+        max: None,
+        per_node: None,
+        builds: None,
+        draining: false,
+    }
+}
+
+fn claim(n: u8, node: Option<&str>) -> NewClaim {
+    let (volume, node) = (format!("v{n}"), node.map(str::to_owned));
+    NewClaim { request: format!("{n:032x}"), volume, node, only: false }
+}
+
+#[tokio::test]
+async fn a_pool_fills_and_refills_without_overshoot() {
+    let mut grid = Grid::new(&["a", "b", "c"]).await;
+    grid.fleet.set_pool("p", set(2, 6)).await.unwrap();
+    for _ in 0..3 {
+        grid.round(&[]).await;
+    }
+    assert_eq!((grid.pool().await.building, grid.ready()), (6, 0), "told, and not told again");
+    let told: usize = grid.nodes.values().map(|n| n.goal.items.len()).sum();
+    assert_eq!(told, 6);
+    grid.settle().await;
+    assert_eq!((grid.ready(), grid.pool().await.ready), (6, 6));
+    assert!(grid.nodes.values().all(|n| n.ready.len() == 2 && n.goal.items.is_empty()));
+    for n in 0..4 {
+        grid.fleet.claim("x", "p", claim(n, None), Duration::ZERO).await.unwrap();
+        grid.round(&[]).await;
+        grid.work();
+        assert!(grid.ready() + grid.nodes.values().map(|n| n.given.len()).sum::<usize>() <= 6);
+    }
+    grid.settle().await;
+    // Two are left: at the threshold nothing is built.
+    assert_eq!(grid.ready(), 2, "{}", grid.pool().await.why);
+    grid.fleet.claim("x", "p", claim(9, None), Duration::ZERO).await.unwrap();
+    grid.settle().await;
+    assert_eq!(grid.ready(), 6, "{}", grid.pool().await.why);
+}
+
+#[tokio::test]
+async fn a_claim_is_served_once_where_it_was_asked_for_or_elsewhere_or_built() {
+    let mut grid = Grid::new(&["a", "b"]).await;
+    grid.fleet.set_pool("p", SetPool { draining: false, ..set(0, 0) }).await.unwrap();
+    grid.settle().await;
+    grid.nodes.get_mut("b").unwrap().ready = vec![];
+    // Nothing is ready anywhere: it is built where it is wanted.
+    let asked = claim(1, Some("b"));
+    let first = grid.fleet.claim("x", "p", asked.clone(), Duration::ZERO).await.unwrap();
+    assert_eq!(first.state, OperationState::Running, "{first:?}");
+    grid.settle().await;
+    let done = grid.fleet.claim("x", "p", asked.clone(), Duration::ZERO).await.unwrap();
+    let result = |value| serde_json::from_value::<Claimed>(value).unwrap();
+    let got = result(done.result.unwrap());
+    assert_eq!((got.node.as_str(), got.served), ("b", Served::Built));
+    let other = NewClaim { volume: "w".into(), ..asked };
+    let misused = grid.fleet.claim("x", "p", other, Duration::ZERO).await.unwrap_err();
+    assert_eq!(misused.kind(), Kind::Conflict);
+
+    grid.fleet.set_pool("p", SetPool { per_node: Some(1), ..set(1, 2) }).await.unwrap();
+    grid.settle().await;
+    for (n, node, served) in [(2, "b", Served::Ready), (3, "b", Served::Elsewhere)] {
+        let asked = claim(n, Some("b"));
+        grid.fleet.claim("x", "p", asked.clone(), Duration::ZERO).await.unwrap();
+        // Both nodes are told before either builds again.
+        grid.round(&[]).await;
+        for each in grid.nodes.values_mut() {
+            each.fails = true;
+            each.work();
+        }
+        grid.round(&[]).await;
+        let done = grid.fleet.operation(&asked.request, Duration::ZERO).await.unwrap();
+        let got = result(done.result.unwrap());
+        assert_eq!(got.served, served, "{n} {node}");
+    }
+    assert_eq!(grid.nodes.values().map(|n| n.given.len()).sum::<usize>(), 3);
+}
+
+#[tokio::test]
+async fn a_node_that_had_given_it_away_costs_nothing_and_another_is_told() {
+    let mut grid = Grid::new(&["a", "b"]).await;
+    grid.fleet.set_pool("p", SetPool { per_node: Some(1), ..set(1, 2) }).await.unwrap();
+    grid.settle().await;
+    let asked = claim(1, Some("a"));
+    grid.fleet.claim("x", "p", asked.clone(), Duration::ZERO).await.unwrap();
+    // Meanwhile somebody on the node took it.
+    grid.nodes.get_mut("a").unwrap().ready.clear();
+    grid.settle().await;
+    let done = grid.fleet.operation(&asked.request, Duration::ZERO).await.unwrap();
+    assert_eq!(done.state, OperationState::Done, "{done:?}");
+    let got: Claimed = serde_json::from_value(done.result.unwrap()).unwrap();
+    assert_eq!((got.node.as_str(), got.served), ("b", Served::Elsewhere));
+}
+
+#[tokio::test]
+async fn a_node_that_vanishes_is_replaced_and_one_that_returns_counts_once() {
+    let mut grid = Grid::new(&["a", "b", "c"]).await;
+    grid.fleet.set_pool("p", set(3, 3)).await.unwrap();
+    grid.settle().await;
+    assert_eq!(grid.pool().await.ready, 3);
+    for _ in 0..=AWAY {
+        grid.round(&["a"]).await;
+    }
+    assert_eq!(grid.pool().await.ready, 2, "it does not count");
+    for _ in 0..4 {
+        grid.round(&["a"]).await;
+        grid.work();
+    }
+    assert_eq!(grid.pool().await.ready, 3);
+    // Told more than it can hold, what is too many goes.
+    grid.settle().await;
+    assert_eq!((grid.pool().await.ready, grid.ready()), (4, 4), "up to the maximum it stays");
+    grid.fleet.set_pool("p", SetPool { max: Some(3), ..set(3, 3) }).await.unwrap();
+    grid.settle().await;
+    assert_eq!(grid.ready(), 3);
+}
+
+#[tokio::test]
+async fn a_build_that_fails_is_made_elsewhere_and_not_tried_there_again_at_once() {
+    let mut grid = Grid::new(&["a", "b"]).await;
+    grid.nodes.get_mut("a").unwrap().fails = true;
+    grid.fleet.set_pool("p", set(2, 2)).await.unwrap();
+    grid.settle().await;
+    assert_eq!(grid.nodes["b"].ready.len(), 2, "{}", grid.pool().await.why);
+    assert_eq!(grid.nodes["a"].ready.len(), 0);
+}
+
+#[tokio::test]
+async fn a_placement_that_has_just_started_does_not_take_silence_for_absence() {
+    let mut grid = Grid::new(&["a", "b"]).await;
+    grid.fleet.set_pool("p", set(2, 2)).await.unwrap();
+    grid.settle().await;
+    // The same state under another process, which has heard of one node only.
+    let Fleet { state, clock, catalog, .. } = &*grid.fleet;
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog));
+    grid.memory = Memory::default();
+    grid.round(&["a"]).await;
+    grid.round(&["a"]).await;
+    assert!(grid.nodes["b"].goal.items.is_empty(), "{:?}", grid.nodes["b"].goal);
+    grid.settle().await;
+    assert_eq!(grid.ready(), 2);
+}
+
+#[tokio::test]
+async fn a_pool_of_which_something_is_left_stays_until_it_is_drained() {
+    let mut grid = Grid::new(&["a"]).await;
+    grid.fleet.set_pool("p", set(1, 2)).await.unwrap();
+    grid.settle().await;
+    let refused = grid.fleet.delete_pool("p").await.unwrap_err();
+    assert!(refused.kind() == Kind::Conflict && refused.message().contains("drain"), "{refused}");
+    grid.fleet.set_pool("p", SetPool { draining: true, ..set(1, 2) }).await.unwrap();
+    grid.settle().await;
+    grid.fleet.delete_pool("p").await.unwrap();
+    assert_eq!(grid.fleet.pool("p").await.unwrap_err().kind(), Kind::Gone);
+}
+
+#[tokio::test]
+async fn what_a_pool_cannot_be_is_refused() {
+    let grid = Grid::new(&[]).await;
+    let cases = [
+        (SetPool { size: None, ..set(1, 2) }, "needs a size"),
+        (set(3, 2), "above the target"),
+        (SetPool { max: Some(1), ..set(1, 2) }, "below the target"),
+        (SetPool { size: Some(5), ..set(1, 2) }, "4096"),
+        (SetPool { sector: Some(520), ..set(1, 2) }, "512 or 4096"),
+        (SetPool { image: Some("nobody:1".into()), ..set(1, 2) }, "nobody:1"),
+    ];
+    for (wrong, says) in cases {
+        let error = grid.fleet.set_pool("p", wrong).await.unwrap_err();
+        assert!(error.message().contains(says), "{error}");
+    }
+    assert_eq!(grid.fleet.set_pool("a/b", set(1, 2)).await.unwrap_err().kind(), Kind::Invalid);
+    assert!(grid.fleet.pools().await.unwrap().pools.is_empty());
+}

@@ -1,0 +1,141 @@
+//! Handlers for nodes, pools and operations.
+
+use api::goal::{GoalState, NodeList, StatusReport};
+use api::grid::Role;
+use api::operation::{Operation, OperationList, Wait};
+use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
+use axum::extract::State;
+use axum::{Extension, Json};
+use image::{Error, Kind};
+
+use super::App;
+use super::body::{Asked, Body, Failure, LongBody, Name};
+use super::peer::Peer;
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+/// Longest report of a node, in bytes: some ten thousand volumes.
+const MAX_REPORT: usize = 4 << 20;
+
+/// The nodes that have reported
+#[utoipa::path(
+    get, path = "/v1/nodes",
+    responses((status = 200, body = NodeList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn nodes(State(app): State<App>) -> Answer<NodeList> {
+    Ok(Json(app.fleet.nodes().await?))
+}
+
+/// What a node is to do
+#[utoipa::path(
+    get, path = "/v1/nodes/{name}/goal",
+    params(("name" = String, Path, description = "The node's name")),
+    responses((status = 200, body = GoalState), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn goal(State(app): State<App>, Name(name): Name) -> Answer<GoalState> {
+    Ok(Json(app.fleet.goal(&name).await?))
+}
+
+/// What a node has; the answer is what it is to do (the node itself; admins)
+#[utoipa::path(
+    post, path = "/v1/nodes/{name}/report", request_body = StatusReport,
+    params(("name" = String, Path, description = "The node's name"), Wait),
+    responses((status = 200, body = GoalState), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn report(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(name): Name,
+    Asked(wait): Asked<Wait>,
+    LongBody(report): LongBody<StatusReport, MAX_REPORT>,
+) -> Answer<GoalState> {
+    let member = peer.member()?;
+    if member.role != Role::Admin && member.name != name {
+        let what = format!("only the node {name} itself may say this");
+        return Err(Error::new(Kind::Denied, what).into());
+    }
+    Ok(Json(app.fleet.report(&name, report, wait.into()).await?))
+}
+
+/// All pools
+#[utoipa::path(
+    get, path = "/v1/pools",
+    responses((status = 200, body = PoolList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn pools(State(app): State<App>) -> Answer<PoolList> {
+    Ok(Json(app.fleet.pools().await?))
+}
+
+/// One pool
+#[utoipa::path(
+    get, path = "/v1/pools/{name}",
+    params(("name" = String, Path, description = "The pool's name")),
+    responses((status = 200, body = PoolInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn pool(State(app): State<App>, Name(name): Name) -> Answer<PoolInfo> {
+    Ok(Json(app.fleet.pool(&name).await?))
+}
+
+/// What a pool shall be; it is made if there is none (admins)
+#[utoipa::path(
+    put, path = "/v1/pools/{name}", request_body = SetPool,
+    params(("name" = String, Path, description = "The pool's name")),
+    responses((status = 200, body = PoolInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn set_pool(
+    State(app): State<App>,
+    Name(name): Name,
+    Body(set): Body<SetPool>,
+) -> Answer<PoolInfo> {
+    Ok(Json(app.fleet.set_pool(&name, set).await?))
+}
+
+/// Removes a pool of which nothing is left; the answer is the pool as it was (admins)
+#[utoipa::path(
+    delete, path = "/v1/pools/{name}",
+    params(("name" = String, Path, description = "The pool's name")),
+    responses((status = 200, body = PoolInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn delete_pool(State(app): State<App>, Name(name): Name) -> Answer<PoolInfo> {
+    Ok(Json(app.fleet.delete_pool(&name).await?))
+}
+
+/// A volume of a pool for who asks, by an operation; the same request again is the same operation (admins and nodes)
+#[utoipa::path(
+    post, path = "/v1/pools/{name}/claims", request_body = NewClaim,
+    params(("name" = String, Path, description = "The pool's name"), Wait),
+    responses((status = 200, body = Operation), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn claim(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(name): Name,
+    Asked(wait): Asked<Wait>,
+    Body(asked): Body<NewClaim>,
+) -> Answer<Operation> {
+    let owner = &peer.member()?.name;
+    Ok(Json(app.fleet.claim(owner, &name, asked, wait.into()).await?))
+}
+
+/// What was asked for lately
+#[utoipa::path(
+    get, path = "/v1/operations",
+    responses((status = 200, body = OperationList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn operations(State(app): State<App>) -> Answer<OperationList> {
+    Ok(Json(app.fleet.operations().await?))
+}
+
+/// An operation, when it has ended or after a time
+#[utoipa::path(
+    get, path = "/v1/operations/{name}",
+    params(("name" = String, Path, description = "The operation's id"), Wait),
+    responses((status = 200, body = Operation), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn operation(
+    State(app): State<App>,
+    Name(id): Name,
+    Asked(wait): Asked<Wait>,
+) -> Answer<Operation> {
+    Ok(Json(app.fleet.operation(&id, wait.into()).await?))
+}

@@ -1,0 +1,304 @@
+//! Ready volumes: made ahead, nobody's, known by their ids alone.
+//!
+//! They are volumes like any other, in a directory of their own beside those of people, so that no name leads to
+//! one. Handing one out is a rename; what it is renamed to is written down first, in its identity:
+//!
+//! ```text
+//!                 sync                  sync                  sync
+//!  .ready/ID  Ready ─▶ Allocated, NAME, claim ─▶ rename ─▶ NAME      from the first sync on it is NAME's
+//!  .ready/ID  Erasing ◀─ rename ◀─ Erasing, ID ◀─ NAME  Allocated    from the first sync on nobody's
+//! ```
+//! Of either a power cut leaves what was before, or what [`tidy`](Shelf::tidy) completes: never both, and never
+//! a volume that two have. A volume that was given back is not handed out before what was in it is destroyed.
+
+use image::{Error, Kind, Result};
+
+use crate::identity::{Identity, VolumeState};
+use crate::shelf::{NewVolume, ORIGIN, Shelf, io};
+
+const READY: &str = ".ready";
+/// Longest note of where a volume comes from, in bytes.
+const MAX_ORIGIN: usize = 16 << 10;
+
+/// A volume's id as its name among the ready ones.
+pub fn name_of(id: &[u8; 16]) -> String {
+    id.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl Shelf {
+    /// The volumes that are nobody's: being made, ready, or given back.
+    ///
+    /// # Errors
+    ///
+    /// Of the disk.
+    pub fn ready(&self) -> Result<Self> {
+        Self::open(self.fs.clone(), self.dir.join(READY))
+    }
+
+    /// Begins to make one of them; its name is to be that of its id. It is of no use before
+    /// [`made`](Self::made). `origin` says what it was made for, and stays with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create).
+    pub fn make(&self, new: &NewVolume, origin: &[u8]) -> Result<()> {
+        self.create_as(VolumeState::Building, new)?;
+        let path = self.dir.join(&new.name).join(ORIGIN);
+        self.fs.replace(path, origin).map_err(io)
+    }
+
+    /// Counts one that was being made as ready. What is in it must last already.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] while it is in use, or is not being made.
+    pub fn made(&self, id: &[u8; 16]) -> Result<()> {
+        self.take_identity(&name_of(id))?.become_state(VolumeState::Ready)
+    }
+
+    /// What a volume was made for; nothing is known of one that was not made ahead.
+    ///
+    /// # Errors
+    ///
+    /// Of the disk.
+    pub fn origin(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        match self.fs.read(self.path(name)?.join(ORIGIN), MAX_ORIGIN) {
+            Ok(origin) => Ok(Some(origin)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io(e)),
+        }
+    }
+
+    /// Hands out a ready volume under a name, by a request that nobody else makes. When this returns it lasts.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if there is a volume of this name; [`Kind::Gone`] if there is no such ready volume;
+    /// [`Kind::Conflict`] too if it is not ready, or in use.
+    pub fn hand_out(&self, id: &[u8; 16], name: &str, claim: [u8; 16]) -> Result<()> {
+        let to = self.path(name)?;
+        if self.fs.exists(&to).map_err(io)? {
+            let what = format!("{name}: there is a volume of this name");
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        let ready = self.ready()?;
+        let mut identity = ready.take_identity(&name_of(id))?;
+        if !identity.get().state.may_become(VolumeState::Allocated) {
+            let state = identity.get().state.name();
+            let what = format!("{}: {state}, and not ready", name_of(id));
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        identity.change(|identity| {
+            identity.state = VolumeState::Allocated;
+            name.clone_into(&mut identity.name);
+            identity.claim = Some(claim);
+        })?;
+        self.fs.rename_new_durable(ready.path(&name_of(id))?, to).map_err(io)
+    }
+
+    /// Takes a volume back from whoever had it: from now on it is nobody's, and what is in it is to be destroyed.
+    /// Returns its id.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it.
+    pub fn take_back(&self, name: &str) -> Result<[u8; 16]> {
+        let mut identity = self.take_identity(name)?;
+        self.refuse_used(name, &identity)?;
+        let id = identity.get().id;
+        identity.change(|identity| {
+            identity.state = VolumeState::Erasing;
+            identity.name = name_of(&id);
+            identity.claim = None;
+        })?;
+        self.give_back(name, &id)?;
+        Ok(id)
+    }
+
+    fn give_back(&self, name: &str, id: &[u8; 16]) -> Result<()> {
+        let (from, to) = (self.path(name)?, self.ready()?.path(&name_of(id))?);
+        self.fs.rename_new_durable(from, to).map_err(io)
+    }
+
+    /// Whether a volume of people is on its way back to the others.
+    pub(crate) fn goes_back(&self, identity: &Identity, name: &str) -> Result<bool> {
+        let back = identity.state == VolumeState::Erasing && identity.name != name;
+        if back {
+            self.give_back(name, &identity.id)?;
+        }
+        Ok(back)
+    }
+
+    /// Completes what a power cut interrupted: hands out what was promised, removes what was being made. What
+    /// cannot be read is left, and its name returned with the reason.
+    pub(crate) fn tidy_ready(&self) -> Result<Vec<(String, Error)>> {
+        let (ready, mut left) = (self.ready()?, Vec::new());
+        for name in ready.names()? {
+            if let Err(error) = self.tidy_ready_one(&ready, &name) {
+                left.push((name, error));
+            }
+        }
+        Ok(left)
+    }
+
+    fn tidy_ready_one(&self, ready: &Self, name: &str) -> Result<()> {
+        let promised = match ready.identity(name) {
+            Ok(identity) => match identity.state {
+                VolumeState::Allocated => identity.name,
+                // Whoever erases goes on.
+                VolumeState::Ready | VolumeState::Erasing => return Ok(()),
+                VolumeState::Building | VolumeState::Gone => return ready.remove(name),
+            },
+            Err(_) => return ready.tidy_one(name),
+        };
+        self.fs.rename_new_durable(ready.path(name)?, self.path(&promised)?).map_err(io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockio::Fs;
+    use blockio::fake::{CrashPlan, MemFs};
+    use image::Geometry;
+
+    use super::*;
+
+    const ID: [u8; 16] = [7; 16];
+    const CLAIM: [u8; 16] = [9; 16];
+
+    fn shelf(fs: Fs) -> Shelf {
+        Shelf::open(fs, "/volumes".into()).unwrap()
+    }
+
+    fn begin(shelf: &Shelf) {
+        let geometry = Geometry::new(1 << 20, 512, 18).unwrap();
+        let name = name_of(&ID);
+        let new = NewVolume {
+            name,
+            id: ID,
+            geometry,
+            image: None,
+            shares: false,
+            device: None,
+            created: 5,
+        };
+        shelf.ready().unwrap().make(&new, b"of a pool").unwrap();
+    }
+
+    fn make(shelf: &Shelf) {
+        begin(shelf);
+        shelf.ready().unwrap().made(&ID).unwrap();
+    }
+
+    #[test]
+    fn what_is_handed_out_has_its_name_and_is_known_by_its_request() {
+        let shelf = shelf(MemFs::new().fs());
+        begin(&shelf);
+        let early = shelf.hand_out(&ID, "web", CLAIM).unwrap_err();
+        assert!(early.kind() == Kind::Conflict && early.message().contains("building"), "{early}");
+        shelf.ready().unwrap().made(&ID).unwrap();
+        assert!(shelf.names().unwrap().is_empty(), "nobody's");
+        shelf.hand_out(&ID, "web", CLAIM).unwrap();
+        let identity = shelf.identity("web").unwrap();
+        assert_eq!((identity.name.as_str(), identity.claim), ("web", Some(CLAIM)));
+        assert_eq!(identity.state, VolumeState::Allocated);
+        assert_eq!(shelf.origin("web").unwrap().unwrap(), b"of a pool");
+        assert!(shelf.ready().unwrap().names().unwrap().is_empty());
+        // Once.
+        assert_eq!(shelf.hand_out(&ID, "db", CLAIM).unwrap_err().kind(), Kind::Gone);
+        let files = shelf.take("web").unwrap();
+        assert_eq!(shelf.take_back("web").unwrap_err().kind(), Kind::Conflict, "in use");
+        drop(files);
+        assert_eq!(shelf.take_back("web").unwrap(), ID);
+        let back = shelf.ready().unwrap().identity(&name_of(&ID)).unwrap();
+        assert_eq!((back.state, back.claim), (VolumeState::Erasing, None));
+        assert_eq!(shelf.hand_out(&ID, "web", CLAIM).unwrap_err().kind(), Kind::Conflict);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_costs_nobody_a_volume() {
+        let shelf = shelf(MemFs::new().fs());
+        make(&shelf);
+        shelf.hand_out(&ID, "web", CLAIM).unwrap();
+        let geometry = Geometry::new(1 << 20, 512, 18).unwrap();
+        let name = name_of(&[8; 16]);
+        let (image, device) = (None, None);
+        let new =
+            NewVolume { name, id: [8; 16], geometry, image, shares: false, device, created: 5 };
+        shelf.ready().unwrap().make(&new, b"").unwrap();
+        shelf.ready().unwrap().made(&[8; 16]).unwrap();
+        assert_eq!(shelf.hand_out(&[8; 16], "web", CLAIM).unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(shelf.hand_out(&[8; 16], "../web", CLAIM).unwrap_err().kind(), Kind::Invalid);
+        let still = shelf.ready().unwrap().identity(&name_of(&[8; 16])).unwrap();
+        assert_eq!(still.state, VolumeState::Ready);
+    }
+
+    #[test]
+    fn a_power_cut_leaves_it_ready_or_handed_out() {
+        let disk = MemFs::new();
+        let first = shelf(disk.fs());
+        make(&first);
+        disk.settle();
+        first.hand_out(&ID, "web", CLAIM).unwrap();
+        disk.mark("given");
+        for cut in disk.crash_images(CrashPlan::default()) {
+            let shelf = shelf(cut.fs());
+            assert!(shelf.tidy().unwrap().is_empty(), "{cut}");
+            let given = shelf.names().unwrap();
+            let ready = shelf.ready().unwrap().names().unwrap();
+            assert_eq!(given.len() + ready.len(), 1, "{cut}: {given:?} {ready:?}");
+            match given.is_empty() {
+                true => {
+                    assert!(cut.marks().next().is_none(), "{cut}: an answer that was taken back");
+                    shelf.hand_out(&ID, "db", CLAIM).unwrap();
+                }
+                false => assert_eq!(shelf.identity("web").unwrap().claim, Some(CLAIM)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_power_cut_leaves_it_somebodys_or_to_be_erased() {
+        let disk = MemFs::new();
+        let first = shelf(disk.fs());
+        make(&first);
+        first.hand_out(&ID, "web", CLAIM).unwrap();
+        disk.settle();
+        first.take_back("web").unwrap();
+        disk.mark("back");
+        for cut in disk.crash_images(CrashPlan::default()) {
+            let shelf = shelf(cut.fs());
+            assert!(shelf.tidy().unwrap().is_empty(), "{cut}");
+            match shelf.identity("web") {
+                Ok(identity) => {
+                    assert_eq!(identity.state, VolumeState::Allocated, "{cut}");
+                    assert!(cut.marks().next().is_none(), "{cut}");
+                }
+                Err(_) => {
+                    let back = shelf.ready().unwrap().identity(&name_of(&ID)).unwrap();
+                    assert_eq!(back.state, VolumeState::Erasing, "{cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_being_made_is_gone_after_a_power_cut_or_ready() {
+        let disk = MemFs::new();
+        make(&shelf(disk.fs()));
+        disk.mark("made");
+        for cut in disk.crash_images(CrashPlan::default()) {
+            let shelf = shelf(cut.fs());
+            assert!(shelf.tidy().unwrap().is_empty(), "{cut}");
+            let ready = shelf.ready().unwrap();
+            match ready.names().unwrap().as_slice() {
+                [] => assert!(cut.marks().next().is_none(), "{cut}"),
+                [name] => {
+                    assert_eq!(ready.identity(name).unwrap().state, VolumeState::Ready, "{cut}");
+                    assert_eq!(ready.origin(name).unwrap().unwrap(), b"of a pool", "{cut}");
+                }
+                more => panic!("{cut}: {more:?}"),
+            }
+        }
+    }
+}
