@@ -21,6 +21,7 @@ mod journeys;
 mod kills;
 mod nbd;
 mod operator;
+mod pools;
 mod power;
 mod qmp;
 mod real;

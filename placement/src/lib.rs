@@ -119,9 +119,15 @@ impl Placement {
         let address = config.address.clone().unwrap_or_else(|| local.to_string());
         let placement = Self::open(config, address, archive).await?;
         tracing::info!(address = %local, "placement serves");
-        let control = tokio::spawn(Arc::clone(&placement.app.fleet).control());
+        let fleet = Arc::clone(&placement.app.fleet);
+        let control = tokio::spawn(Arc::clone(&fleet).control());
+        let shutdown = async {
+            shutdown.await;
+            fleet.close();
+        };
         http::serve(listener, placement.server(), shutdown).await;
-        control.abort();
+        // What it holds of the state is given back before this returns.
+        let _ = control.await;
         Ok(())
     }
 

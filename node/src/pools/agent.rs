@@ -101,9 +101,16 @@ impl<G: Grid> Agent<G> {
                 () = self.0.ready.changed() => continue,
             };
             match told.and_then(|goal| self.take(goal)) {
-                Ok(()) => pause = FIRST_PAUSE,
+                Ok(()) if pause > FIRST_PAUSE => {
+                    tracing::info!("placement is told again what this node has");
+                    pause = FIRST_PAUSE;
+                }
+                Ok(()) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "placement is not told what this node has");
+                    // Once: it may take long.
+                    if pause == FIRST_PAUSE {
+                        tracing::warn!(%error, "placement is not told what this node has");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
@@ -45,10 +46,10 @@ struct Pass<'a> {
 }
 
 impl Fleet {
-    /// Sees to everything until it is dropped.
+    /// Sees to everything until nobody waits any more.
     pub(crate) async fn control(self: Arc<Self>) {
         let mut memory = Memory::default();
-        loop {
+        while !self.closed.load(Ordering::Relaxed) {
             if let Err(error) = self.pass(&mut memory).await {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }

@@ -21,6 +21,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub(crate) struct Fleet {
     wake: Notify,
     /// Counts changes of goals and operations: whoever waits for one looks again.
     changed: watch::Sender<u64>,
+    /// Nobody waits any more.
+    closed: AtomicBool,
 }
 
 const UNPOISONED: &str = "no panics while locked";
@@ -85,6 +88,7 @@ impl Fleet {
             planned: Mutex::default(),
             wake: Notify::new(),
             changed: watch::Sender::new(0),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -141,7 +145,7 @@ impl Fleet {
             loop {
                 changed.mark_unchanged();
                 let found = look().await?;
-                if enough(&found) {
+                if enough(&found) || self.closed.load(Ordering::Relaxed) {
                     return Ok(found);
                 }
                 let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
@@ -151,6 +155,12 @@ impl Fleet {
             Ok(found) => found,
             Err(_) => look().await,
         }
+    }
+
+    /// Ends all waiting: whoever waits is answered with what there is.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.tell();
     }
 
     /// Says that goals or operations have changed.

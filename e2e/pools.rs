@@ -1,0 +1,167 @@
+//! Pools: volumes that nodes build ahead, handed out, and built again.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::harness::{Background, Disk, Ended, Grid, forebay, run, until};
+
+/// A node of a grid, with a data directory of its own.
+struct Node {
+    name: String,
+    data: PathBuf,
+    daemon: Option<Background>,
+}
+
+impl Node {
+    fn join(grid: &Grid, name: &str) -> Self {
+        let data = grid.dir.join(name);
+        let token = grid.run(&["node", "token"]).json();
+        let join = ["node", "join", token["token"].as_str().unwrap(), "--name", name];
+        let joined = run(forebay(&data).args(join));
+        assert_eq!(joined.code, 0, "{}", joined.err);
+        let mut node = Self { name: name.into(), data, daemon: None };
+        node.start();
+        node
+    }
+
+    fn start(&mut self) {
+        let mut daemon = Background::start(forebay(&self.data).args(["node", "--json"]));
+        assert!(daemon.line().contains("socket"));
+        self.daemon = Some(daemon);
+    }
+
+    fn kill(&mut self) {
+        self.daemon.take().expect("a daemon runs").kill();
+    }
+
+    /// Placement was started anew, and listens elsewhere.
+    fn follow(&self, grid: &Grid) {
+        let up = std::fs::read(grid.data.join("up.json")).unwrap();
+        let up: Value = serde_json::from_slice(&up).unwrap();
+        let joined = serde_json::json!({ "placement": up["placement"] });
+        std::fs::write(self.data.join("grid.json"), joined.to_string()).unwrap();
+    }
+
+    fn run(&self, args: &[&str]) -> Ended {
+        run(forebay(&self.data).args(args))
+    }
+
+    fn ready(&self) -> Vec<Value> {
+        let ready = self.run(&["pool", "ready", "--json"]).json();
+        ready.as_array().unwrap().iter().filter(|v| v["state"] == "ready").cloned().collect()
+    }
+
+    fn disk(&self, volume: &str) -> Vec<u8> {
+        let info = self.run(&["volume", "show", volume, "--json"]).json();
+        assert_eq!((&info["state"], &info["plain"]), (&"allocated".into(), &true.into()));
+        std::fs::read(info["disk"].as_str().unwrap()).unwrap()
+    }
+}
+
+fn pool(grid: &Grid, args: &[&str]) -> Value {
+    grid.run(&[&["pool"], args].concat()).json()
+}
+
+fn until_ready(grid: &Grid, name: &str, many: u64) {
+    until(&format!("{many} ready volumes of {name}"), || {
+        let info = pool(grid, &["show", name]);
+        info["ready"] == many && info["building"] == 0
+    });
+}
+
+#[test]
+fn a_pool_is_filled_claimed_from_and_filled_again() {
+    let (grid, disk) = (Grid::start(), Disk::new("abc.def"));
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let nodes = [Node::join(&grid, "n1"), Node::join(&grid, "n2")];
+    pool(&grid, &["create", "web", "--image", "d:1", "--target", "4", "--low", "2"]);
+    grid.run(&["pool", "create", "web", "--target", "9"]).fails(73, &["pool set web"]);
+    until_ready(&grid, "web", 4);
+    assert!(nodes.iter().all(|node| node.ready().len() == 2), "spread evenly");
+
+    // By placement: where it is wanted, and once however often it is asked for.
+    let asked = ["claim", "web", "v1", "--node", "n1", "--request", &"01".repeat(16)];
+    let first = pool(&grid, &asked);
+    assert_eq!((&first["node"], &first["served"]), (&"n1".into(), &"ready".into()));
+    assert_eq!(pool(&grid, &asked), first);
+    assert!(nodes[0].disk("v1") == disk.bytes);
+    let other = ["pool", "claim", "web", "v9", "--request", &"01".repeat(16)];
+    grid.run(&other).fails(73, &["used for something else"]);
+    // Without it, at the node.
+    let here = ["pool", "claim", "web", "v2", "--here", "--request", &"02".repeat(16), "--json"];
+    let local = nodes[1].run(&here).json();
+    assert_eq!(nodes[1].run(&here).json()["id"], local["id"]);
+    assert!(nodes[1].disk("v2") == disk.bytes);
+    nodes[1].run(&["pool", "claim", "web", "v2", "--here"]).fails(73, &["v2"]);
+    // At its threshold it is left; below it is filled.
+    until_ready(&grid, "web", 2);
+    pool(&grid, &["claim", "web", "v3", "--node", "n1", "--only"]);
+    until_ready(&grid, "web", 4);
+
+    // What is claimed where nothing is ready comes from elsewhere, or is built.
+    pool(&grid, &["set", "web", "--target", "1", "--low", "0", "--max", "1"]);
+    until_ready(&grid, "web", 1);
+    let has = nodes.iter().position(|node| node.ready().len() == 1).unwrap();
+    let lacks = &nodes[1 - has];
+    let near = pool(&grid, &["claim", "web", "v4", "--node", &lacks.name]);
+    assert_eq!(
+        (&near["node"], &near["served"]),
+        (&nodes[has].name.as_str().into(), &"elsewhere".into())
+    );
+    let built = pool(&grid, &["claim", "web", "v5", "--node", &lacks.name]);
+    assert_eq!((&built["node"], &built["served"]), (&lacks.name.as_str().into(), &"built".into()));
+    assert!(lacks.disk("v5") == disk.bytes);
+
+    // What a new image of the name makes stale goes when it is replaced.
+    pool(&grid, &["set", "web", "--target", "2", "--low", "2", "--max", "2"]);
+    until_ready(&grid, "web", 2);
+    let next = Disk::new("zzz.y");
+    grid.import(&grid.disk("e.raw", &next), "d:1");
+    let image = grid.run(&["inspect", "d:1"]).json()["image"].clone();
+    until("the pool is of the new image", || {
+        let all: Vec<Value> = nodes.iter().flat_map(Node::ready).collect();
+        all.len() == 2 && all.iter().all(|v| v["kind"]["image"] == image)
+    });
+    grid.run(&["pool", "delete", "web"]).fails(73, &["pool drain web"]);
+    pool(&grid, &["drain", "web"]);
+    until("it can be deleted", || grid.run(&["pool", "delete", "web"]).code == 0);
+    assert!(nodes.iter().all(|node| node.ready().is_empty()));
+    let all = grid.run(&["operations"]).json();
+    assert_eq!(all["operations"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn nodes_and_placement_that_die_and_come_back_lose_and_double_nothing() {
+    let (mut grid, disk) = (Grid::start(), Disk::new("abc.def"));
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let mut nodes = [Node::join(&grid, "n1"), Node::join(&grid, "n2")];
+    pool(&grid, &["create", "web", "--image", "d:1", "--target", "6", "--low", "6"]);
+    // In the middle of it, whatever of it that is.
+    nodes[0].kill();
+    grid.kill();
+    nodes[1].kill();
+    grid.restart();
+    for node in &mut nodes {
+        node.follow(&grid);
+        node.start();
+    }
+    until_ready(&grid, "web", 6);
+
+    // Placement is away: a node hands out what it has, and says so later.
+    grid.kill();
+    let on_first = nodes[0].ready().len();
+    let here = ["pool", "claim", "web", "v1", "--here", "--json"];
+    let id = nodes[0].run(&here).json()["id"].clone();
+    nodes[0].kill();
+    nodes[0].start();
+    assert_eq!(nodes[0].ready().len(), on_first - 1);
+    assert!(nodes[0].disk("v1") == disk.bytes);
+    grid.restart();
+    nodes.iter().for_each(|node| node.follow(&grid));
+    until_ready(&grid, "web", 6);
+    let ids = nodes.iter().flat_map(Node::ready).map(|v| v["id"].to_string());
+    let ids: BTreeSet<String> = ids.collect();
+    assert!(ids.len() == 6 && !ids.contains(&id.to_string()));
+}
