@@ -19,6 +19,8 @@ mod harness;
 mod house;
 mod journeys;
 mod kills;
+mod leases;
+mod member;
 mod nbd;
 mod operator;
 mod pools;

@@ -1,64 +1,11 @@
 //! Pools: volumes that nodes build ahead, handed out, and built again.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::harness::{Background, Disk, Ended, Grid, forebay, run, until};
-
-/// A node of a grid, with a data directory of its own.
-struct Node {
-    name: String,
-    data: PathBuf,
-    daemon: Option<Background>,
-}
-
-impl Node {
-    fn join(grid: &Grid, name: &str) -> Self {
-        let data = grid.dir.join(name);
-        let token = grid.run(&["node", "token"]).json();
-        let join = ["node", "join", token["token"].as_str().unwrap(), "--name", name];
-        let joined = run(forebay(&data).args(join));
-        assert_eq!(joined.code, 0, "{}", joined.err);
-        let mut node = Self { name: name.into(), data, daemon: None };
-        node.start();
-        node
-    }
-
-    fn start(&mut self) {
-        let mut daemon = Background::start(forebay(&self.data).args(["node", "--json"]));
-        assert!(daemon.line().contains("socket"));
-        self.daemon = Some(daemon);
-    }
-
-    fn kill(&mut self) {
-        self.daemon.take().expect("a daemon runs").kill();
-    }
-
-    /// Placement was started anew, and listens elsewhere.
-    fn follow(&self, grid: &Grid) {
-        let up = std::fs::read(grid.data.join("up.json")).unwrap();
-        let up: Value = serde_json::from_slice(&up).unwrap();
-        let joined = serde_json::json!({ "placement": up["placement"] });
-        std::fs::write(self.data.join("grid.json"), joined.to_string()).unwrap();
-    }
-
-    fn run(&self, args: &[&str]) -> Ended {
-        run(forebay(&self.data).args(args))
-    }
-
-    fn ready(&self) -> Vec<Value> {
-        let ready = self.run(&["pool", "ready", "--json"]).json();
-        ready.as_array().unwrap().iter().filter(|v| v["state"] == "ready").cloned().collect()
-    }
-
-    fn disk(&self, volume: &str) -> Vec<u8> {
-        let info = self.run(&["volume", "show", volume, "--json"]).json();
-        assert_eq!((&info["state"], &info["plain"]), (&"allocated".into(), &true.into()));
-        std::fs::read(info["disk"].as_str().unwrap()).unwrap()
-    }
-}
+use crate::harness::{Disk, Grid, until};
+use crate::member::Node;
 
 fn pool(grid: &Grid, args: &[&str]) -> Value {
     grid.run(&[&["pool"], args].concat()).json()

@@ -2,7 +2,7 @@
 //!
 //! | method and path | body → answer | who |
 //! |---|---|---|
-//! | `POST /v1/nodes/{name}/report?wait=S` | [`StatusReport`] → [`GoalState`] | the node of that name; admin |
+//! | `POST /v1/nodes/{name}/report?wait=S` | [`StatusReport`] → [`Told`] | the node of that name; admin |
 //! | `GET /v1/nodes` | → [`NodeList`] | any member |
 //! | `GET /v1/nodes/{name}/goal` | → [`GoalState`] | any member |
 //!
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::ErrorBody;
+use crate::lease::HeldLease;
 use crate::pool::VolumeKind;
 
 /// What placement wants of a node.
@@ -166,6 +167,25 @@ pub struct StatusReport {
     /// Room for volumes.
     #[serde(default)]
     pub disk: DiskRoom,
+    /// The leases that it has, to go on having them.
+    #[serde(default)]
+    pub leases: Vec<HeldLease>,
+    /// Those that it does not need any more: it has stopped.
+    #[serde(default)]
+    pub released: Vec<HeldLease>,
+}
+
+/// The answer to a report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Told {
+    /// What the node is to do.
+    pub goal: GoalState,
+    /// Seconds for which its leases are good, from when it sent the report.
+    pub lease_secs: u64,
+    /// Volumes, by their ids, of which it has no lease, whatever it believes: it must not write them any more.
+    #[serde(default)]
+    pub lost: Vec<String>,
 }
 
 /// A node, as placement knows it.

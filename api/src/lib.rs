@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod error;
 pub mod goal;
 pub mod grid;
+pub mod lease;
 pub mod node;
 pub mod operation;
 pub mod pool;

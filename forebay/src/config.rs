@@ -56,6 +56,12 @@ pub const KEYS: &[Key] = &[
         "127.0.0.1:7400",
         "where placement's HTTPS API listens; port 0 takes a free one",
     ),
+    key(
+        "placement.lease",
+        Form::Time,
+        "15m",
+        "how long a node that is not heard of has its volumes for itself, 4 s at least: it stops writing before that is over",
+    ),
     key("serve.ip", Form::Ip, "127.0.0.1", "IP address on which chunks are served over QUIC"),
     key(
         "serve.port",

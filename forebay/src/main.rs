@@ -99,6 +99,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Node(args) => Ok(commands::node::run(&config, args, output)?),
         Command::Volume(args) => Ok(commands::volume::run(&config, args.command, output)?),
         Command::Pool(args) => Ok(commands::pool::run(&config, args.command, output)?),
+        Command::Lease(args) => Ok(commands::lease::run(&config, args.command, output)?),
         Command::Operations(args) => Ok(commands::pool::operations(&config, args, output)?),
         Command::Images(args) => Ok(commands::images::list(&config, &args, output)?),
         Command::Diff(args) => Ok(commands::diff::run(&config, &args, output)?),

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod diff;
 pub mod export;
 pub mod hypervisor;
+pub mod leases;
 pub mod patience;
 pub mod pools;
 pub mod pull;

@@ -7,28 +7,40 @@ use std::time::Duration;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 
-/// Tells the time, in whole seconds since 1970. Cheap to clone.
+/// Tells the time, in whole seconds since 1970, and how time passes. Cheap to clone.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> u64 + Send + Sync>);
+pub struct Clock {
+    now: Arc<dyn Fn() -> u64 + Send + Sync>,
+    ticks: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
 
 impl Clock {
     /// A clock that asks `now`.
     pub fn new(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
+        let now = Arc::new(now);
+        Self { ticks: now.clone(), now }
     }
 
     /// The operating system's clock. A clock before 1970 is read as 1970.
     #[expect(clippy::disallowed_methods, reason = "this is where the outside's time comes in")]
     pub fn system() -> Self {
-        Self::new(|| {
+        let now = || {
             let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             since.map_or(0, |t| t.as_secs())
-        })
+        };
+        let begun = std::time::Instant::now();
+        Self { now: Arc::new(now), ticks: Arc::new(move || begun.elapsed().as_secs()) }
     }
 
     /// Seconds since 1970.
     pub fn now(&self) -> u64 {
-        (self.0)()
+        (self.now)()
+    }
+
+    /// Seconds since some moment, by a clock that nobody sets. It may stand still while the machine sleeps: who
+    /// counts by it how long to wait waits too long then, and never not long enough.
+    pub fn ticks(&self) -> u64 {
+        (self.ticks)()
     }
 }
 

@@ -84,6 +84,8 @@ pub struct Config {
     pub servers: Vec<CacheInfo>,
     /// The cache in this process, if there is one: its API is served beside placement's.
     pub care: Option<Arc<dyn Care>>,
+    /// Seconds for which a node has its leases after it was heard of.
+    pub lease_secs: u64,
     /// What peers may take.
     pub limits: Limits,
     /// Tells the time.
@@ -143,7 +145,18 @@ impl Placement {
     }
 
     async fn open(config: Config, address: String, archive: Arc<dyn Archive>) -> Result<Self> {
-        let Config { authority, papers, state, store, servers, care, limits, clock, .. } = config;
+        let Config {
+            authority,
+            papers,
+            state,
+            store,
+            servers,
+            care,
+            lease_secs,
+            limits,
+            clock,
+            ..
+        } = config;
         let tls = tls::server(&papers, tls::Clients::Optional, &[b"http/1.1"], &clock)?;
         let state = State::open(&state, authority.grid()).await?;
         state.adopt_store(&store).await?;
@@ -159,7 +172,8 @@ impl Placement {
         let tokens =
             tokens::Tokens { state: state.clone(), authority, clock: clock.clone(), address };
         let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
-        let fleet = fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog));
+        let fleet =
+            fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), lease_secs);
         let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }

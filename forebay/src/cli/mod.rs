@@ -2,6 +2,7 @@
 
 mod disks;
 mod images;
+mod leases;
 mod nodes;
 mod pools;
 mod serve;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub use disks::*;
 pub use images::*;
+pub use leases::*;
 pub use nodes::*;
 pub use pools::*;
 pub use serve::*;
@@ -132,6 +134,8 @@ pub enum Command {
     Volume(VolumeArgs),
     /// Volumes that nodes build ahead, so that there is one at once when it is wanted
     Pool(PoolArgs),
+    /// Show who may write which volume, or take that right away
+    Lease(LeaseArgs),
     /// List what was asked of placement and takes its time, or wait for it
     Operations(OperationsArgs),
     /// Show the configuration in force, and where each value came from

@@ -38,6 +38,9 @@ pub enum NodeCommand {
     /// Let a guest's file systems go on if the daemon dies while they hold still; the daemon starts it
     #[command(hide = true)]
     Thaw(HoldArgs),
+    /// Stop the writers of volumes whose leases are over; the daemon starts it
+    #[command(hide = true)]
+    Watch(HoldArgs),
     /// Keep the mounts of volumes while the daemon is away; the daemon starts it
     #[command(hide = true)]
     Hold(HoldArgs),

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod export;
 pub mod images;
 pub mod import;
+pub mod lease;
 pub mod lineage;
 pub mod mend;
 pub mod node;

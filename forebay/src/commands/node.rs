@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::catalog::{MoveRef, NewRecord};
-use api::goal::{GoalState, StatusReport};
+use api::goal::{StatusReport, Told};
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
+use api::lease::{LeaseGrant, TakeLease};
 use api::node::Transfer;
 use blockio::{BlockFile, OpenMode};
 use image::{BootTrace, Digest, Error, ImageRecord, Kind, Ref, Result};
 use node::captures::{CaptureOptions, Captures, Saves};
 use node::daemon::{Daemon, DaemonClient, DaemonOptions, Grid as DaemonGrid, http};
+use node::leases::watchdog::{Watchdog, watch};
+use node::leases::{Leases, boottime};
 use node::pools::{Agent, AgentOptions, Ready, Reports};
 use node::rate::{Rate, RealTime};
 use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
@@ -63,6 +66,7 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             crate::output::print(text.as_bytes())
         }
         Some(NodeCommand::Hold(args)) => hold(&args.socket),
+        Some(NodeCommand::Watch(args)) => watch(&args.socket),
         Some(NodeCommand::Thaw(args)) => {
             block_on(node::hypervisor::agent::guard(&args.socket, std::io::stdin()))
         }
@@ -138,6 +142,15 @@ impl DaemonGrid for Located {
         self.grid.find()?.placement.trace(&image.to_string()).await
     }
 
+    async fn lease(&self, volume: &str, called: &str) -> Result<Option<LeaseGrant>> {
+        let grid = match self.grid.find() {
+            Err(error) if error.kind() == Kind::Gone => return Ok(None),
+            found => found?,
+        };
+        let asked = TakeLease { holder: node_name(&grid)?, called: called.to_owned() };
+        grid.placement.take_lease(volume, &asked).await.map(Some)
+    }
+
     async fn add_trace(&self, recording: &BootTrace) -> Result<()> {
         self.grid.find()?.placement.add_trace(recording).await.map(drop)
     }
@@ -175,16 +188,20 @@ impl Saves for Located {
     }
 }
 
+/// What this node is called in its grid.
+fn node_name(grid: &Grid) -> Result<String> {
+    let member = grid.member()?;
+    match member.role {
+        // On the machine of `forebay up` the daemon has the admin's papers.
+        Role::Admin => host_name(),
+        _ => Ok(member.name),
+    }
+}
+
 impl Reports for Located {
-    async fn report(&self, report: &StatusReport, wait: Duration) -> Result<GoalState> {
+    async fn report(&self, report: &StatusReport, wait: Duration) -> Result<Told> {
         let grid = self.grid.find()?;
-        let member = grid.member()?;
-        // On the machine of `forebay up` the daemon has the admin's papers, and goes by the machine's name.
-        let name = match member.role {
-            Role::Admin => host_name()?,
-            _ => member.name,
-        };
-        grid.placement.report(&name, report, wait).await
+        grid.placement.report(&node_name(&grid)?, report, wait).await
     }
 }
 
@@ -228,6 +245,12 @@ fn holder(config: &Config) -> Result<Holder> {
     Ok(Holder { socket, command: words.into() })
 }
 
+/// What starts a watchdog over the leases in a directory.
+fn watchdog(dir: &Path) -> Result<Watchdog> {
+    let program = std::env::current_exe().map_err(|e| Error::io("finding this program", e))?;
+    Ok(Watchdog::new(vec![program.into(), "node".into(), "watch".into(), dir.into()]))
+}
+
 fn serve(config: &Config, output: Output) -> Result<()> {
     let data = config.data.display();
     std::fs::create_dir_all(&config.data)
@@ -242,6 +265,9 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         rate: pull.rate,
         engine: pull.engine,
     };
+    std::fs::create_dir_all(config.data.join("node"))
+        .map_err(|e| Error::io("the node's directory", e))?;
+    let leases = Arc::new(Leases::load(config.data.join("node"), boottime)?);
     let volume_options = VolumeOptions {
         dir: config.path("volumes.dir", "volumes"),
         state: config.data.join("node"),
@@ -251,6 +277,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             engine: pull.engine,
         },
         holder: holder(config)?,
+        leases: Arc::clone(&leases),
+        watchdog: Arc::new(watchdog(&config.data.join("node"))?),
         share: config.text("volumes.share").parse()?,
         rate: match config.size("volumes.rate") {
             0 => None,
@@ -280,7 +308,9 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let volumes = Volumes::start(located.clone(), volume_options).await?;
         let captures = Captures::new(located.clone(), volumes.clone(), capture_options);
         let ready = Ready::open(volumes.clone()).await?;
-        let agent = tokio::spawn(Agent::new(ready.clone(), agent_options)?.run(located));
+        let agent = tokio::spawn(
+            Agent::new(ready.clone(), volumes.clone(), leases, agent_options)?.run(located),
+        );
         let metrics = crate::serve::volumes::metrics(config, captures.clone())?;
         let serving = NodeServing { socket: socket.clone() };
         let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());

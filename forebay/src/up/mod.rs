@@ -35,6 +35,9 @@ use archive::StoreArchive;
 /// The server's name in the grid.
 const NAME: &str = "up";
 
+/// Seconds. A node asks for more four times in its term.
+const SHORTEST_LEASE: u64 = 4;
+
 /// Serves until SIGTERM or Ctrl-C.
 pub fn run(config: &Config, json: bool) -> Result<()> {
     let _lock = lock(&config.data)?;
@@ -93,6 +96,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
             draining: false,
         }],
         care: Some(keeper),
+        lease_secs: config.time("placement.lease").as_secs().max(SHORTEST_LEASE),
         limits: placement::Limits::default(),
         clock: clock.clone(),
     };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::goal::{DiskRoom, Goal, GoalItem, GoalState, StatusReport};
+use api::goal::{DiskRoom, Goal, GoalItem, StatusReport, Told};
 use api::pool::LocalClaim;
 use blockio::Fs;
 use image::{Error, Kind, Result};
@@ -14,7 +14,8 @@ use tokio::sync::{Notify, Semaphore};
 use super::items::{Items, Outcome};
 use super::ready::{Ready, request_of};
 use crate::daemon::Grid;
-use crate::volumes::Birth;
+use crate::leases::{Leases, boottime};
+use crate::volumes::{Birth, Volumes};
 
 const STATE: &str = "items.json";
 /// Longest state file that is read, in bytes.
@@ -24,6 +25,8 @@ const WAIT: Duration = Duration::from_secs(10);
 /// Pauses between tries to reach placement, doubled from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
+/// How often the time of leases is looked at.
+const LEASE_TICK: Duration = Duration::from_millis(200);
 const UNPOISONED: &str = "no panics while locked";
 
 /// Where reports go.
@@ -33,7 +36,7 @@ pub trait Reports: Send + Sync + 'static {
         &self,
         report: &StatusReport,
         wait: Duration,
-    ) -> impl Future<Output = Result<GoalState>> + Send;
+    ) -> impl Future<Output = Result<Told>> + Send;
 }
 
 /// How the agent works.
@@ -60,6 +63,8 @@ impl<G> Clone for Agent<G> {
 
 struct Inner<G> {
     ready: Ready<G>,
+    volumes: Volumes<G>,
+    leases: Arc<Leases>,
     items: Mutex<Items>,
     options: AgentOptions,
     builds: Arc<Semaphore>,
@@ -68,7 +73,12 @@ struct Inner<G> {
 
 impl<G: Grid> Agent<G> {
     /// Takes up what an earlier one has left.
-    pub fn new(ready: Ready<G>, options: AgentOptions) -> Result<Self> {
+    pub fn new(
+        ready: Ready<G>,
+        volumes: Volumes<G>,
+        leases: Arc<Leases>,
+        options: AgentOptions,
+    ) -> Result<Self> {
         let path = options.dir.join(STATE);
         let items = match Fs::os().read(&path, MAX_STATE) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
@@ -83,7 +93,8 @@ impl<G: Grid> Agent<G> {
         };
         let builds = Arc::new(Semaphore::new(options.builds.max(1)));
         let items = Mutex::new(items);
-        Ok(Self(Arc::new(Inner { ready, items, options, builds, changed: Notify::new() })))
+        let changed = Notify::new();
+        Ok(Self(Arc::new(Inner { ready, volumes, leases, items, options, builds, changed })))
     }
 
     /// Reports, and does what it is told, until it is dropped.
@@ -93,14 +104,23 @@ impl<G: Grid> Agent<G> {
         let (mut number, mut pause) = (0, FIRST_PAUSE);
         loop {
             number += 1;
-            let asked = self.report(number);
+            let (asked, sent) = (self.report(number), boottime());
             let told = tokio::select! {
-                told = reports.report(&asked, WAIT) => told,
+                told = reports.report(&asked, WAIT.min(self.0.leases.patience())) => told,
                 // What has changed is news: the answer to it is the newer one.
                 () = self.0.changed.notified() => continue,
                 () = self.0.ready.changed() => continue,
+                () = self.0.leases.changed() => continue,
+                () = self.leases_are_over() => {
+                    self.0.volumes.fence_all().await;
+                    continue;
+                }
             };
-            match told.and_then(|goal| self.take(goal)) {
+            let taken = match told {
+                Ok(told) => self.take(told, sent, &asked).await,
+                Err(error) => Err(error),
+            };
+            match taken {
                 Ok(()) if pause > FIRST_PAUSE => {
                     tracing::info!("placement is told again what this node has");
                     pause = FIRST_PAUSE;
@@ -111,7 +131,10 @@ impl<G: Grid> Agent<G> {
                     if pause == FIRST_PAUSE {
                         tracing::warn!(%error, "placement is not told what this node has");
                     }
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.leases_are_over() => self.0.volumes.fence_all().await,
+                    }
                     pause = (pause * 2).min(LAST_PAUSE);
                 }
             }
@@ -126,6 +149,7 @@ impl<G: Grid> Agent<G> {
             tracing::warn!(%error, "how much room there is for volumes is not known");
             (0, 0)
         });
+        let (leases, released) = self.0.leases.told();
         StatusReport {
             run: volume_pool::ready::name_of(&self.0.options.run),
             number,
@@ -134,12 +158,27 @@ impl<G: Grid> Agent<G> {
             items: items.statuses(),
             ready: self.0.ready.list(),
             disk: DiskRoom { size, free },
+            leases,
+            released,
         }
     }
 
-    /// Writes down what is new, and begins it.
-    fn take(&self, goal: GoalState) -> Result<()> {
-        let new = self.change(|items| items.take(goal))?;
+    /// Ends when leases are over, and there is something to be stopped.
+    async fn leases_are_over(&self) {
+        while self.0.leases.left().is_none_or(|left| !left.is_zero())
+            || !self.0.volumes.writes_with_a_lease()
+        {
+            tokio::time::sleep(LEASE_TICK).await;
+        }
+    }
+
+    /// Stops what it has lost, writes down what is new, and begins it.
+    async fn take(&self, told: Told, sent: u64, asked: &StatusReport) -> Result<()> {
+        for volume in &told.lost {
+            self.0.volumes.fence_lost(volume).await?;
+        }
+        self.0.leases.answered(sent, told.lease_secs, &asked.released)?;
+        let new = self.change(|items| items.take(told.goal))?;
         new.into_iter().for_each(|item| self.spawn(item));
         Ok(())
     }

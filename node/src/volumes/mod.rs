@@ -15,6 +15,7 @@ mod cores;
 mod disk;
 mod extend;
 mod fleeced;
+mod gate;
 pub(crate) mod http;
 mod hydrate;
 mod kept;

@@ -24,6 +24,8 @@ use super::recorder::Start;
 use super::serving::Holder;
 use super::{extend::Failed, tools};
 use crate::daemon::Grid;
+use crate::leases::Leases;
+use crate::leases::watchdog::Watchdog;
 use crate::patience::Patience;
 use crate::pull::Connect;
 use crate::rate::Rate;
@@ -43,6 +45,10 @@ pub struct VolumeOptions {
     pub rate: Option<Arc<Rate>>,
     /// Which new volumes share the chunks of their images.
     pub share: Share,
+    /// Which of them this node may write.
+    pub leases: Arc<Leases>,
+    /// Stops whoever writes without.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// Which new volumes share the chunks of their images with others on the node. As text: `auto`, `always`,
@@ -90,7 +96,7 @@ impl<G> Clone for Volumes<G> {
 }
 
 pub(super) struct Inner<G> {
-    grid: Arc<G>,
+    pub(super) grid: Arc<G>,
     pub(super) shelf: Shelf,
     /// What keeps other daemons from the shelf.
     _claim: BlockFile,
@@ -105,9 +111,11 @@ pub(super) struct Inner<G> {
     /// Whether files on the shelf can share blocks.
     pub(super) reflinks: bool,
     /// The cores of attached volumes.
-    homes: std::sync::Mutex<BTreeMap<String, usize>>,
+    pub(super) homes: std::sync::Mutex<BTreeMap<String, usize>>,
     /// Volumes that are being captured.
     pub(super) capturing: std::sync::Mutex<BTreeSet<String>>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) watchdog: Arc<Watchdog>,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -155,12 +163,19 @@ impl<G: Grid> Volumes<G> {
             reflinks,
             homes: std::sync::Mutex::default(),
             capturing: std::sync::Mutex::default(),
+            leases: options.leases,
+            watchdog: options.watchdog,
             changing: std::sync::Mutex::default(),
         }));
         for (name, how) in volumes.0.kept.all() {
             // Its guest, if it has one, has started before.
-            if let Err(error) = volumes.go_live(&name, how, Start::Unseen, volumes.holder()).await {
-                tracing::error!(%error, name, "a volume cannot be served again");
+            if how.read_only || volumes.enter(&name).await.is_ok() {
+                let served = volumes.go_live(&name, how, Start::Unseen, volumes.holder()).await;
+                served.unwrap_or_else(|error| {
+                    tracing::error!(%error, name, "a volume cannot be served again");
+                });
+            } else {
+                volumes.serve_when_let(name, how);
             }
         }
         Ok(volumes)
@@ -328,6 +343,18 @@ impl<G: Grid> Volumes<G> {
         // What its guest does to its file system is not the tools' doing.
         self.0.shelf.forget_extending(name)?;
         if !how.read_only {
+            self.enter(name).await?;
+        }
+        let attached = self.attach_as(name, how.clone(), start).await;
+        if attached.is_err() && !how.read_only {
+            let left = self.leave(name);
+            left.unwrap_or_else(|error| tracing::error!(%error, name, "its lease is kept"));
+        }
+        attached
+    }
+
+    async fn attach_as(&self, name: &str, how: Attachment, start: Start) -> Result<VolumeInfo> {
+        if !how.read_only {
             let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
             take_patiently(move || shelf.note_start(&name)).await?;
         }
@@ -358,7 +385,7 @@ impl<G: Grid> Volumes<G> {
         Ok(Attachment { kind, path, qmp, read_only, fill, terms, trace, moved: false })
     }
 
-    fn holder(&self) -> Option<Holder> {
+    pub(super) fn holder(&self) -> Option<Holder> {
         Some(self.0.holder.clone())
     }
 
@@ -417,6 +444,7 @@ impl<G: Grid> Volumes<G> {
         self.is_not_captured(name)?;
         self.end_live(name, false).await?;
         self.0.kept.remove(name)?;
+        self.leave(name)?;
         self.show(name).await
     }
 

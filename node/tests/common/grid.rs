@@ -7,6 +7,8 @@ use std::time::Duration;
 use api::volume::{AttachVolume, CreateVolume, ExportKind, Terms, VolumeInfo};
 use blockio::EngineChoice;
 use forebay_node::daemon::Grid;
+use forebay_node::leases::watchdog::Watchdog;
+use forebay_node::leases::{Leases, boottime};
 use forebay_node::pull::Connect;
 use forebay_node::volumes::{Birth, CoreOptions, Holder, Share, VolumeOptions, Volumes};
 use image::{Digest, Kind, Result};
@@ -58,6 +60,8 @@ pub async fn start<C: Connect + Clone + Sync>(
         holder: Holder { socket: dir.join("holder"), command: Arc::new([]) },
         rate: None,
         share,
+        leases: Arc::new(Leases::load(dir.join("state"), boottime).unwrap()),
+        watchdog: Arc::new(Watchdog::new(Vec::new())),
     };
     Volumes::start(grid, options).await.unwrap()
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use api::goal::{GoalState, NodeList, StatusReport};
+use api::goal::{GoalState, NodeList, StatusReport, Told};
+use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease};
 use api::operation::{Operation, OperationList};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
 use hyper::Method;
@@ -22,14 +23,25 @@ impl Client {
     }
 
     /// Says what this node has; the answer is what it is to do, when that is news or after `wait`.
-    pub async fn report(
-        &self,
-        node: &str,
-        report: &StatusReport,
-        wait: Duration,
-    ) -> Result<GoalState> {
+    pub async fn report(&self, node: &str, report: &StatusReport, wait: Duration) -> Result<Told> {
         let path = format!("/v1/nodes/{}/report?wait={}", segment(node)?, wait.as_secs());
         self.send(Method::POST, &path, Some(report)).await
+    }
+
+    /// All leases that nodes have.
+    pub async fn leases(&self) -> Result<LeaseList> {
+        self.get("/v1/leases").await
+    }
+
+    /// The right to write a volume. May be asked again.
+    pub async fn take_lease(&self, volume: &str, asked: &TakeLease) -> Result<LeaseGrant> {
+        self.send(Method::PUT, &format!("/v1/leases/{}", segment(volume)?), Some(asked)).await
+    }
+
+    /// Takes a lease from its holder.
+    pub async fn break_lease(&self, volume: &str, asked: &BreakLease) -> Result<LeaseInfo> {
+        let path = format!("/v1/leases/{}/break", segment(volume)?);
+        self.send(Method::POST, &path, Some(asked)).await
     }
 
     /// All pools.

@@ -50,7 +50,7 @@ impl Fleet {
             let mut goals = Goals::load(&self.state).await?;
             let told = {
                 let heard = self.heard.lock().expect(UNPOISONED);
-                tell(&mut kept, &kind, &heard, &mut goals, now)
+                tell(&mut kept, &kind, &heard, &mut goals, (now, self.clock.ticks()))
             };
             let write = told
                 .iter()
@@ -102,10 +102,10 @@ pub(super) fn tell(
     kind: &VolumeKind,
     heard: &Reports,
     goals: &mut Goals,
-    now: u64,
+    (now, ticks): (u64, u64),
 ) -> Option<String> {
     let Work::Claim { pool, asked, told, tried } = &mut kept.work;
-    let choice = choose(pool, asked, kind, tried, (heard, goals), now);
+    let choice = choose(pool, asked, kind, tried, (heard, goals), ticks);
     let (node, builds) = match choice {
         Ok(chosen) => chosen,
         Err(error) if tried.len() >= MOST_TRIES || error.kind() != Kind::Retry => {
@@ -140,12 +140,12 @@ fn choose(
     kind: &VolumeKind,
     tried: &[String],
     (heard, goals): (&Reports, &Goals),
-    now: u64,
+    ticks: u64,
 ) -> Result<(String, bool)> {
     let mut best: Option<(bool, u32, &str)> = None;
     let mut builder: Option<(bool, u64, &str)> = None;
     let mut least_missing: Option<(u64, &str)> = None;
-    for (name, last) in heard.iter().filter(|(_, last)| !last.is_away(now)) {
+    for (name, last) in heard.iter().filter(|(_, last)| !last.is_away(ticks)) {
         let wanted = asked.node.as_deref() == Some(name);
         if (asked.only && !wanted) || tried.contains(name) {
             continue;

@@ -36,6 +36,7 @@ pub(super) struct Memory {
 /// Everything as of one moment, and what is to become of it.
 struct Pass<'a> {
     now: u64,
+    ticks: u64,
     heard: &'a Reports,
     known: BTreeMap<String, NodeEntry>,
     goals: Goals,
@@ -61,11 +62,12 @@ impl Fleet {
     /// One pass.
     pub(super) async fn pass(&self, memory: &mut Memory) -> Result<()> {
         let heard = self.heard.lock().expect(UNPOISONED).clone();
-        let now = self.clock.now();
+        let (now, ticks) = (self.clock.now(), self.clock.ticks());
         let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
         let open = self.open_operations(now).await?;
         let mut pass = Pass {
             now,
+            ticks,
             heard: &heard,
             known: known.into_iter().map(|(name, entry, _)| (name, entry)).collect(),
             goals: Goals::load(&self.state).await?,
@@ -76,7 +78,7 @@ impl Fleet {
         self.tell_claims(&mut pass).await?;
         // Just started, a node that has not been heard of yet is not away.
         let all = pass.known.keys().all(|node| heard.get(node).is_some());
-        if all || now >= self.started + AWAY {
+        if all || ticks >= self.started_ticks + AWAY {
             self.plan_pools(&mut pass, memory).await?;
         }
         self.write(pass).await
@@ -110,7 +112,8 @@ impl Fleet {
             let before = kept.clone();
             match kind {
                 Ok(kind) => {
-                    claims::tell(kept, &kind, pass.heard, &mut pass.goals, pass.now);
+                    let when = (pass.now, pass.ticks);
+                    claims::tell(kept, &kind, pass.heard, &mut pass.goals, when);
                 }
                 Err(error) if error.kind() == Kind::Retry => {}
                 Err(error) => kept.fail(&error, pass.now),
@@ -215,7 +218,7 @@ impl Pass<'_> {
     }
 
     fn is_away(&self, node: &str) -> bool {
-        self.heard.get(node).is_none_or(|last| last.is_away(self.now))
+        self.heard.get(node).is_none_or(|last| last.is_away(self.ticks))
     }
 
     fn ended(&mut self, node: &str, item: &GoalItem, status: &ItemStatus, memory: &mut Memory) {

@@ -14,17 +14,17 @@ const RUNS: usize = 16;
 /// A node that has reported.
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
-    /// When, in seconds since 1970.
-    pub at: u64,
+    /// When, by [`Clock::ticks`](crate::clock::Clock::ticks).
+    pub ticks: u64,
     /// What it said.
     pub report: Arc<StatusReport>,
     earlier: BTreeSet<String>,
 }
 
 impl Heard {
-    /// Whether it counts.
+    /// Whether it does not count any more, at a time by the same clock.
     pub(crate) fn is_away(&self, now: u64) -> bool {
-        now >= self.at + AWAY
+        now >= self.ticks + AWAY
     }
 }
 
@@ -40,7 +40,7 @@ impl Reports {
     /// [`Kind::Conflict`] if another daemon has reported as this node since.
     pub(crate) fn take(&mut self, node: &str, report: StatusReport, now: u64) -> Result<bool> {
         let Some(last) = self.0.get_mut(node) else {
-            let heard = Heard { at: now, report: Arc::new(report), earlier: BTreeSet::new() };
+            let heard = Heard { ticks: now, report: Arc::new(report), earlier: BTreeSet::new() };
             self.0.insert(node.to_owned(), heard);
             return Ok(true);
         };
@@ -61,7 +61,7 @@ impl Reports {
                 last.earlier.pop_first();
             }
         }
-        (last.at, last.report) = (now, Arc::new(report));
+        (last.ticks, last.report) = (now, Arc::new(report));
         Ok(true)
     }
 
@@ -89,6 +89,8 @@ mod tests {
             items: vec![],
             ready: vec![],
             disk: Default::default(),
+            leases: vec![],
+            released: vec![],
         }
     }
 
@@ -98,7 +100,7 @@ mod tests {
         assert!(all.take("n", report("a", 2), 10).unwrap());
         assert!(!all.take("n", report("a", 2), 11).unwrap());
         assert!(!all.take("n", report("a", 1), 12).unwrap());
-        assert_eq!(all.get("n").unwrap().at, 10, "what is repeated says nothing of now");
+        assert_eq!(all.get("n").unwrap().ticks, 10, "what is repeated says nothing of now");
         assert!(all.take("n", report("a", 3), 13).unwrap());
         assert!(!all.get("n").unwrap().is_away(13 + AWAY - 1));
         assert!(all.get("n").unwrap().is_away(13 + AWAY));

@@ -13,6 +13,7 @@ pub(crate) mod claims;
 mod control;
 mod goals;
 mod heard;
+pub(crate) mod leases;
 mod operations;
 mod plan;
 pub(crate) mod pools;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::goal::{GoalState, NodeInfo, NodeList, StatusReport};
+use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
 use api::operation::{Operation, OperationList};
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -62,8 +63,10 @@ pub(crate) struct Fleet {
     state: State,
     clock: Clock,
     catalog: Arc<Catalog>,
-    /// When this placement began to listen to nodes, in seconds since 1970.
-    started: u64,
+    /// When this placement began to listen to nodes, by [`Clock::ticks`].
+    started_ticks: u64,
+    /// Seconds for which a node has its leases after it was heard of.
+    lease_secs: u64,
     heard: Mutex<Reports>,
     /// What was planned last, by pool: for people.
     planned: Mutex<BTreeMap<String, Plan>>,
@@ -78,9 +81,15 @@ pub(crate) struct Fleet {
 const UNPOISONED: &str = "no panics while locked";
 
 impl Fleet {
-    pub(crate) fn new(state: State, clock: Clock, catalog: Arc<Catalog>) -> Arc<Self> {
+    pub(crate) fn new(
+        state: State,
+        clock: Clock,
+        catalog: Arc<Catalog>,
+        lease_secs: u64,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            started: clock.now(),
+            started_ticks: clock.ticks(),
+            lease_secs,
             state,
             clock,
             catalog,
@@ -99,23 +108,31 @@ impl Fleet {
         node: &str,
         report: StatusReport,
         wait: Duration,
-    ) -> Result<GoalState> {
+    ) -> Result<Told> {
         check_name(node)?;
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
-        let run = report.run.clone();
+        let (leases, released) = (report.leases.clone(), report.released.clone());
+        let ticks = self.clock.ticks();
         let news = {
             let mut heard = self.heard.lock().expect(UNPOISONED);
             let known = heard.get(node).is_some();
-            heard.take(node, report, now)?.then_some(known)
+            heard.take(node, report, ticks)?.then_some(known)
         };
         if news == Some(false) {
             self.know(node, now).await?;
         }
+        if news.is_some() {
+            self.release(node, &released).await?;
+        }
         self.wake.notify_one();
-        let news = |goal: &GoalState| (goal.generation, goal.version) != answers;
-        let goal = self.until(wait, || self.goal(node), news).await?;
-        tracing::trace!(run, version = goal.version, "a node is told its goal");
-        Ok(goal)
+        let look = || async {
+            let (goal, lost) = (self.goal(node).await?, self.lost(node, &leases).await?);
+            Ok(Told { goal, lease_secs: self.lease_secs, lost })
+        };
+        let news = |told: &Told| {
+            (told.goal.generation, told.goal.version) != answers || !told.lost.is_empty()
+        };
+        self.until(wait, look, news).await
     }
 
     /// Remembers that there is such a node, whatever becomes of this process.
@@ -180,7 +197,7 @@ impl Fleet {
     pub(crate) async fn nodes(&self) -> Result<NodeList> {
         let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
         let goals = Goals::load(&self.state).await?;
-        let (heard, now) = (self.heard.lock().expect(UNPOISONED), self.clock.now());
+        let (heard, now) = (self.heard.lock().expect(UNPOISONED), self.clock.ticks());
         let told: BTreeMap<&str, &GoalState> = goals.iter().collect();
         let info = |(name, _, _): (String, NodeEntry, _)| {
             let last = heard.get(&name);
@@ -188,7 +205,7 @@ impl Fleet {
             let goal = told.get(name.as_str());
             let ready = report.iter().flat_map(|r| &r.ready).filter(|v| v.state == "ready");
             NodeInfo {
-                heard: last.map(|h| now.saturating_sub(h.at)),
+                heard: last.map(|h| now.saturating_sub(h.ticks)),
                 away: last.is_none_or(|h| h.is_away(now)),
                 goal: goal.map_or(0, |g| g.version),
                 answers: report.map_or(0, |r| r.goal),

@@ -10,6 +10,7 @@ use api::error::ErrorBody;
 use api::goal::{
     DiskRoom, Goal, GoalItem, GoalState, ItemState, ItemStatus, ReadyVolume, StatusReport,
 };
+use api::lease::{BreakLease, HeldLease, TakeLease, TransferLease};
 use api::operation::OperationState;
 use api::pool::{Claimed, NewClaim, PoolInfo, Served, SetPool};
 use image::{Error, Kind};
@@ -36,6 +37,8 @@ struct Node {
     built: BTreeSet<String>,
     fails: bool,
     free: u64,
+    leases: Vec<HeldLease>,
+    released: Vec<HeldLease>,
 }
 
 impl Node {
@@ -50,6 +53,8 @@ impl Node {
             built: BTreeSet::new(),
             fails: false,
             free: 100 * SIZE,
+            leases: Vec::new(),
+            released: Vec::new(),
         }
     }
 
@@ -63,6 +68,8 @@ impl Node {
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
             disk: DiskRoom { size: 100 * SIZE, free: self.free },
+            leases: self.leases.clone(),
+            released: std::mem::take(&mut self.released),
         }
     }
 
@@ -141,7 +148,7 @@ impl Grid {
         let key = authority.signing_key().clone();
         let archive: Arc<dyn crate::Archive> = fake::Fake::new();
         let catalog = Catalog::open(state.clone(), archive, key, clock.clone()).await.unwrap();
-        let fleet = Fleet::new(state, clock, Arc::new(catalog));
+        let fleet = Fleet::new(state, clock, Arc::new(catalog), 900);
         let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
         Self { fleet, now, memory: Memory::default(), nodes }
     }
@@ -156,8 +163,8 @@ impl Grid {
             if but.contains(&name.as_str()) {
                 continue;
             }
-            let goal = self.fleet.report(name, node.report(), Duration::ZERO).await.unwrap();
-            node.take(goal);
+            let told = self.fleet.report(name, node.report(), Duration::ZERO).await.unwrap();
+            node.take(told.goal);
         }
         self.fleet.pass(&mut self.memory).await.unwrap();
         self.later(1);
@@ -325,7 +332,7 @@ async fn a_placement_that_has_just_started_does_not_take_silence_for_absence() {
     grid.settle().await;
     // The same state under another process, which has heard of one node only.
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
-    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog));
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900);
     grid.memory = Memory::default();
     grid.round(&["a"]).await;
     grid.round(&["a"]).await;
@@ -364,4 +371,92 @@ async fn what_a_pool_cannot_be_is_refused() {
     }
     assert_eq!(grid.fleet.set_pool("a/b", set(1, 2)).await.unwrap_err().kind(), Kind::Invalid);
     assert!(grid.fleet.pools().await.unwrap().pools.is_empty());
+}
+
+const VOLUME: &str = "0123456789abcdef0123456789abcdef";
+
+fn take(holder: &str) -> TakeLease {
+    TakeLease { holder: holder.into(), called: "web".into() }
+}
+
+#[tokio::test]
+async fn one_node_writes_a_volume_and_others_are_told_who() {
+    let grid = Grid::new(&[]).await;
+    let first = grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
+    assert_eq!((first.epoch, first.lease_secs), (1, 900));
+    assert_eq!(grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap(), first, "again");
+    let refused = grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap_err();
+    assert!(
+        refused.kind() == Kind::Conflict && refused.message().contains("node a has"),
+        "{refused}"
+    );
+    let to = |epoch| TransferLease { epoch, to: "b".into() };
+    for (by, epoch) in [(Some("b"), 1), (Some("a"), 2)] {
+        let refused = grid.fleet.transfer_lease(VOLUME, by, &to(epoch)).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Conflict, "{by:?} {epoch}");
+    }
+    let given = grid.fleet.transfer_lease(VOLUME, Some("a"), &to(1)).await.unwrap();
+    assert_eq!(given.epoch, 2);
+    assert_eq!(grid.fleet.leases().await.unwrap().leases[0].holder.as_deref(), Some("b"));
+    assert_eq!(grid.fleet.take_lease("../x", &take("a")).await.unwrap_err().kind(), Kind::Invalid);
+}
+
+#[tokio::test]
+async fn a_lease_lasts_while_its_holder_is_heard_of_and_its_time_after_that() {
+    let mut grid = Grid::new(&["a"]).await;
+    grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
+    grid.later(899);
+    grid.round(&[]).await;
+    grid.later(898);
+    assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err(), "it was heard of since");
+    grid.later(1);
+    let taken = grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap();
+    assert_eq!(taken.epoch, 2);
+    // Who comes back is told that it has lost it.
+    let held = HeldLease { volume: VOLUME.into(), epoch: 1 };
+    let node = grid.nodes.get_mut("a").unwrap();
+    node.leases = vec![held];
+    let told = grid.fleet.report("a", node.report(), Duration::from_secs(50)).await.unwrap();
+    assert_eq!(told.lost, [VOLUME]);
+}
+
+#[tokio::test]
+async fn a_placement_that_has_just_started_waits_before_it_gives_a_lease_to_another() {
+    let mut grid = Grid::new(&["a"]).await;
+    grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
+    grid.later(5000);
+    let Fleet { state, clock, catalog, .. } = &*grid.fleet;
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900);
+    grid.later(899);
+    assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
+    grid.later(1);
+    grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lease_that_is_broken_is_free_when_its_holder_has_stopped() {
+    let mut grid = Grid::new(&["a"]).await;
+    grid.round(&[]).await;
+    grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
+    let held = HeldLease { volume: VOLUME.into(), epoch: 1 };
+    let broken = BreakLease { why: "moving".into(), at_once: false };
+    let info = grid.fleet.break_lease(VOLUME, "admin", &broken).await.unwrap();
+    assert!(info.revoked && info.holder.as_deref() == Some("a"));
+    let wait = grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap_err();
+    assert!(wait.message().contains("being taken from node a"), "{wait}");
+    let node = grid.nodes.get_mut("a").unwrap();
+    node.leases = vec![held.clone()];
+    let told = grid.fleet.report("a", node.report(), Duration::ZERO).await.unwrap();
+    assert_eq!(told.lost, [VOLUME]);
+    // What it says of an earlier epoch frees nothing.
+    node.released = vec![HeldLease { epoch: 0, ..held.clone() }];
+    grid.fleet.report("a", node.report(), Duration::ZERO).await.unwrap();
+    assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
+    (node.leases, node.released) = (vec![], vec![held]);
+    grid.fleet.report("a", node.report(), Duration::ZERO).await.unwrap();
+    assert_eq!(grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap().epoch, 2);
+    let at_once = BreakLease { at_once: true, ..broken };
+    let info = grid.fleet.break_lease(VOLUME, "admin", &at_once).await.unwrap();
+    assert_eq!((info.holder, info.broken.unwrap().holder.as_str()), (None, "b"));
+    assert_eq!(grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap().epoch, 3);
 }

@@ -1,7 +1,8 @@
 //! Handlers for nodes, pools and operations.
 
-use api::goal::{GoalState, NodeList, StatusReport};
+use api::goal::{GoalState, NodeList, StatusReport, Told};
 use api::grid::Role;
+use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease};
 use api::operation::{Operation, OperationList, Wait};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
 use axum::extract::State;
@@ -40,7 +41,7 @@ pub(super) async fn goal(State(app): State<App>, Name(name): Name) -> Answer<Goa
 #[utoipa::path(
     post, path = "/v1/nodes/{name}/report", request_body = StatusReport,
     params(("name" = String, Path, description = "The node's name"), Wait),
-    responses((status = 200, body = GoalState), (status = "default", body = api::ErrorBody))
+    responses((status = 200, body = Told), (status = "default", body = api::ErrorBody))
 )]
 pub(super) async fn report(
     State(app): State<App>,
@@ -48,13 +49,76 @@ pub(super) async fn report(
     Name(name): Name,
     Asked(wait): Asked<Wait>,
     LongBody(report): LongBody<StatusReport, MAX_REPORT>,
-) -> Answer<GoalState> {
-    let member = peer.member()?;
-    if member.role != Role::Admin && member.name != name {
-        let what = format!("only the node {name} itself may say this");
-        return Err(Error::new(Kind::Denied, what).into());
-    }
+) -> Answer<Told> {
+    is_itself(&peer, &name)?;
     Ok(Json(app.fleet.report(&name, report, wait.into()).await?))
+}
+
+/// That a node speaks for itself; admins may speak for any.
+fn is_itself(peer: &Peer, name: &str) -> Result<(), Error> {
+    let member = peer.member()?;
+    if member.role == Role::Admin || member.name == name {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Denied, format!("only the node {name} itself may say this")))
+}
+
+/// All leases that nodes have
+#[utoipa::path(
+    get, path = "/v1/leases",
+    responses((status = 200, body = LeaseList), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn leases(State(app): State<App>) -> Answer<LeaseList> {
+    Ok(Json(app.fleet.leases().await?))
+}
+
+/// The right to write a volume, for one node at a time (the node itself; admins)
+#[utoipa::path(
+    put, path = "/v1/leases/{name}", request_body = TakeLease,
+    params(("name" = String, Path, description = "The volume's id")),
+    responses((status = 200, body = LeaseGrant), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn take_lease(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(volume): Name,
+    Body(asked): Body<TakeLease>,
+) -> Answer<LeaseGrant> {
+    is_itself(&peer, &asked.holder)?;
+    Ok(Json(app.fleet.take_lease(&volume, &asked).await?))
+}
+
+/// Hands a lease to another node (who has it; admins)
+#[utoipa::path(
+    post, path = "/v1/leases/{name}/transfer", request_body = TransferLease,
+    params(("name" = String, Path, description = "The volume's id")),
+    responses((status = 200, body = LeaseGrant), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn transfer_lease(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(volume): Name,
+    Body(asked): Body<TransferLease>,
+) -> Answer<LeaseGrant> {
+    let member = peer.member()?;
+    let by = (member.role != Role::Admin).then_some(member.name.as_str());
+    Ok(Json(app.fleet.transfer_lease(&volume, by, &asked).await?))
+}
+
+/// Takes a lease from its holder (admins)
+#[utoipa::path(
+    post, path = "/v1/leases/{name}/break", request_body = BreakLease,
+    params(("name" = String, Path, description = "The volume's id")),
+    responses((status = 200, body = LeaseInfo), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn break_lease(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(volume): Name,
+    Body(asked): Body<BreakLease>,
+) -> Answer<LeaseInfo> {
+    let by = &peer.member()?.name;
+    Ok(Json(app.fleet.break_lease(&volume, by, &asked).await?))
 }
 
 /// All pools

@@ -80,6 +80,11 @@ const ROUTES: &[Route] = &[
     ("PUT", "/v1/pools/{name}", Access::Admin),
     ("DELETE", "/v1/pools/{name}", Access::Admin),
     ("POST", "/v1/pools/{name}/claims", Access::Writer),
+    ("GET", "/v1/leases", Access::Member),
+    // Each only its own: the handlers see to that.
+    ("PUT", "/v1/leases/{name}", Access::Writer),
+    ("POST", "/v1/leases/{name}/transfer", Access::Writer),
+    ("POST", "/v1/leases/{name}/break", Access::Admin),
     ("GET", "/v1/operations", Access::Member),
     ("GET", "/v1/operations/{name}", Access::Member),
     ("POST", "/v1/store/verify", Access::Admin),
@@ -131,6 +136,10 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/pools", get(fleet::pools))
         .route("/v1/pools/{name}", get(fleet::pool).put(fleet::set_pool).delete(fleet::delete_pool))
         .route("/v1/pools/{name}/claims", post(fleet::claim))
+        .route("/v1/leases", get(fleet::leases))
+        .route("/v1/leases/{name}", put(fleet::take_lease))
+        .route("/v1/leases/{name}/transfer", post(fleet::transfer_lease))
+        .route("/v1/leases/{name}/break", post(fleet::break_lease))
         .route("/v1/operations", get(fleet::operations))
         .route("/v1/operations/{name}", get(fleet::operation))
         .route("/v1/store/verify", post(h::verify_store))

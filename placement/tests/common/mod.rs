@@ -83,6 +83,7 @@ impl Grid {
             store: self.store.clone(),
             address: None,
             servers: vec![a_server()],
+            lease_secs: 900,
             limits: self.limits.clone(),
             clock,
         };

@@ -1,0 +1,98 @@
+//! Leases: one node writes a volume, as long as placement hears of it.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::harness::{Disk, Grid, until};
+use crate::member::Node;
+use crate::nbd::Nbd;
+use crate::volumes::connect;
+
+/// Seconds; short enough to be waited for.
+const TERM: &str = "placement.lease=4s";
+
+fn rig() -> (Grid, Node) {
+    let grid = Grid::start_with(&["--set", TERM]);
+    grid.import(&grid.disk("d.raw", &Disk::new("abc")), "d:1");
+    let node = Node::join(&grid, "n1");
+    assert_eq!(node.run(&["volume", "create", "d:1", "--name", "v"]).code, 0);
+    (grid, node)
+}
+
+fn attach(node: &Node) -> Nbd {
+    let info = node.run(&["volume", "attach", "v", "--no-fill", "--json"]).json();
+    connect(info["attached"]["path"].as_str().unwrap().as_ref())
+}
+
+fn leases(grid: &Grid) -> Vec<Value> {
+    grid.run(&["lease", "list"]).json()["leases"].as_array().unwrap().clone()
+}
+
+fn signal(node: &Node, signal: &str) {
+    let pid = node.daemon.as_ref().unwrap().child.id().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+}
+
+#[test]
+fn who_attaches_has_the_lease_until_it_is_detached_or_broken() {
+    let (grid, node) = rig();
+    let mut guest = attach(&node);
+    guest.write(0, &[7; 4096]).unwrap();
+    let held = leases(&grid);
+    assert_eq!((&held[0]["called"], &held[0]["holder"]), (&"v".into(), &"n1".into()));
+    assert_eq!(node.run(&["volume", "detach", "v"]).code, 0);
+    until("it is given back", || leases(&grid).is_empty());
+
+    let guest = attach(&node);
+    let held = leases(&grid);
+    assert_eq!(held[0]["epoch"], 2);
+    let volume = held[0]["volume"].as_str().unwrap().to_owned();
+    grid.run(&["lease", "break", &volume, "--why", "a test"]).json();
+    until("its holder has stopped, and has given it back", || leases(&grid).is_empty());
+    let info = node.run(&["volume", "show", "v", "--json"]).json();
+    assert_eq!(info["attached"], Value::Null);
+    drop(guest);
+    grid.run(&["lease", "break", &volume, "--why", "again"]).fails(66, &["nobody has it"]);
+    drop(attach(&node));
+    assert_eq!(leases(&grid)[0]["epoch"], 3);
+}
+
+#[test]
+fn a_guest_waits_while_its_lease_is_over_and_goes_on_when_it_is_renewed() {
+    let (mut grid, node) = rig();
+    let mut guest = attach(&node);
+    guest.write(0, &[7; 4096]).unwrap();
+    grid.kill();
+    // Placement does not answer any more: what is attached goes on for its time, and then stands still.
+    guest.write(4096, &[8; 4096]).unwrap();
+    guest.flush().unwrap();
+    let info = node.run(&["volume", "show", "v", "--json"]).json();
+    let socket = info["attached"]["path"].as_str().unwrap().to_owned();
+    until("the lease is over", || Nbd::connect(socket.as_ref()).is_err());
+    assert!(guest.write(0, &[9; 4096]).is_err());
+    let daemon = |node: &Node| node.daemon.as_ref().unwrap().child.id();
+    let before = daemon(&node);
+    grid.restart();
+    node.follow(&grid);
+    let mut guest = connect(socket.as_ref());
+    assert_eq!(guest.read(0, 8192).unwrap(), [[7; 4096], [8; 4096]].concat());
+    guest.write(0, &[9; 4096]).unwrap();
+    assert_eq!((daemon(&node), leases(&grid)[0]["epoch"].clone()), (before, 1.into()));
+}
+
+#[test]
+fn a_daemon_that_hangs_is_killed_when_its_leases_are_over() {
+    let (grid, mut node) = rig();
+    let guest = attach(&node);
+    signal(&node, "-STOP");
+    let mut daemon = node.daemon.take().unwrap();
+    until("it was killed", || daemon.child.try_wait().unwrap().is_some());
+    // Not before its time: until then nobody else could have had the lease.
+    assert!(leases(&grid)[0]["lapses"].as_u64().unwrap() <= 1);
+    drop(guest);
+    node.start();
+    let info = node.run(&["volume", "show", "v", "--json"]).json();
+    drop(connect(info["attached"]["path"].as_str().unwrap().as_ref()));
+    assert_eq!(leases(&grid)[0]["holder"], "n1");
+}

@@ -1,0 +1,171 @@
+//! The watchdog: a process of its own that stops the writers of volumes whose leases are over, whatever has become of
+//! the daemon.
+//!
+//! It reads what the daemon writes down and waits. When the time is over, and is not longer by then, it kills every
+//! process that has one of the volumes' files open for writing: the daemon, if it hangs, and a QEMU that was moved to
+//! the plain file.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use blockio::{BlockFile, OpenMode};
+use image::{Error, Kind, Result};
+use rustix::process::{Pid, Signal, getppid, kill_process};
+
+use super::{Held, boot_id, boottime};
+
+/// Starts a watchdog, once for this process.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// Calls [`watch`] in a process of its own.
+    command: Vec<OsString>,
+    started: OnceLock<Result<()>>,
+}
+
+impl Watchdog {
+    /// To be started by this command.
+    pub fn new(command: Vec<OsString>) -> Self {
+        Self { command, started: OnceLock::new() }
+    }
+
+    /// Sees that it runs.
+    ///
+    /// # Errors
+    ///
+    /// If it could not be started.
+    pub fn ensure(&self) -> Result<()> {
+        let start = || {
+            let Some((program, words)) = self.command.split_first() else { return Ok(()) };
+            let mut command = Command::new(program);
+            // In a group of its own: what ends the daemon's does not end it.
+            command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+            command.spawn().map(drop).map_err(|e| Error::io("starting the watchdog", e))
+        };
+        self.started.get_or_init(start).clone()
+    }
+}
+
+/// How often it looks; a lease is over at most so much earlier for it than it is.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Watches over the leases in a daemon's directory. Of several one watches, the others wait for its end. Returns when
+/// there is nothing to watch: the directory is gone, or the daemon that started it has ended and left no lease.
+///
+/// # Errors
+///
+/// Of the files in the directory.
+pub fn watch(dir: &Path) -> Result<()> {
+    let daemon = getppid();
+    let lock = BlockFile::open(dir.join("watch.lock"), OpenMode::create());
+    let lock = lock.map_err(|e| Error::io("the watchdog's lock", e))?;
+    let boot = boot_id()?;
+    let mut watches = false;
+    while dir.exists() {
+        watches = watches || lock.try_lock_exclusive().map_err(|e| Error::io("watchdog", e))?;
+        let held = read(dir)?;
+        if held.leases.is_empty() && getppid() != daemon {
+            break;
+        }
+        if watches && held.boot == boot && is_over(&held) {
+            for lease in held.leases.values() {
+                stop_writers(&lease.disk);
+            }
+        }
+        std::thread::park_timeout(TICK);
+    }
+    Ok(())
+}
+
+/// A file that is being replaced is there a moment later.
+fn read(dir: &Path) -> Result<Held> {
+    match Held::load(dir) {
+        Err(error) if error.kind() == Kind::Corrupt => {
+            tracing::error!(%error, "the leases cannot be read; nothing is watched");
+            Ok(Held::default())
+        }
+        held => held,
+    }
+}
+
+fn is_over(held: &Held) -> bool {
+    !held.leases.is_empty() && boottime() + TICK.as_millis() as u64 >= held.until
+}
+
+/// Kills whoever has a file open for writing, but for this process.
+pub fn stop_writers(file: &Path) {
+    let Ok(of) = fs::metadata(file) else { return };
+    for (pid, name) in writers(&of) {
+        tracing::error!(pid = pid.as_raw_nonzero().get(), name, file = %file.display(), "it writes without a lease: killed");
+        // It may have ended by itself.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The processes that have a file open for writing.
+fn writers(of: &fs::Metadata) -> Vec<(Pid, String)> {
+    let own = std::process::id();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let Some(number) = number.filter(|number| *number != own) else { continue };
+        let open = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let writes = open.into_iter().any(|fd| {
+            let same = fs::metadata(fd.path()).is_ok_and(|m| is_same(&m, of));
+            same && is_writable(&entry.path().join("fdinfo").join(fd.file_name()))
+        });
+        if writes && let Some(pid) = Pid::from_raw(number as i32) {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            found.push((pid, name.trim().to_owned()));
+        }
+    }
+    found
+}
+
+fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    match b.rdev() {
+        0 => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        // A device may have several names.
+        device => a.rdev() == device,
+    }
+}
+
+/// By the flags that the kernel tells of a descriptor, octal.
+fn is_writable(info: &Path) -> bool {
+    let text = fs::read_to_string(info).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & 0o3 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_writes_is_killed_and_who_reads_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("disk");
+        fs::write(&file, "x").unwrap();
+        let start = |redirection: &str| {
+            let script = format!("exec 3{redirection}{}; echo; exec sleep 1000", file.display());
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script]).stdout(Stdio::piped());
+            let mut child = shell.spawn().unwrap();
+            let mut line = [0];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+            child
+        };
+        let (mut writer, mut reader) = (start("<>"), start("<"));
+        stop_writers(&file);
+        assert!(!writer.wait().unwrap().success());
+        assert_eq!(reader.try_wait().unwrap(), None);
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+    }
+}

@@ -1,0 +1,230 @@
+//! Leases: one writer of a volume at a time.
+//!
+//! What is kept is who has a lease, and its epoch; no time is. A lease lasts as long as its holder is heard of, and
+//! so long after. A placement that has just started counts all holders as heard of at that moment: it cannot know
+//! better, and waits rather than having two write.
+
+use api::lease::{
+    BreakLease, Broken, HeldLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease,
+};
+use image::{Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use super::operations::check_id;
+use super::{Fleet, TRIES, UNPOISONED};
+use crate::member::check_name;
+use crate::state::keys::{Transaction, Versioned, encode};
+
+/// A lease, as it is kept. It is kept when nobody has it, too: for its epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Lease {
+    epoch: u64,
+    holder: Option<String>,
+    #[serde(default)]
+    called: String,
+    since: u64,
+    /// Its holder is told to stop.
+    #[serde(default)]
+    revoked: bool,
+    #[serde(default)]
+    broken: Option<Broken>,
+}
+
+impl Lease {
+    fn give(&mut self, to: &str, called: &str, now: u64) {
+        self.epoch += 1;
+        self.holder = Some(to.to_owned());
+        called.clone_into(&mut self.called);
+        (self.since, self.revoked) = (now, false);
+    }
+
+    fn take_away(&mut self) {
+        (self.holder, self.revoked) = (None, false);
+    }
+}
+
+fn key(volume: &str) -> String {
+    format!("leases/{volume}")
+}
+
+impl Fleet {
+    /// Gives a lease to a node. Who has it already has it still.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`], naming its holder, while another has it.
+    pub(crate) async fn take_lease(&self, volume: &str, asked: &TakeLease) -> Result<LeaseGrant> {
+        check_name(&asked.holder)?;
+        self.change_lease(volume, |lease| {
+            match lease.holder.clone() {
+                Some(holder) if holder == asked.holder => {
+                    if lease.revoked {
+                        return Err(revoked(volume));
+                    }
+                    return Ok(());
+                }
+                Some(holder) => {
+                    let left = self.lapses(&holder);
+                    if left > 0 {
+                        return Err(held(volume, lease, &holder, left));
+                    }
+                    tracing::warn!(volume, holder, to = asked.holder, "a lease has lapsed");
+                }
+                None => {}
+            }
+            lease.give(&asked.holder, &asked.called, self.clock.now());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Hands a lease from the node that has it to another, of the next epoch.
+    pub(crate) async fn transfer_lease(
+        &self,
+        volume: &str,
+        by: Option<&str>,
+        asked: &TransferLease,
+    ) -> Result<LeaseGrant> {
+        check_name(&asked.to)?;
+        self.change_lease(volume, |lease| {
+            let theirs = by.is_none_or(|by| lease.holder.as_deref() == Some(by));
+            if !theirs || lease.holder.is_none() || lease.epoch != asked.epoch {
+                let holder = lease.holder.as_deref().unwrap_or("nobody");
+                let what =
+                    format!("the lease of volume {volume}: {holder} has it, epoch {}", lease.epoch);
+                return Err(Error::new(Kind::Conflict, what));
+            }
+            let called = lease.called.clone();
+            lease.give(&asked.to, &called, self.clock.now());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes a lease from its holder: when that has stopped, or its time is over; or at once.
+    pub(crate) async fn break_lease(
+        &self,
+        volume: &str,
+        by: &str,
+        asked: &BreakLease,
+    ) -> Result<LeaseInfo> {
+        self.change_lease(volume, |lease| {
+            let Some(holder) = lease.holder.clone() else {
+                let what = format!("the lease of volume {volume}: nobody has it");
+                return Err(Error::new(Kind::Gone, what));
+            };
+            let (why, at_once) = (asked.why.clone(), asked.at_once);
+            let at = self.clock.now();
+            tracing::warn!(volume, holder, by, why, at_once, "a lease is broken");
+            lease.broken = Some(Broken { at, by: by.into(), holder, why, at_once });
+            lease.revoked = true;
+            if at_once {
+                lease.take_away();
+            }
+            Ok(())
+        })
+        .await?;
+        let found = self.state.get::<Lease>(&key(volume)).await?;
+        let (lease, _) = found.ok_or_else(|| Error::new(Kind::Gone, "the lease is gone"))?;
+        Ok(self.info(volume.to_owned(), lease))
+    }
+
+    /// All leases that somebody has.
+    pub(crate) async fn leases(&self) -> Result<LeaseList> {
+        let all = self.state.list_versioned::<Lease>("leases/").await?;
+        let held = all.into_iter().filter(|(_, lease, _)| lease.holder.is_some());
+        Ok(LeaseList { leases: held.map(|(volume, lease, _)| self.info(volume, lease)).collect() })
+    }
+
+    /// Takes back what a node says it does not need any more.
+    pub(super) async fn release(&self, node: &str, released: &[HeldLease]) -> Result<()> {
+        for HeldLease { volume, epoch } in released {
+            let done = self.change_lease(volume, |lease| {
+                if lease.holder.as_deref() == Some(node) && lease.epoch == *epoch {
+                    lease.take_away();
+                }
+                Ok(())
+            });
+            done.await?;
+        }
+        Ok(())
+    }
+
+    /// Of the leases that a node believes to have, those that it has not, or shall give back.
+    pub(super) async fn lost(&self, node: &str, believed: &[HeldLease]) -> Result<Vec<String>> {
+        let mut lost = Vec::new();
+        for HeldLease { volume, epoch } in believed {
+            check_id(volume)?;
+            let found = self.state.get::<Lease>(&key(volume)).await?;
+            let has = found.is_some_and(|(lease, _)| {
+                lease.holder.as_deref() == Some(node) && lease.epoch == *epoch && !lease.revoked
+            });
+            if !has {
+                lost.push(volume.clone());
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Seconds until what a node has is anybody's, if it is not heard of again.
+    fn lapses(&self, node: &str) -> u64 {
+        let heard = self.heard.lock().expect(UNPOISONED).get(node).map(|heard| heard.ticks);
+        let last = heard.unwrap_or(self.started_ticks).max(self.started_ticks);
+        (last + self.lease_secs).saturating_sub(self.clock.ticks())
+    }
+
+    /// Changes a lease, and nobody else meanwhile.
+    async fn change_lease(
+        &self,
+        volume: &str,
+        change: impl Fn(&mut Lease) -> Result<()>,
+    ) -> Result<LeaseGrant> {
+        check_id(volume)?;
+        for _ in 0..TRIES {
+            let found: Option<(Lease, Versioned)> = self.state.get(&key(volume)).await?;
+            let (before, seen) = found.map_or((None, None), |(l, seen)| (Some(l), Some(seen)));
+            let mut lease = before.clone().unwrap_or_default();
+            change(&mut lease)?;
+            let grant = LeaseGrant { epoch: lease.epoch, lease_secs: self.lease_secs };
+            if before.as_ref() == Some(&lease) {
+                return Ok(grant);
+            }
+            let write = Transaction::default().unchanged(&key(volume), seen.as_ref());
+            match self.state.commit(write.put(&key(volume), encode(&lease))).await {
+                Err(error) if error.kind() == Kind::Conflict => {}
+                done => {
+                    done?;
+                    self.tell();
+                    return Ok(grant);
+                }
+            }
+        }
+        Err(Error::new(Kind::Retry, format!("the lease of volume {volume}: others change it")))
+    }
+
+    fn info(&self, volume: String, lease: Lease) -> LeaseInfo {
+        let lapses = lease.holder.as_deref().map(|holder| self.lapses(holder));
+        let Lease { epoch, holder, called, since, revoked, broken } = lease;
+        LeaseInfo { volume, called, holder, epoch, since, lapses, revoked, broken }
+    }
+}
+
+fn held(volume: &str, lease: &Lease, holder: &str, left: u64) -> Error {
+    let called = if lease.called.is_empty() { volume } else { &lease.called };
+    let what = match lease.revoked {
+        true => format!(
+            "volume {called}: its lease is being taken from node {holder}; it is free when that has stopped, or in \
+             {left} s"
+        ),
+        false => format!(
+            "volume {called}: node {holder} has the lease to write it; detach it there, or `forebay lease break \
+             {volume}`; if {holder} is not heard of it is free in {left} s"
+        ),
+    };
+    Error::new(Kind::Conflict, what)
+}
+
+fn revoked(volume: &str) -> Error {
+    let what = format!("the lease of volume {volume} is being taken back: try again in a moment");
+    Error::new(Kind::Retry, what)
+}
