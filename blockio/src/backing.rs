@@ -287,6 +287,25 @@ pub trait Backing: Send + Sync + fmt::Debug {
         self.read_at(buf, offset)
     }
 
+    /// Whether bytes that are written take the place on the medium of those that they replace: not where a file system
+    /// copies on write, compresses, or is not known.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn overwrites(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// The same file or device once more, past the page cache; a device stays claimed by this one.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where there is no direct I/O.
+    fn past_cache(&self) -> io::Result<Box<dyn Backing>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Says that `range` will be read soon. A hint: nothing comes of it if it cannot be done.
     fn will_read(&self, _range: Range<u64>) {}
 }

@@ -434,6 +434,28 @@ impl BlockFile {
         self.backing().will_read(range);
     }
 
+    /// Whether what is written takes the place on the medium of what was there, as far as this machine can tell: of
+    /// devices, and of files that share nothing there on ext, XFS (not its realtime device) and tmpfs. Elsewhere old
+    /// bytes stay where they were.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn overwrites(&self) -> io::Result<bool> {
+        self.backing().overwrites().map_err(|error| self.at("stat", None, error))
+    }
+
+    /// The same file or device once more, past the page cache. It has no lock, and of writes that were lost it knows
+    /// its own. A device must stay open here for as long as nobody else may claim it.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where there is no direct I/O.
+    pub fn past_cache(&self) -> io::Result<BlockFile> {
+        let backing = self.backing().past_cache().map_err(|error| self.at("open", None, error))?;
+        Ok(BlockFile::from_backing(self.path(), backing))
+    }
+
     /// The descriptor that a ring may use, if there is one.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.backing().descriptor()

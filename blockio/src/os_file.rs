@@ -3,14 +3,14 @@
 use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self as sys, AtFlags, FallocateFlags, FileType, OFlags, StatxFlags};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
-use crate::in_use;
+use crate::{in_use, places};
 
 /// The page cache reads at most so much as one, in bytes: its largest folio, and a multiple.
 const FOLIO: u64 = 4 << 20;
@@ -311,6 +311,25 @@ impl Backing for OsFile {
                     && this.st_rdev == rdev
             }
         })
+    }
+
+    fn overwrites(&self) -> io::Result<bool> {
+        match self.kind {
+            FileKind::Block => Ok(true),
+            FileKind::Regular => places::overwrites(self.fd.as_fd()),
+        }
+    }
+
+    fn past_cache(&self) -> io::Result<Box<dyn Backing>> {
+        // By the descriptor, as the path may lead elsewhere by now; and without a claim, which is had once.
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = sys::fcntl_getfl(&self.fd)? & OFlags::RWMODE;
+        let flags = flags | OFlags::DIRECT | OFlags::CLOEXEC;
+        let fd = sys::open(path, flags, sys::Mode::empty()).map_err(|errno| match errno {
+            Errno::INVAL => unsupported(),
+            errno => errno.into(),
+        })?;
+        Ok(Box::new(OsFile { fd, kind: self.kind, sectors: self.sectors, direct: true }))
     }
 
     fn read_once(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -20,6 +20,9 @@ use crate::{BlockFile, FileKind};
 
 const XFS: u64 = 0x5846_5342;
 const BTRFS: u64 = 0x9123_683e;
+/// ext2, ext3 and ext4.
+const EXT: u64 = 0xef53;
+const TMPFS: u64 = 0x0102_1994;
 
 /// Extents that the kernel is asked for at a time.
 const BATCH: usize = 512;
@@ -112,8 +115,7 @@ fn file_system(file: &BlockFile) -> io::Result<Option<u64>> {
     let regular = file.descriptor().filter(|_| file.kind() == FileKind::Regular);
     let Some(descriptor) = regular else { return Ok(None) };
     let at = |error| file.at("stat", None, error);
-    let kind = rustix::fs::fstatfs(descriptor).map_err(|errno| at(errno.into()))?;
-    match kind.f_type as u64 & 0xffff_ffff {
+    match magic(descriptor).map_err(at)? {
         BTRFS => {}
         // Files of the realtime device have places of their own, with the same numbers.
         XFS if !is_realtime(descriptor).map_err(at)? => {}
@@ -121,6 +123,21 @@ fn file_system(file: &BlockFile) -> io::Result<Option<u64>> {
     }
     let file = File::from(descriptor.try_clone_to_owned().map_err(at)?);
     Ok(Some(file.metadata().map_err(at)?.dev()))
+}
+
+/// Which kind of file system it is.
+fn magic(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)
+}
+
+/// Whether what is written to a regular file takes the place of what was there: known of ext, of XFS but for its
+/// realtime device, which may be zoned, and of tmpfs.
+pub(crate) fn overwrites(file: BorrowedFd<'_>) -> io::Result<bool> {
+    match magic(file)? {
+        EXT | TMPFS => Ok(true),
+        XFS => Ok(!is_realtime(file)?),
+        _ => Ok(false),
+    }
 }
 
 fn is_realtime(file: BorrowedFd<'_>) -> io::Result<bool> {

@@ -336,3 +336,41 @@ fn names_fail_to_order_on_a_real_disk_too() {
     fs.replace(&path, b"newer").unwrap_err();
     assert_eq!(fs.read(&path, 3).unwrap(), b"new");
 }
+
+#[test]
+fn a_file_is_opened_once_more_past_the_page_cache_wherever_its_path_leads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let file = BlockFile::open(&path, OpenMode::create()).unwrap();
+    file.write_all_at(&[7; 8192], 0).unwrap();
+    std::fs::rename(&path, dir.path().join("g")).unwrap();
+    std::fs::write(&path, "another").unwrap();
+    let arena = blockio::Arena::new("test", 4096, 4096).unwrap();
+    let direct = match file.past_cache() {
+        Ok(direct) => direct,
+        Err(error) => return assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}"),
+    };
+    assert!(direct.is_direct() && !file.is_direct());
+    let mut buf = arena.try_acquire().unwrap();
+    direct.read_exact_at(&mut buf, 4096).unwrap();
+    assert_eq!(buf[..], [7; 4096]);
+    buf.fill(8);
+    direct.write_all_at(&buf, 0).unwrap();
+    assert!(content(&file)[..4096].iter().all(|b| *b == 8));
+    // What cannot be written this cannot write either.
+    let read_only = BlockFile::open(dir.path().join("g"), OpenMode::read()).unwrap();
+    let error = read_only.past_cache().unwrap().write_all_at(&buf, 0).unwrap_err();
+    assert_eq!(errno(&error), Some(Errno::BADF.raw_os_error()), "{error}");
+}
+
+#[test]
+fn bytes_are_known_to_be_overwritten_where_a_file_system_is_known_to_do_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = BlockFile::open(dir.path().join("f"), OpenMode::create()).unwrap();
+    let kind = rustix::fs::fstatfs(file.descriptor().unwrap()).unwrap().f_type;
+    let known = [0xef53, 0x5846_5342, 0x0102_1994].contains(&kind);
+    assert_eq!(file.overwrites().unwrap(), known);
+    let fake = MemFs::new().fs().open("/f", OpenMode::create()).unwrap();
+    assert!(fake.overwrites().unwrap());
+    assert_eq!(fake.past_cache().unwrap_err().kind(), ErrorKind::Unsupported);
+}

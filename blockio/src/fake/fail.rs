@@ -247,6 +247,10 @@ impl Backing for FailingFile {
         self.backing().space()
     }
 
+    fn overwrites(&self) -> io::Result<bool> {
+        self.backing().overwrites()
+    }
+
     fn same_file(&self, path: &Path) -> io::Result<bool> {
         self.backing().same_file(path)
     }
