@@ -7,12 +7,14 @@
 //! - [`Volume`]: a writable disk that a guest may use before its image has arrived. [`Identity`]: what it
 //!   says of itself. [`Shelf`]: the directory in which a node keeps its volumes, and the bases that they share.
 //! - [`ready`]: volumes that were made ahead, and are nobody's yet.
+//! - [`erase`]: what was in a volume is destroyed, and a record says so.
 //! - [`foreign`]: files of other programs: raw, qcow2, vmdk.
 //! - [`size`]: the sizes that a volume may have.
 //! - [`inside`]: what lies on a disk, as far as it must be known to extend it or to cut it.
 
 mod bases;
 mod device;
+pub mod erase;
 mod extending;
 pub mod foreign;
 mod identity;

@@ -6,14 +6,15 @@
 //! ```text
 //!                 sync                  sync                  sync
 //!  .ready/ID  Ready ─▶ Allocated, NAME, claim ─▶ rename ─▶ NAME      from the first sync on it is NAME's
-//!  .ready/ID  Erasing ◀─ rename ◀─ Erasing, ID ◀─ NAME  Allocated    from the first sync on nobody's
+//!  .ready/ID  Erasing ◀─ rename ◀─ journal, Erasing ◀─ NAME          from the last sync but one on nobody's
 //! ```
 //! Of either a power cut leaves what was before, or what [`tidy`](Shelf::tidy) completes: never both, and never
 //! a volume that two have. A volume that was given back is not handed out before what was in it is destroyed.
 
 use image::{Error, Kind, Result};
 
-use crate::identity::{Identity, VolumeState};
+use crate::erase::Plan;
+use crate::identity::VolumeState;
 use crate::shelf::{NewVolume, ORIGIN, Shelf, io};
 
 const READY: &str = ".ready";
@@ -96,21 +97,17 @@ impl Shelf {
         self.fs.rename_new_durable(ready.path(&name_of(id))?, to).map_err(io)
     }
 
-    /// Takes a volume back from whoever had it: from now on it is nobody's, and what is in it is to be destroyed.
-    /// Returns its id.
+    /// Takes a volume back from whoever had it: from now on it is nobody's, and what is in it is to be erased by
+    /// this plan. Returns its id. `now` is in seconds since 1970.
     ///
     /// # Errors
     ///
-    /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it.
-    pub fn take_back(&self, name: &str) -> Result<[u8; 16]> {
-        let mut identity = self.take_identity(name)?;
-        self.refuse_used(name, &identity)?;
-        let id = identity.get().id;
-        identity.change(|identity| {
-            identity.state = VolumeState::Erasing;
-            identity.name = name_of(&id);
-            identity.claim = None;
-        })?;
+    /// [`Kind::Gone`] if there is none; [`Kind::Conflict`] if somebody uses it; [`Kind::Invalid`] for a plan that is
+    /// none.
+    pub fn take_back(&self, name: &str, plan: &Plan, now: u64) -> Result<[u8; 16]> {
+        let id = self.identity(name)?.id;
+        // What says that it goes back: from here on no name leads to it, whatever happens.
+        drop(self.erase(name, plan, now)?);
         self.give_back(name, &id)?;
         Ok(id)
     }
@@ -120,13 +117,16 @@ impl Shelf {
         self.fs.rename_new_durable(from, to).map_err(io)
     }
 
-    /// Whether a volume of people is on its way back to the others.
-    pub(crate) fn goes_back(&self, identity: &Identity, name: &str) -> Result<bool> {
-        let back = identity.state == VolumeState::Erasing && identity.name != name;
-        if back {
-            self.give_back(name, &identity.id)?;
+    /// Completes what a power cut interrupted: moves what is being erased to where nobody finds it by a name.
+    pub(crate) fn tidy_returned(&self) -> Result<Vec<(String, Error)>> {
+        let mut left = Vec::new();
+        for (name, _) in self.erasing()? {
+            let id = self.identity(&name)?.id;
+            if let Err(error) = self.give_back(&name, &id) {
+                left.push((name, error));
+            }
         }
-        Ok(back)
+        Ok(left)
     }
 
     /// Completes what a power cut interrupted: hands out what was promised, removes what was being made. What
@@ -162,9 +162,12 @@ mod tests {
     use image::Geometry;
 
     use super::*;
+    use crate::erase::{Method, Proof};
 
     const ID: [u8; 16] = [7; 16];
     const CLAIM: [u8; 16] = [9; 16];
+    const PLAN: Plan =
+        Plan { method: Method::Zeros { passes: 1 }, proof: Proof::None, seed: [3; 32] };
 
     fn shelf(fs: Fs) -> Shelf {
         Shelf::open(fs, "/volumes".into()).unwrap()
@@ -207,11 +210,15 @@ mod tests {
         // Once.
         assert_eq!(shelf.hand_out(&ID, "db", CLAIM).unwrap_err().kind(), Kind::Gone);
         let files = shelf.take("web").unwrap();
-        assert_eq!(shelf.take_back("web").unwrap_err().kind(), Kind::Conflict, "in use");
+        assert_eq!(shelf.take_back("web", &PLAN, 9).unwrap_err().kind(), Kind::Conflict, "in use");
         drop(files);
-        assert_eq!(shelf.take_back("web").unwrap(), ID);
+        assert_eq!(shelf.take_back("web", &PLAN, 9).unwrap(), ID);
         let back = shelf.ready().unwrap().identity(&name_of(&ID)).unwrap();
-        assert_eq!((back.state, back.claim), (VolumeState::Erasing, None));
+        assert_eq!(
+            (back.state, back.name.as_str()),
+            (VolumeState::Erasing, "web"),
+            "for the record"
+        );
         assert_eq!(shelf.hand_out(&ID, "web", CLAIM).unwrap_err().kind(), Kind::Conflict);
     }
 
@@ -264,7 +271,7 @@ mod tests {
         make(&first);
         first.hand_out(&ID, "web", CLAIM).unwrap();
         disk.settle();
-        first.take_back("web").unwrap();
+        first.take_back("web", &PLAN, 9).unwrap();
         disk.mark("back");
         for cut in disk.crash_images(CrashPlan::default()) {
             let shelf = shelf(cut.fs());

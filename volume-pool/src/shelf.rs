@@ -8,6 +8,7 @@
 //! DIR/NAME/since       the image that its changes count from, once it was [captured](crate::since)
 //! DIR/NAME/extending   the file system on it is being [extended](Shelf::note_extending)
 //! DIR/NAME/origin      what it was made for, of one that was [made ahead](crate::ready)
+//! DIR/NAME/erasing     how far its [erasure](crate::erase) is
 //! DIR/NAME/device      instead of the identity and the bytes, of a volume on a [device](crate::device)
 //! DIR/.images/DIGEST/  the same of a [base](crate::bases)
 //! DIR/.ready/ID/       the same of a volume that is [nobody's](crate::ready)
@@ -46,8 +47,12 @@ pub(crate) const EXTENDING: &str = "extending";
 pub(crate) const ORIGIN: &str = "origin";
 /// On its way there.
 const ORIGIN_NEW: &str = "origin.new";
+/// The journal of its erasure.
+pub(crate) const ERASING: &str = "erasing";
 /// What a volume's directory may have, in the order in which it is removed.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
+    // Who removes a volume wants no erasure to go on.
+    ERASING,
     DISK,
     MAPS,
     MANIFEST,
@@ -408,10 +413,11 @@ impl Shelf {
     }
 
     /// Removes what was being made or removed when the power went, also of bases, and bases that nobody shares any
-    /// more. What cannot be read is left, and its name returned with the reason. Nobody may make a volume
+    /// more. What is being [erased](Self::erase) stays, to be gone on with. What cannot be read is left, and its name returned with the reason. Nobody may make a volume
     /// meanwhile.
     pub fn tidy(&self) -> Result<Vec<(String, Error)>> {
         let mut left = self.tidy_volumes()?;
+        left.extend(self.tidy_returned()?);
         left.extend(self.tidy_ready()?);
         left.extend(self.tidy_bases()?);
         Ok(left)
@@ -431,10 +437,11 @@ impl Shelf {
         let dir = self.path(name)?;
         let taken = self.take_identity(name);
         let half_made = match &taken {
-            Ok(identity) if self.goes_back(identity.get(), name)? => false,
-            Ok(identity) => {
-                matches!(identity.get().state, VolumeState::Building | VolumeState::Erasing)
-            }
+            Ok(identity) => match identity.get().state {
+                VolumeState::Building => true,
+                VolumeState::Erasing => !self.is_erased_by_steps(name)?,
+                _ => false,
+            },
             // It is the first file to be made and the last to go: without it, or before its first block was
             // durable, there is nothing of a volume.
             Err(e) if e.kind() == Kind::Gone => true,
