@@ -21,6 +21,7 @@
 //! | `volume` | reads and writes of a volume that is all here, beside other servers of its file ([`volume`]) |
 //! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
+//! | `erase` | what was in a volume overwritten, beside fio ([`erase`]) |
 //! | `save` | captures of a volume of which little has changed ([`save`]) |
 //! | `save-cold` | a disk of which nothing is stored, beside borg and zstd ([`save_cold`]) |
 //! | `save-beside` | what a guest feels of a capture in the background ([`save_beside`]) |
@@ -33,6 +34,7 @@ mod boot;
 mod codec;
 mod cold;
 mod cpu;
+mod erase;
 mod fio;
 mod fleet;
 mod grid;
@@ -104,7 +106,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 24] = [
+    let all: [(&str, Measure); 25] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -124,6 +126,7 @@ fn main() {
         ("volume-absent", absent::measure),
         ("volume-idle", idle::measure),
         ("volume-cpu", cpu::measure),
+        ("erase", erase::measure),
         ("save", save::measure),
         ("save-cold", save_cold::measure),
         ("save-beside", save_beside::measure),
