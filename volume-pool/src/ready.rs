@@ -120,9 +120,13 @@ impl Shelf {
     /// Completes what a power cut interrupted: moves what is being erased to where nobody finds it by a name.
     pub(crate) fn tidy_returned(&self) -> Result<Vec<(String, Error)>> {
         let mut left = Vec::new();
-        for (name, _) in self.erasing()? {
-            let id = self.identity(&name)?.id;
-            if let Err(error) = self.give_back(&name, &id) {
+        for name in self.names()? {
+            // What cannot be read was told of already.
+            let Ok(identity) = self.identity(&name) else { continue };
+            if identity.state == VolumeState::Erasing
+                && self.is_erased_by_steps(&name)?
+                && let Err(error) = self.give_back(&name, &identity.id)
+            {
                 left.push((name, error));
             }
         }

@@ -179,7 +179,7 @@ fn an_erasure_that_was_begun_is_gone_on_with_and_not_just_removed() {
     assert_eq!(error.unwrap_err().kind(), Kind::Cancelled);
     drop(erasure);
     // What is erased is not removed by who tidies up, and is found.
-    assert!(shelf.tidy().unwrap().is_empty());
+    assert!(shelf.tidy_volumes().unwrap().is_empty());
     assert_eq!(shelf.erasing().unwrap(), [("a".to_owned(), plan)]);
     let mut erasure = shelf.erase("a", &plan, 9).unwrap();
     erasure.step = MIB;
@@ -369,7 +369,7 @@ fn after_a_power_cut_nothing_is_said_to_be_erased_that_is_not() {
         for image in disk.crash_images(CrashPlan::default()) {
             cuts += 1;
             let shelf = Shelf::open(image.fs(), "/v".into()).unwrap();
-            assert!(shelf.tidy().unwrap().is_empty(), "{image}");
+            assert!(shelf.tidy_volumes().unwrap().is_empty(), "{image}");
             let state = shelf.identity("a").unwrap_or_else(|e| panic!("{image}: {e}")).state;
             let begun = shelf.erasing().unwrap();
             // Whatever was changed, it is erasing, and is gone on with.
