@@ -9,11 +9,10 @@ use crate::member::Node;
 use crate::nbd::Nbd;
 use crate::volumes::connect;
 
-/// Seconds; short enough to be waited for.
-const TERM: &str = "placement.lease=4s";
-
-fn rig() -> (Grid, Node) {
-    let grid = Grid::start_with(&["--set", TERM]);
+/// With leases of this term. One that is waited for is short, and not so short that a busy machine is taken for one
+/// that is away.
+fn rig(term: &str) -> (Grid, Node) {
+    let grid = Grid::start_with(&["--set", &format!("placement.lease={term}")]);
     grid.import(&grid.disk("d.raw", &Disk::new("abc")), "d:1");
     let node = Node::join(&grid, "n1");
     assert_eq!(node.run(&["volume", "create", "d:1", "--name", "v"]).code, 0);
@@ -36,7 +35,7 @@ fn signal(node: &Node, signal: &str) {
 
 #[test]
 fn who_attaches_has_the_lease_until_it_is_detached_or_broken() {
-    let (grid, node) = rig();
+    let (grid, node) = rig("15m");
     let mut guest = attach(&node);
     guest.write(0, &[7; 4096]).unwrap();
     let held = leases(&grid);
@@ -60,7 +59,7 @@ fn who_attaches_has_the_lease_until_it_is_detached_or_broken() {
 
 #[test]
 fn a_guest_waits_while_its_lease_is_over_and_goes_on_when_it_is_renewed() {
-    let (mut grid, node) = rig();
+    let (mut grid, node) = rig("12s");
     let mut guest = attach(&node);
     guest.write(0, &[7; 4096]).unwrap();
     grid.kill();
@@ -83,13 +82,13 @@ fn a_guest_waits_while_its_lease_is_over_and_goes_on_when_it_is_renewed() {
 
 #[test]
 fn a_daemon_that_hangs_is_killed_when_its_leases_are_over() {
-    let (grid, mut node) = rig();
+    let (grid, mut node) = rig("8s");
     let guest = attach(&node);
     signal(&node, "-STOP");
     let mut daemon = node.daemon.take().unwrap();
     until("it was killed", || daemon.child.try_wait().unwrap().is_some());
     // Not before its time: until then nobody else could have had the lease.
-    assert!(leases(&grid)[0]["lapses"].as_u64().unwrap() <= 1);
+    assert!(leases(&grid)[0]["lapses"].as_u64().unwrap() <= 2);
     drop(guest);
     node.start();
     let info = node.run(&["volume", "show", "v", "--json"]).json();

@@ -112,3 +112,45 @@ fn nodes_and_placement_that_die_and_come_back_lose_and_double_nothing() {
     let ids: BTreeSet<String> = ids.collect();
     assert!(ids.len() == 6 && !ids.contains(&id.to_string()));
 }
+
+#[test]
+fn what_is_given_back_is_erased_recorded_and_built_again() {
+    let (grid, disk) = (Grid::start(), Disk::new("abc.def"));
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let mut node = Node::join(&grid, "n1");
+    pool(&grid, &["create", "web", "--image", "d:1", "--target", "1"]);
+    until_ready(&grid, "web", 1);
+    pool(&grid, &["claim", "web", "v1"]);
+    until_ready(&grid, "web", 1);
+    assert_eq!(node.run(&["volume", "attach", "v1"]).code, 0);
+    node.run(&["volume", "release", "v1"]).fails(73, &["detach it first"]);
+    assert_eq!(node.run(&["volume", "detach", "v1"]).code, 0);
+    let id = node.run(&["volume", "show", "v1", "--json"]).json()["id"].clone();
+    let record = node.run(&["volume", "release", "v1", "--verify", "all", "--json"]).json();
+    assert_eq!((&record["volume"], &record["name"]), (&id, &"v1".into()));
+    assert_eq!((&record["outcome"]["is"], &record["node"]), (&"erased".into(), &"n1".into()));
+    let tally = &record["tally"];
+    let gone = tally["overwritten"].as_u64().unwrap() + tally["discarded"].as_u64().unwrap();
+    assert!(gone >= 6 * crate::harness::CHUNK as u64, "{record}");
+    node.run(&["volume", "show", "v1"]).fails(66, &["no such volume"]);
+
+    // A daemon that dies goes on with it, and nobody finds it meanwhile.
+    pool(&grid, &["claim", "web", "v2"]);
+    let slowly = ["volume", "release", "v2", "--by", "random", "--passes", "100", "--no-wait"];
+    assert_eq!(node.run(&slowly).code, 0);
+    node.kill();
+    node.start();
+    node.run(&["volume", "show", "v2"]).fails(66, &["no such volume"]);
+    until("it is erased", || {
+        node.run(&["volume", "erasures", "--json"]).json() == Value::from(Vec::<Value>::new())
+    });
+    let records = node.run(&["volume", "erasures", "--records", "--json"]).json();
+    let names: Vec<&Value> = records.as_array().unwrap().iter().map(|r| &r["name"]).collect();
+    assert_eq!(names, ["v1", "v2"]);
+    // What somebody has altered is no record.
+    let path = node.data.join("node/erasures").join(format!("{}.erasure", id.as_str().unwrap()));
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"v1\"", "\"v3\"")).unwrap();
+    node.run(&["volume", "erasures", "--records"]).fails(76, &["signature is not good"]);
+    until_ready(&grid, "web", 1);
+}

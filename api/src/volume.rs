@@ -9,6 +9,8 @@
 //! | `POST /v1/volumes/{name}/attach` | [`AttachVolume`] → [`VolumeInfo`]; the same again changes nothing, another way is refused |
 //! | `POST /v1/volumes/{name}/detach` | → [`VolumeInfo`] |
 //! | `POST /v1/volumes/{name}/scrub` | → [`Scrubbed`], when all has been looked at |
+//! | `POST /v1/volumes/{name}/release` | [`ReleaseVolume`] → [`Erasure`]; it is nobody's any more |
+//! | `GET /v1/erasures` | → list of [`Erasure`]: those that run, or have failed |
 //! | `POST /v1/volumes/{name}/resize` | [`ResizeVolume`] → [`VolumeInfo`] |
 
 use std::path::PathBuf;
@@ -39,6 +41,67 @@ pub struct CreateVolume {
     /// The last partition and the file system in it (ext, XFS, btrfs, NTFS) are extended to the end of the volume.
     #[serde(default)]
     pub extend: bool,
+}
+
+/// How what is in a volume is destroyed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EraseMethod {
+    /// Overwritten with zeros.
+    #[default]
+    Zeros,
+    /// Overwritten with what was drawn at random.
+    Random,
+    /// Given back to the device or the file system.
+    Discard,
+}
+
+/// How much is read back afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EraseProof {
+    /// Nothing.
+    None,
+    /// Some places, drawn at random.
+    #[default]
+    Sample,
+    /// All of it.
+    All,
+}
+
+/// Gives a volume back: what is in it is destroyed, and then it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ReleaseVolume {
+    /// How.
+    #[serde(default)]
+    pub method: EraseMethod,
+    /// How often it is overwritten.
+    #[serde(default = "once")]
+    pub passes: u32,
+    /// How much is read back.
+    #[serde(default)]
+    pub proof: EraseProof,
+}
+
+fn once() -> u32 {
+    1
+}
+
+/// A volume that is being erased, or could not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Erasure {
+    /// Its id, in hexadecimal.
+    pub id: String,
+    /// What people called it.
+    pub name: String,
+    /// Bytes that its guest saw.
+    pub size: u64,
+    /// Bytes that are behind us, of all passes and the reading back.
+    pub done: u64,
+    /// Why it is not erased; it stays out of use, and is tried again by the next daemon.
+    pub failed: Option<ErrorBody>,
 }
 
 /// Asks for a volume to be made larger, or smaller.

@@ -148,6 +148,16 @@ impl Grid {
         self.papers.member()
     }
 
+    /// A signature by this member.
+    pub fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        self.papers.sign(bytes)
+    }
+
+    /// Whether a signature is this member's.
+    pub fn has_signed(&self, bytes: &[u8], signature: &[u8]) -> Result<bool> {
+        Ok(placement::papers::is_signed(&self.papers.certificate()?, bytes, signature))
+    }
+
     /// TLS for QUIC connections to the grid's servers.
     pub fn tls(&self) -> Result<Arc<TlsClient>> {
         quic_client(&self.papers)

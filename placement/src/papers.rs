@@ -5,6 +5,7 @@ use std::path::Path;
 
 use image::error::At;
 use image::{Digest, Error, Kind, Result};
+use rustls::SignatureScheme;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -15,6 +16,8 @@ use crate::tls;
 
 const CA: &str = "ca.pem";
 const CERTIFICATE: &str = "cert.pem";
+/// By which members sign.
+const SIGNATURE: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
 const KEY: &str = "key.pem";
 
 /// What a member needs to speak to its grid, as PEM texts. On disk a directory of three files,
@@ -118,6 +121,16 @@ impl Papers {
         one(&self.key_pem, KEY)
     }
 
+    /// A signature over some bytes by the key of the certificate: ECDSA with SHA-256, in DER.
+    pub fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let failed = |e| Error::caused(Kind::Corrupt, format!("{KEY}: {e}"), e);
+        let key = tls::provider().key_provider.load_private_key(self.key()?).map_err(failed)?;
+        let signer = key.choose_scheme(&[SIGNATURE]);
+        let signer = signer
+            .ok_or_else(|| Error::new(Kind::Unsupported, format!("{KEY}: of another kind")))?;
+        signer.sign(bytes).map_err(failed)
+    }
+
     /// Whether the parts belong together.
     pub(crate) fn check(&self) -> Result<()> {
         self.member()?;
@@ -125,6 +138,16 @@ impl Papers {
         let why = |e| format!("{KEY} and {CERTIFICATE} do not belong together: {e}");
         pair.map(drop).map_err(|e| Error::new(Kind::Corrupt, why(e)))
     }
+}
+
+/// Whether a signature over some bytes is by the key of a certificate (DER). Whether that is good is not looked at.
+pub fn is_signed(certificate: &[u8], bytes: &[u8], signature: &[u8]) -> bool {
+    let Ok(certificate) = parse(certificate) else { return false };
+    let key = &certificate.public_key().subject_public_key.data;
+    let kinds = tls::provider().signature_verification_algorithms.mapping;
+    let kind = kinds.iter().find(|(scheme, _)| *scheme == SIGNATURE);
+    let checks = kind.iter().flat_map(|(_, checks)| checks.iter());
+    checks.into_iter().any(|check| check.verify_signature(key, bytes, signature).is_ok())
 }
 
 /// Until when a certificate (DER) is good, in seconds since 1970.

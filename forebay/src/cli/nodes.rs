@@ -122,7 +122,11 @@ pub enum VolumeCommand {
     Show(VolumeNameArgs),
     /// Make a volume larger, also while it is attached; or smaller, if nothing lies behind
     Resize(ResizeVolumeArgs),
-    /// Remove volumes, and what is in them
+    /// Give a volume back: what is in it is overwritten, read back, and recorded as erased; then it is gone
+    Release(ReleaseVolumeArgs),
+    /// List what is being erased, or the records of what was
+    Erasures(ErasuresArgs),
+    /// Remove volumes; their bytes are left to the file system
     Rm(RmVolumesArgs),
     /// Show a volume to a guest, whatever of it is here; one that is attached already is shown as it is, if nothing else
     /// is asked for
@@ -172,6 +176,56 @@ pub struct VolumeNameArgs {
     /// The volume
     #[arg(value_name = "VOLUME")]
     pub name: String,
+}
+
+/// `forebay volume release`.
+#[derive(Args, Debug)]
+pub struct ReleaseVolumeArgs {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub name: String,
+    /// How what is in it is destroyed. On a file system that copies on write it is discarded, whatever is said here
+    #[arg(long, value_enum, default_value = "zeros")]
+    pub by: EraseArg,
+    /// How often it is overwritten
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub passes: u32,
+    /// How much is read back
+    #[arg(long, value_enum, default_value = "sample")]
+    pub verify: ProofArg,
+    /// Do not wait until it is erased
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// How what is in a volume is destroyed.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EraseArg {
+    /// Overwrite it with zeros
+    Zeros,
+    /// Overwrite it with what is drawn at random
+    Random,
+    /// Give it back to the device or the file system
+    Discard,
+}
+
+/// How much is read back.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProofArg {
+    /// Nothing
+    None,
+    /// Some places
+    Sample,
+    /// All of it
+    All,
+}
+
+/// `forebay volume erasures`.
+#[derive(Args, Debug)]
+pub struct ErasuresArgs {
+    /// The records of what was erased, each checked against this node's certificate
+    #[arg(long)]
+    pub records: bool,
 }
 
 /// `forebay volume resize`.

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod prune;
 pub mod pull;
 pub mod rehearse;
+pub mod release;
 pub mod restore;
 pub mod save;
 pub mod store;

@@ -19,7 +19,7 @@ use node::leases::watchdog::{Watchdog, watch};
 use node::leases::{Leases, boottime};
 use node::pools::{Agent, AgentOptions, Ready, Reports};
 use node::rate::{Rate, RealTime};
-use node::volumes::{CoreOptions, Holder, VolumeOptions, Volumes};
+use node::volumes::{CoreOptions, Holder, Signs, VolumeOptions, Volumes};
 use placement::Papers;
 
 use super::{block_on, interrupted, with_grid};
@@ -198,6 +198,16 @@ fn node_name(grid: &Grid) -> Result<String> {
     }
 }
 
+impl Signs for Located {
+    fn name(&self) -> Result<String> {
+        node_name(&self.grid.find()?)
+    }
+
+    fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        self.grid.find()?.sign(bytes)
+    }
+}
+
 impl Reports for Located {
     async fn report(&self, report: &StatusReport, wait: Duration) -> Result<Told> {
         let grid = self.grid.find()?;
@@ -268,6 +278,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
     std::fs::create_dir_all(config.data.join("node"))
         .map_err(|e| Error::io("the node's directory", e))?;
     let leases = Arc::new(Leases::load(config.data.join("node"), boottime)?);
+    let located = Located { grid: Finder::new(config.data.clone()), known: Known::new() };
     let volume_options = VolumeOptions {
         dir: config.path("volumes.dir", "volumes"),
         state: config.data.join("node"),
@@ -277,6 +288,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             engine: pull.engine,
         },
         holder: holder(config)?,
+        signer: Arc::new(located.clone()),
         leases: Arc::clone(&leases),
         watchdog: Arc::new(watchdog(&config.data.join("node"))?),
         share: config.text("volumes.share").parse()?,
@@ -303,7 +315,6 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let interrupted = interrupted();
         // Bound before the daemon starts, so that of two daemons the second ends at once.
         let listener = http::bind(&socket).await?;
-        let located = Located { grid: Finder::new(config.data.clone()), known: Known::new() };
         let daemon = Daemon::start(located.clone(), options)?;
         let volumes = Volumes::start(located.clone(), volume_options).await?;
         let captures = Captures::new(located.clone(), volumes.clone(), capture_options);

@@ -36,6 +36,8 @@ pub fn run(config: &Config, command: VolumeCommand, output: Output) -> Result<()
         }
         VolumeCommand::Identify { .. } => unreachable!("it needs no daemon"),
         VolumeCommand::Rm(args) => return remove(&daemon, &args, output),
+        VolumeCommand::Release(args) => return super::release::run(config, &args, output),
+        VolumeCommand::Erasures(args) => return super::release::list(config, &args, output),
         VolumeCommand::Create(args) => block_on(create(&daemon, &args))?,
         VolumeCommand::Show(VolumeNameArgs { name }) => block_on(daemon.volume(&name))?,
         VolumeCommand::Resize(ResizeVolumeArgs { name, size, extend }) => {

@@ -8,7 +8,9 @@ use api::capture::{Capture, SaveVolume};
 use api::goal::ReadyVolume;
 use api::node::{PullRequest, Transfer};
 use api::pool::LocalClaim;
-use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
+use api::volume::{
+    AttachVolume, CreateVolume, Erasure, ReleaseVolume, ResizeVolume, Scrubbed, VolumeInfo,
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -113,6 +115,16 @@ impl DaemonClient {
     /// Compares a volume with its image, and repairs it.
     pub async fn scrub_volume(&self, name: &str) -> Result<Scrubbed> {
         self.call(Method::POST, &volume_path(name, "/scrub"), Vec::new()).await
+    }
+
+    /// Gives a volume back: it is erased.
+    pub async fn release_volume(&self, name: &str, asked: &ReleaseVolume) -> Result<Erasure> {
+        self.call(Method::POST, &volume_path(name, "/release"), json(asked)).await
+    }
+
+    /// What is being erased, or could not be.
+    pub async fn erasures(&self) -> Result<Vec<Erasure>> {
+        self.call(Method::GET, "/v1/erasures", Vec::new()).await
     }
 
     /// Makes a volume larger.

@@ -126,7 +126,9 @@ impl Leases {
                 held.until = asked.saturating_add(held.term);
             }
             held.leases.insert(volume.to_owned(), lease);
-        })
+        })?;
+        self.changed.notify_one();
+        Ok(())
     }
 
     /// Notes that a lease is not needed any more: nobody writes. Placement is told by the next report.
@@ -184,7 +186,7 @@ impl Leases {
         Some(Duration::from_millis(stop_at(&held).saturating_sub((self.boottime)())))
     }
 
-    /// Waits until some were released.
+    /// Waits until some were given or released: placement is to hear of that at once.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }

@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::time::SystemTime;
 
-use api::volume::{AttachVolume, CreateVolume, ResizeVolume, Scrubbed, VolumeInfo};
+use api::volume::{
+    AttachVolume, CreateVolume, Erasure, ReleaseVolume, ResizeVolume, Scrubbed, VolumeInfo,
+};
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,20 +24,27 @@ pub(crate) fn routes<G: Grid>(volumes: Volumes<G>, metrics: Metrics) -> Router {
         .route("/v1/volumes/{name}", get(show::<G>).delete(remove::<G>))
         .route("/v1/volumes/{name}/attach", post(attach::<G>))
         .route("/v1/volumes/{name}/detach", post(detach::<G>))
+        .route("/v1/volumes/{name}/release", post(release::<G>))
+        .route("/v1/erasures", get(erasures::<G>))
         .route("/v1/volumes/{name}/resize", post(resize::<G>))
         .route("/v1/volumes/{name}/scrub", post(scrub::<G>))
         .route("/metrics", get(metrics))
         .with_state(volumes)
 }
 
-fn birth() -> Result<Birth> {
-    let mut id = [0; 16];
-    let failed = |e| Error::io("drawing an id", std::io::Error::from(e));
+/// What nobody can guess.
+fn drawn<const N: usize>() -> Result<[u8; N]> {
+    let mut drawn = [0; N];
+    let failed = |e| Error::io("drawing at random", std::io::Error::from(e));
     #[expect(clippy::disallowed_methods, reason = "ids of volumes are told apart by chance alone")]
-    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty()).map_err(failed)?;
+    Ok(drawn)
+}
+
+fn birth() -> Result<Birth> {
     #[expect(clippy::disallowed_methods, reason = "when a volume was made is for people")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(Birth { now: now.as_secs(), id })
+    Ok(Birth { now: now.as_secs(), id: drawn()? })
 }
 
 /// Does something to its end, also if whoever asked for it goes away in the middle: what is half attached nobody could
@@ -87,6 +96,19 @@ async fn detach<G: Grid>(
     Path(name): Path<String>,
 ) -> Answer<VolumeInfo> {
     whole(async move { volumes.detach(&name).await }).await
+}
+
+async fn release<G: Grid>(
+    State(volumes): State<Volumes<G>>,
+    Path(name): Path<String>,
+    Json(asked): Json<ReleaseVolume>,
+) -> Answer<Erasure> {
+    let seed = drawn()?;
+    whole(async move { volumes.give_back(&name, &asked, seed).await }).await
+}
+
+async fn erasures<G: Grid>(State(volumes): State<Volumes<G>>) -> Json<Vec<Erasure>> {
+    Json(volumes.erasures())
 }
 
 async fn resize<G: Grid>(

@@ -25,6 +25,7 @@ mod pace;
 mod plan;
 mod ready;
 mod recorder;
+mod release;
 mod resize;
 mod scrub;
 mod service;
@@ -37,6 +38,7 @@ mod window;
 
 pub use cores::CoreOptions;
 pub use fleeced::Fleeced;
+pub use release::Signs;
 pub use service::{Birth, Share, VolumeOptions, Volumes, identify};
 pub use serving::Holder;
 pub(crate) use source::LazySource;

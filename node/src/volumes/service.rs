@@ -21,6 +21,7 @@ use super::cores::{Core, CoreOptions, Cores};
 use super::kept::Kept;
 use super::live::{Live, Surroundings};
 use super::recorder::Start;
+use super::release::{Run, Signs};
 use super::serving::Holder;
 use super::{extend::Failed, tools};
 use crate::daemon::Grid;
@@ -31,7 +32,7 @@ use crate::pull::Connect;
 use crate::rate::Rate;
 
 /// How a node keeps its volumes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VolumeOptions {
     /// Where they lie.
     pub dir: PathBuf,
@@ -47,6 +48,8 @@ pub struct VolumeOptions {
     pub share: Share,
     /// Which of them this node may write.
     pub leases: Arc<Leases>,
+    /// Signs what this node says of what it has erased.
+    pub signer: Arc<dyn Signs>,
     /// Stops whoever writes without.
     pub watchdog: Arc<Watchdog>,
 }
@@ -114,6 +117,11 @@ pub(super) struct Inner<G> {
     pub(super) homes: std::sync::Mutex<BTreeMap<String, usize>>,
     /// Volumes that are being captured.
     pub(super) capturing: std::sync::Mutex<BTreeSet<String>>,
+    /// What is being erased, by id.
+    pub(super) erasures: std::sync::Mutex<BTreeMap<String, Arc<Run>>>,
+    /// Where records of erasures are kept.
+    pub(super) records: PathBuf,
+    pub(super) signer: Arc<dyn Signs>,
     pub(super) leases: Arc<Leases>,
     pub(super) watchdog: Arc<Watchdog>,
     /// One change of a volume at a time.
@@ -163,10 +171,16 @@ impl<G: Grid> Volumes<G> {
             reflinks,
             homes: std::sync::Mutex::default(),
             capturing: std::sync::Mutex::default(),
+            erasures: std::sync::Mutex::default(),
+            records: options.state.join("erasures"),
+            signer: options.signer,
             leases: options.leases,
             watchdog: options.watchdog,
             changing: std::sync::Mutex::default(),
         }));
+        if let Err(error) = volumes.resume_erasures().await {
+            tracing::error!(%error, "what is to be erased is not gone on with");
+        }
         for (name, how) in volumes.0.kept.all() {
             // Its guest, if it has one, has started before.
             if how.read_only || volumes.enter(&name).await.is_ok() {
@@ -184,6 +198,7 @@ impl<G: Grid> Volumes<G> {
     /// Ends all exports when their requests are answered. The volumes stay attached: the next start serves
     /// them again.
     pub async fn stop(&self) {
+        self.stop_erasures();
         for name in self.0.kept.all().into_keys() {
             if let Err(error) = self.end_live(&name, true).await {
                 tracing::error!(%error, name, "a volume did not end as it should");
@@ -620,7 +635,7 @@ fn has_directories(how: &Attachment) -> Result<()> {
 }
 
 /// In seconds since 1970.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "deadlines are told in the world's time")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     now.unwrap_or_default().as_secs()

@@ -10,7 +10,7 @@ use forebay_node::daemon::Grid;
 use forebay_node::leases::watchdog::Watchdog;
 use forebay_node::leases::{Leases, boottime};
 use forebay_node::pull::Connect;
-use forebay_node::volumes::{Birth, CoreOptions, Holder, Share, VolumeOptions, Volumes};
+use forebay_node::volumes::{Birth, CoreOptions, Holder, Share, Signs, VolumeOptions, Volumes};
 use image::{Digest, Kind, Result};
 
 use super::{Disk, Source};
@@ -47,6 +47,19 @@ impl<C: Connect + Clone + Sync> Grid for OneImage<C> {
     }
 }
 
+/// Signs for nobody.
+struct Nobody;
+
+impl Signs for Nobody {
+    fn name(&self) -> Result<String> {
+        Ok("n".into())
+    }
+
+    fn sign(&self, _: &[u8]) -> Result<Vec<u8>> {
+        Ok(vec![1])
+    }
+}
+
 /// The volumes of a node whose directory this is.
 pub async fn start<C: Connect + Clone + Sync>(
     dir: &Path,
@@ -60,6 +73,7 @@ pub async fn start<C: Connect + Clone + Sync>(
         holder: Holder { socket: dir.join("holder"), command: Arc::new([]) },
         rate: None,
         share,
+        signer: Arc::new(Nobody),
         leases: Arc::new(Leases::load(dir.join("state"), boottime).unwrap()),
         watchdog: Arc::new(Watchdog::new(Vec::new())),
     };
