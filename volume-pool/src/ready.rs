@@ -162,7 +162,7 @@ impl Shelf {
 #[cfg(test)]
 mod tests {
     use blockio::Fs;
-    use blockio::fake::{CrashPlan, MemFs};
+    use blockio::fake::{CrashPlan, MemFs, Op};
     use image::Geometry;
 
     use super::*;
@@ -224,6 +224,20 @@ mod tests {
             "for the record"
         );
         assert_eq!(shelf.hand_out(&ID, "web", CLAIM).unwrap_err().kind(), Kind::Conflict);
+    }
+
+    #[test]
+    fn handing_out_takes_three_syncs() {
+        let disk = MemFs::new();
+        let shelf = shelf(disk.fs());
+        make(&shelf);
+        let syncs = || {
+            let log = disk.log();
+            log.iter().filter(|op| matches!(op, Op::Sync { .. } | Op::SyncDir { .. })).count()
+        };
+        let before = syncs();
+        shelf.hand_out(&ID, "web", CLAIM).unwrap();
+        assert_eq!(syncs() - before, 3, "of the identity, and of the two directories of a rename");
     }
 
     #[test]

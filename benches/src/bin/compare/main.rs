@@ -21,6 +21,7 @@
 //! | `volume` | reads and writes of a volume that is all here, beside other servers of its file ([`volume`]) |
 //! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
+//! | `claim` | ready volumes handed out, beside a journaled rename ([`claim`]) |
 //! | `erase` | what was in a volume overwritten, beside fio ([`erase`]) |
 //! | `save` | captures of a volume of which little has changed ([`save`]) |
 //! | `save-cold` | a disk of which nothing is stored, beside borg and zstd ([`save_cold`]) |
@@ -31,6 +32,7 @@
 mod absent;
 mod bars;
 mod boot;
+mod claim;
 mod codec;
 mod cold;
 mod cpu;
@@ -106,7 +108,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 25] = [
+    let all: [(&str, Measure); 26] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -126,6 +128,7 @@ fn main() {
         ("volume-absent", absent::measure),
         ("volume-idle", idle::measure),
         ("volume-cpu", cpu::measure),
+        ("claim", claim::measure),
         ("erase", erase::measure),
         ("save", save::measure),
         ("save-cold", save_cold::measure),

@@ -48,6 +48,11 @@ impl<'a> Node<'a> {
         })
     }
 
+    /// Where its daemon listens.
+    pub fn socket(&self) -> PathBuf {
+        self.data.join("node/node.sock")
+    }
+
     pub fn command(&self, args: &[&str]) -> Command {
         self.grid.command_as(&self.data, args)
     }
