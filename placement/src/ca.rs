@@ -81,6 +81,14 @@ impl Authority {
         Ok(authority)
     }
 
+    /// The id of the grid whose authority is in a directory, if there is one.
+    pub fn grid_in(dir: &Path) -> Result<Option<String>> {
+        if !files::occupied(dir)? {
+            return Ok(None);
+        }
+        Ok(Some(load(dir).at(|| "the grid's CA")?.grid))
+    }
+
     /// The grid's id.
     pub fn grid(&self) -> &str {
         &self.grid

@@ -56,3 +56,36 @@ impl TimeProvider for Clock {
         Some(UnixTime::since_unix_epoch(Duration::from_secs(self.now())))
     }
 }
+
+/// Tells how long the machine has been up, the time that it was suspended included; never steps back. Cheap
+/// to clone.
+#[derive(Clone)]
+pub struct Uptime(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Uptime {
+    /// One that asks `now`.
+    pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The operating system's, `CLOCK_BOOTTIME`.
+    pub fn system() -> Self {
+        use rustix::time::{ClockId, clock_gettime};
+        Self::new(|| {
+            let now = clock_gettime(ClockId::Boottime);
+            let (secs, nanos) = (now.tv_sec.try_into(), now.tv_nsec.try_into());
+            Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0))
+        })
+    }
+
+    /// Since the machine was started.
+    pub fn now(&self) -> Duration {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Uptime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Uptime")
+    }
+}

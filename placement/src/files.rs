@@ -248,6 +248,10 @@ pub(crate) fn open_private(path: &Path) -> Result<File> {
 /// Renames a synced file, durably.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| Error::io(to.display(), e))?;
-    let place = Place::of(to)?;
-    sync_dir(place.parent, &no_probe)
+    sync_parent(to)
+}
+
+/// Makes a new name durable.
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    sync_dir(Place::of(path)?.parent, &no_probe)
 }

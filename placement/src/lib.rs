@@ -1,7 +1,7 @@
 //! Placement in its smallest form: the coordinator of a grid in one process.
 //!
 //! - [`ca`]: the grid's authority, made on first start: who is a member, and whose signatures count
-//! - `state`: refs, join tokens, members, behind a seam (`state::keys::Keys`) that etcd fits too
+//! - [`state`]: refs, join tokens, members, in redb or in etcd, behind one seam (`state::keys::Keys`)
 //! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
 //! - [`retention`]: which names may go, by rules over when their images were made
 //! - `fleet`: what nodes have, what they are to do, pools of ready volumes
@@ -38,7 +38,7 @@ mod names;
 pub mod papers;
 mod refs;
 pub mod retention;
-mod state;
+pub mod state;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -46,7 +46,6 @@ mod tokens;
 mod traces;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::grid::{CacheInfo, Role};
@@ -55,13 +54,13 @@ use image::{Error, Result};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use state::State;
+use state::{State, StatePlace};
 
 pub use archive::{Answer, Archive, ImageFacts, RefMove, Swept};
 pub use ca::Authority;
 pub use care::Care;
 pub use client::{CareClient, Client};
-pub use clock::Clock;
+pub use clock::{Clock, Uptime};
 pub use http::Limits;
 pub use member::Member;
 pub use papers::Papers;
@@ -74,8 +73,8 @@ pub struct Config {
     pub authority: Arc<Authority>,
     /// What placement shows of itself: [`Authority::server_papers`].
     pub papers: Papers,
-    /// File of the state.
-    pub state: PathBuf,
+    /// Where the state is.
+    pub state: StatePlace,
     /// The id of the store behind the archive. The grid keeps to the first one.
     pub store: String,
     /// Address (host and port) that join tokens name; else the one that is listened on.
@@ -92,13 +91,13 @@ pub struct Config {
     pub clock: Clock,
 }
 
-/// The id of the store that a grid has, by the state in a file; nothing if there is no state yet, or it
+/// The id of the store that a grid has, by its state; nothing if there is no state yet, or it
 /// is an earlier version's. To be asked before the store is opened, so that none is made in its stead.
-pub async fn known_store(state: &Path, grid: &str) -> Result<Option<String>> {
-    if !files::exists(state)? {
+pub async fn known_store(state: &StatePlace, grid: &str) -> Result<Option<String>> {
+    if !state.exists()? {
         return Ok(None);
     }
-    State::open(state, grid).await?.store().await.at(|| state.display())
+    State::open(state, grid).await?.store().await.at(|| state)
 }
 
 /// The coordinator.

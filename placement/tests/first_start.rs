@@ -179,7 +179,7 @@ async fn the_first_store_of_a_grid_is_remembered_and_told() {
     assert_eq!(grid.admin().health().await.unwrap().store.as_deref(), Some("the first"));
     grid.stop().await.unwrap();
     let (state, id) = (grid.state_file(), grid.authority.grid().to_owned());
-    let known = async || placement::known_store(&state, &id).await.unwrap();
+    let known = async || placement::known_store(&state.clone().into(), &id).await.unwrap();
     assert_eq!(known().await.as_deref(), Some("the first"));
     // Another one in its place.
     grid.store = "another".into();

@@ -54,7 +54,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let ips = [ip(config, "serve.ip")?, advertise];
     let papers = authority.server_papers(&data.join("server"), NAME, &ips, clock.now())?;
     let admin = authority.admin_papers(&data.join(ADMIN), clock.now())?;
-    let state = data.join("placement.redb");
+    let state: placement::state::StatePlace = data.join("placement.redb").into();
     let known = placement::known_store(&state, authority.grid()).await?;
     let store = open_store(config, known).await?;
     let cache = open_cache(config)?;

@@ -185,7 +185,7 @@ fn crashes(base: &[u8], log: &[Op], start: usize, mut check: impl FnMut(usize, V
 type Content = Vec<(String, Versioned)>;
 
 async fn content(disk: &Disk) -> Content {
-    disk.list(String::new()).await.expect("a state that can be read")
+    disk.list(String::new()).await.expect("a state that can be read").entries
 }
 
 /// A run of the state, with what it held whenever something had been acknowledged, and after how

@@ -3,13 +3,17 @@
 //! Assumptions: redb commits with two-slot headers and a sync, so a transaction is there whole after
 //! a crash, or not at all; the file is locked while it is open, so there is one placement per file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use image::{Error, Kind, Result};
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
-use super::keys::{Keys, Transaction, Versioned};
+use super::history::History;
+use super::keys::{Keys, Listing, Transaction, Versioned, Watch, conflict};
+use super::lead::{Deadline, Reign};
 use crate::archive::Answer;
 use crate::files;
 
@@ -22,7 +26,12 @@ const REVISION: &str = "revision";
 const CACHE: usize = 16 << 20;
 
 /// Keys in a redb file.
-pub(crate) struct Disk(Arc<Database>);
+pub(crate) struct Disk {
+    database: Arc<Database>,
+    history: History,
+    /// Each key that somebody in this process holds, or wants.
+    held: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
 
 impl Disk {
     /// Opens the file; makes it, readable by its owner alone, if there is none.
@@ -30,7 +39,20 @@ impl Disk {
         if !files::exists(path)? {
             create(path)?;
         }
-        open(path).map(|database| Self(Arc::new(database)))
+        Self::with(open(path)?).map_err(|e| refused(e).at(path.display()))
+    }
+
+    /// Compares all checksums of the file; says what was repaired.
+    pub(crate) fn verify(path: &Path) -> Result<Option<String>> {
+        let intact = open(path)?.check_integrity();
+        let intact = intact.map_err(|e| damaged(path, &e.into()))?;
+        Ok((!intact).then(|| format!("{}: it was damaged, and is repaired", path.display())))
+    }
+
+    fn with(database: Database) -> Result<Self, redb::Error> {
+        let revision = revision(&database.begin_read()?.open_table(META)?)?;
+        let (database, held) = (Arc::new(database), Mutex::default());
+        Ok(Self { database, history: History::new(revision), held })
     }
 
     /// In memory: for tests.
@@ -44,7 +66,7 @@ impl Disk {
     pub(crate) fn over(backend: impl redb::StorageBackend) -> Result<Self, redb::Error> {
         let database = builder().create_with_backend(backend)?;
         make_tables(&database)?;
-        Ok(Self(Arc::new(database)))
+        Self::with(database)
     }
 
     /// Runs on a thread that may block.
@@ -52,14 +74,12 @@ impl Disk {
         &self,
         work: impl FnOnce(&Database) -> Result<T, Failure> + Send + 'static,
     ) -> Answer<'_, T> {
-        let database = self.0.clone();
+        let database = self.database.clone();
         Box::pin(async move {
             let done = tokio::task::spawn_blocking(move || work(&database)).await;
             match done {
                 Ok(Ok(value)) => Ok(value),
-                Ok(Err(Failure::Conflict)) => {
-                    Err(Error::new(Kind::Conflict, "placement's state was changed meanwhile"))
-                }
+                Ok(Err(Failure::Conflict)) => Err(conflict()),
                 Ok(Err(Failure::Database(e))) => Err(refused(e)),
                 Err(e) => Err(Error::new(Kind::Io, format!("placement's state: {e}"))),
             }
@@ -86,19 +106,25 @@ fn open(path: &Path) -> Result<Database> {
             Kind::Conflict,
             format!("{}: another placement is running with this state", path.display()),
         ),
-        e => Error::new(
-            Kind::Corrupt,
-            format!(
-                "{path}: {e}; if it cannot be repaired, move it away: names are rebuilt from the \
-                 store, members stay members, unused join tokens are lost",
-                path = path.display()
-            ),
+        redb::Error::UpgradeRequired(version) => Error::new(
+            Kind::Unsupported,
+            format!("{}: version {version} of redb's file format", path.display()),
         ),
+        e => damaged(path, &e),
     };
     let file = files::open_private(path)?;
     let database = builder().create_file(file).map_err(|e| failed(e.into()))?;
     make_tables(&database).map_err(failed)?;
     Ok(database)
+}
+
+fn damaged(path: &Path, e: &redb::Error) -> Error {
+    let what = format!(
+        "{path}: {e}; if it cannot be repaired, move it away, and restore a backup if there is one: names \
+         are rebuilt from the store, members stay members, unused join tokens are lost",
+        path = path.display()
+    );
+    Error::new(Kind::Corrupt, what)
 }
 
 fn builder() -> redb::Builder {
@@ -124,38 +150,76 @@ impl Keys for Disk {
         })
     }
 
-    fn list(&self, prefix: String) -> Answer<'_, Vec<(String, Versioned)>> {
+    fn list(&self, prefix: String) -> Answer<'_, Listing> {
         self.run(move |database| {
-            let table = database.begin_read()?.open_table(KEYS)?;
-            let mut found = Vec::new();
+            let read = database.begin_read()?;
+            let revision = revision(&read.open_table(META)?)?;
+            let (table, mut entries) = (read.open_table(KEYS)?, Vec::new());
             for entry in table.range(prefix.as_str()..)? {
                 let (key, value) = entry?;
                 if !key.value().starts_with(&prefix) {
                     break;
                 }
-                found.push((key.value().to_owned(), versioned(value.value())));
+                entries.push((key.value().to_owned(), versioned(value.value())));
             }
-            Ok(found)
+            Ok(Listing { revision, entries })
         })
     }
 
     fn commit(&self, transaction: Transaction) -> Answer<'_, ()> {
+        if let Err(e) = transaction.check() {
+            return Box::pin(async { Err(e) });
+        }
+        let history = self.history.clone();
         self.run(move |database| {
+            let turn = history.turn();
             // Dropped without a commit, it changes nothing. Durable when `commit` returns (redb's
             // default durability).
             let write = database.begin_write()?;
-            {
+            let revision = {
                 let mut keys = write.open_table(KEYS)?;
                 compare(&keys, &transaction.compares)?;
                 let mut meta = write.open_table(META)?;
-                let revision = meta.get(REVISION)?.map_or(0, |r| r.value()) + 1;
+                let revision = revision(&meta)? + 1;
                 meta.insert(REVISION, revision)?;
                 change(&mut keys, &transaction.changes, revision)?;
+                revision
+            };
+            if let Err(e) = write.commit() {
+                turn.unknown(revision);
+                return Err(e.into());
             }
-            write.commit()?;
+            turn.committed(revision, transaction.changes);
             Ok(())
         })
     }
+
+    fn watch(&self, prefix: String, after: u64) -> Watch {
+        self.history.watch(prefix, after)
+    }
+
+    /// The file is locked, so nobody but this process can want the key.
+    fn campaign(&self, key: String, id: Vec<u8>, _: Duration) -> Answer<'_, Reign> {
+        Box::pin(async move {
+            let lock = {
+                let mut held = self.held.lock().expect("nothing panics that holds it");
+                held.entry(key.clone()).or_default().clone()
+            };
+            let keep = Box::new(lock.lock_owned().await);
+            self.commit(Transaction::default().put(&key, id)).await?;
+            match self.get(key).await? {
+                Some(Versioned { version, .. }) => {
+                    Ok(Reign { version, deadline: Deadline::never(), keep })
+                }
+                None => Err(conflict()),
+            }
+        })
+    }
+}
+
+/// The number of the last transaction.
+fn revision(meta: &impl ReadableTable<&'static str, u64>) -> Result<u64, redb::StorageError> {
+    Ok(meta.get(REVISION)?.map_or(0, |r| r.value()))
 }
 
 type KeyTable<'t> = Table<'t, &'static str, (u64, &'static [u8])>;

@@ -15,20 +15,36 @@
 //! goals/<name>     what it is to do
 //! pools/<name>     what a pool shall be
 //! operations/<id>  what was asked for and takes its time
+//! leaders/<name>   who leads, by the name of what is led
+//! generation       how often the state was restored; not there if it never was
+//! not_before       since a restore: before when no lease may be handed out, in seconds since 1970
+//! restoring        there while a restore is not at its end
 //! ```
 //!
 //! Values are JSON, but for traces (`image::trace`); a reader ignores fields that it does not know.
+//!
+//! The keys are in a redb file (`disk.rs`) or in etcd (`cluster/`), behind the seam [`keys::Keys`].
 
+mod backup;
+mod check;
+mod cluster;
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod crash_tests;
 mod disk;
+mod generation;
+mod history;
 pub mod keys;
+mod lead;
+mod place;
+mod restore;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::catalog::RefInfo;
 use api::grid::{CacheInfo, Role};
@@ -36,12 +52,21 @@ use image::{BootTrace, Digest, Error, Kind, Ref, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::RefMove;
-use keys::{Keys, Transaction, Versioned, decode, encode};
+use generation::{Fenced, NOT_BEFORE, RESTORING};
+use keys::{Keys, Listing, MAX_OPS, Transaction, Versioned, Watch, decode, encode};
+
+pub use check::{CheckReport, check};
+pub use cluster::{ClusterPlace, Papers};
+pub use generation::LONGEST_LEASE;
+pub use lead::{Deadline, Lead, Reign};
+pub use place::StatePlace;
+pub use restore::{BackupReport, RestoreReport, backup, restore};
 
 const FORMAT: &str = "format";
 const GRID: &str = "grid";
 const STORE: &str = "store";
 const SEQ: &str = "seq";
+const LEADERS: &str = "leaders/";
 /// The version of the state's format.
 const VERSION: u32 = 1;
 
@@ -119,12 +144,10 @@ impl Server {
 pub struct State(Arc<dyn Keys>);
 
 impl State {
-    /// Opens the embedded state in a file, for a grid.
-    pub async fn open(path: &Path, grid: &str) -> Result<Self> {
-        let path_owned = path.to_owned();
-        let disk = tokio::task::spawn_blocking(move || disk::Disk::open(&path_owned)).await;
-        let disk = disk.map_err(|e| Error::new(Kind::Io, format!("{}: {e}", path.display())))?;
-        Self::over(Arc::new(disk?), grid).await.map_err(|e| e.at(path.display()))
+    /// Opens the state at a place, for a grid.
+    pub async fn open(place: &StatePlace, grid: &str) -> Result<Self> {
+        let keys = place.keys(Some(grid)).await?;
+        Self::over(keys, grid).await.map_err(|e| e.at(place))
     }
 
     /// State in memory.
@@ -135,25 +158,28 @@ impl State {
 
     /// State in any keys.
     pub async fn over(keys: Arc<dyn Keys>, grid: &str) -> Result<Self> {
-        let state = Self(keys);
+        // The generation first: a restore that begins from now on fences us.
+        let state = Self(Arc::new(Fenced::new(keys).await?));
         state.claim(grid).await?;
         Ok(state)
     }
 
     /// Makes fresh state the grid's own; refuses another version's and another grid's.
     async fn claim(&self, grid: &str) -> Result<()> {
+        if self.0.get(RESTORING.into()).await?.is_some() {
+            return Err(restore::unfinished());
+        }
         let (format, owner) = (self.get::<u32>(FORMAT).await?, self.get::<String>(GRID).await?);
         let Some((version, _)) = format else {
             let claim = Transaction::default()
+                .unchanged(RESTORING, None)
                 .unchanged(FORMAT, None)
                 .put(FORMAT, encode(&VERSION))
                 .put(GRID, encode(&grid));
             return self.0.commit(claim).await;
         };
         if version != VERSION {
-            let what =
-                format!("placement's state: version {version}; this program reads {VERSION}");
-            return Err(Error::new(Kind::Unsupported, what));
+            return Err(check::unknown_version(version));
         }
         let owner = owner.map(|(owner, _)| owner).unwrap_or_default();
         if owner != grid {
@@ -164,6 +190,30 @@ impl State {
             return Err(Error::new(Kind::Conflict, what));
         }
         Ok(())
+    }
+
+    /// Waits until nobody leads what has this name, and leads it as `id`, for `ttl` beyond the last sign of
+    /// life that the state has of us: whole seconds, 2 at least.
+    pub async fn lead(&self, name: &str, id: &str, ttl: Duration) -> Result<Lead> {
+        let key = format!("{LEADERS}{name}");
+        let reign = self.0.campaign(key.clone(), encode(&id), ttl).await?;
+        Ok(Lead::new(self.0.clone(), key, reign))
+    }
+
+    /// All keys that begin with a prefix, and the revision of that: [`State::watch`] goes on from there.
+    pub async fn listing(&self, prefix: &str) -> Result<Listing> {
+        self.0.list(prefix.into()).await
+    }
+
+    /// The changes of keys that begin with a prefix, after a revision.
+    pub fn watch(&self, prefix: &str, after: u64) -> Watch {
+        self.0.watch(prefix.into(), after)
+    }
+
+    /// Before when no lease may be handed out, in seconds since 1970: the state was restored, and does not
+    /// know which leases others hold.
+    pub async fn not_before(&self) -> Result<Option<u64>> {
+        Ok(self.get(NOT_BEFORE).await?.map(|(secs, _)| secs))
     }
 
     /// The id of the store that the grid has, if it is known.
@@ -205,7 +255,7 @@ impl State {
         &self,
         prefix: &str,
     ) -> Result<Vec<(String, T, Versioned)>> {
-        let found = self.0.list(prefix.into()).await?;
+        let found = self.0.list(prefix.into()).await?.entries;
         let line = |(key, value): (String, Versioned)| {
             let decoded = decode(&key, &value)?;
             Ok((key[prefix.len()..].to_owned(), decoded, value))
@@ -276,14 +326,16 @@ impl State {
     /// Forgets tokens that can no longer be used.
     pub(crate) async fn drop_expired_tokens(&self, now: u64) -> Result<()> {
         let tokens = self.list::<Token>("tokens/").await?;
-        let expired = tokens.iter().filter(|(_, t)| t.expires <= now);
-        let change = expired.fold(Transaction::default(), |change, (hash, _)| {
-            change.delete(&format!("tokens/{hash}"))
-        });
-        if change.changes.is_empty() {
-            return Ok(());
+        let expired = tokens.into_iter().filter(|(_, t)| t.expires <= now);
+        self.drop_tokens(&expired.map(|(hash, _)| hash).collect::<Vec<_>>()).await
+    }
+
+    /// As many transactions as that takes.
+    async fn drop_tokens(&self, hashes: &[String]) -> Result<()> {
+        for some in hashes.chunks(MAX_OPS) {
+            self.0.commit(some.iter().fold(Transaction::default(), drop_token)).await?;
         }
-        self.0.commit(change).await
+        Ok(())
     }
 
     /// Uses a token up and gives a name to who brought it, in one step: of two who bring the same
@@ -320,7 +372,8 @@ impl State {
     }
 
     /// Frees a name, notes that it was removed, drops the tokens that were made by or for it, and counts
-    /// no server of that name, in one step. `seen` is what was read of the name.
+    /// no server of that name, in one step; of very many tokens some go before. `seen` is what was read of
+    /// the name.
     pub(crate) async fn remove_member(
         &self,
         name: &str,
@@ -334,10 +387,12 @@ impl State {
             .delete(&server_key(name))
             .put(&removed_key(name), encode(&now));
         let tokens = self.list::<Token>("tokens/").await?;
-        let gone = tokens.iter().filter(|(_, token)| token.goes_with(name));
-        let remove =
-            gone.fold(remove, |change, (hash, _)| change.delete(&format!("tokens/{hash}")));
-        self.0.commit(remove).await
+        let gone = tokens.into_iter().filter(|(_, token)| token.goes_with(name));
+        let gone: Vec<_> = gone.map(|(hash, _)| hash).collect();
+        let (before, with) =
+            gone.split_at(gone.len().saturating_sub(MAX_OPS - remove.changes.len()));
+        self.drop_tokens(before).await?;
+        self.0.commit(with.iter().fold(remove, drop_token)).await
     }
 
     /// Whether who shows this certificate for a name is heard: the name was never taken from a member,
@@ -421,7 +476,7 @@ impl State {
 
     /// The images that have a trace.
     pub(crate) async fn traced(&self) -> Result<Vec<Digest>> {
-        let all = self.0.list("traces/".into()).await?;
+        let all = self.0.list("traces/".into()).await?.entries;
         Ok(all.iter().filter_map(|(key, _)| key["traces/".len()..].parse().ok()).collect())
     }
 
@@ -429,6 +484,10 @@ impl State {
     pub(crate) async fn drop_trace(&self, image: &Digest) -> Result<()> {
         self.0.commit(Transaction::default().delete(&trace_key(image))).await
     }
+}
+
+fn drop_token(change: Transaction, hash: &String) -> Transaction {
+    change.delete(&format!("tokens/{hash}"))
 }
 
 fn trace_key(image: &Digest) -> String {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use api::catalog::{Expect, RefInfo};
 use api::grid::{CacheInfo, Role};
@@ -10,7 +11,8 @@ use image::{Digest, Error, Kind, Ref, Result};
 use tokio::sync::Semaphore;
 
 use super::disk::Disk;
-use super::keys::{Keys, Transaction, Versioned};
+use super::keys::{Keys, Listing, Transaction, Versioned, Watch};
+use super::lead::Reign;
 use super::{Issuer, State, Token, VERSION};
 use crate::archive::{Answer, RefMove};
 use crate::clock::Clock;
@@ -19,36 +21,6 @@ use crate::tests::fake::Fake;
 
 fn put(key: &str, value: &str) -> Transaction {
     Transaction::default().put(key, value.into())
-}
-
-#[tokio::test]
-async fn transactions_compare_and_set() {
-    let keys = Disk::in_memory();
-    keys.commit(put("a", "1").unchanged("a", None)).await.unwrap();
-    let seen = keys.get("a".into()).await.unwrap().unwrap();
-    let e = keys.commit(put("a", "2").unchanged("a", None)).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::Conflict, "it exists");
-    keys.commit(put("a", "1").unchanged("a", Some(&seen))).await.unwrap();
-    // The same value, but a later version: somebody was there.
-    let e = keys.commit(put("a", "3").put("b", vec![]).unchanged("a", Some(&seen))).await;
-    assert_eq!(e.unwrap_err().kind(), Kind::Conflict);
-    assert_eq!(keys.get("b".into()).await.unwrap(), None, "all or nothing");
-    // Deleted and made again is not the same.
-    let seen = keys.get("a".into()).await.unwrap().unwrap();
-    keys.commit(Transaction::default().delete("a")).await.unwrap();
-    keys.commit(put("a", "1")).await.unwrap();
-    assert!(keys.commit(put("a", "4").unchanged("a", Some(&seen))).await.is_err());
-}
-
-#[tokio::test]
-async fn lists_hold_what_begins_with_the_prefix() {
-    let keys = Disk::in_memory();
-    for key in ["refs", "refs/b", "refs/a", "refs0", "ref/x", "tokens/a"] {
-        keys.commit(put(key, key)).await.unwrap();
-    }
-    let found = keys.list("refs/".into()).await.unwrap();
-    let names: Vec<_> = found.iter().map(|(k, v)| (k.as_str(), v.value.as_slice())).collect();
-    assert_eq!(names, [("refs/a", &b"refs/a"[..]), ("refs/b", b"refs/b")]);
 }
 
 #[tokio::test]
@@ -154,6 +126,21 @@ async fn a_removal_drops_the_tokens_by_and_for_the_name_and_those_of_unknown_mak
 }
 
 #[tokio::test]
+async fn more_tokens_than_one_transaction_takes_are_dropped_all_the_same() {
+    let state = State::in_memory("grid").await;
+    let token =
+        |expires| Token { role: Role::Node, name: Some("ann".into()), expires, issuer: None };
+    let hash = |n: u32| Digest::of_stored(&n.to_le_bytes());
+    for n in 0..400 {
+        state.add_token(&hash(n), &token(if n < 200 { 1 } else { 9 })).await.unwrap();
+    }
+    state.drop_expired_tokens(5).await.unwrap();
+    assert_eq!(state.listing("tokens/").await.unwrap().entries.len(), 200);
+    state.remove_member("ann", None, 5).await.unwrap();
+    assert!(state.listing("tokens/").await.unwrap().entries.is_empty());
+}
+
+#[tokio::test]
 async fn a_leased_server_counts_until_its_lease_ends_and_outlives_a_restart() {
     let state = State::in_memory("grid").await;
     let server = |name: &str| CacheInfo {
@@ -190,7 +177,7 @@ impl Keys for Failing {
         self.keys.get(key)
     }
 
-    fn list(&self, prefix: String) -> Answer<'_, Vec<(String, Versioned)>> {
+    fn list(&self, prefix: String) -> Answer<'_, Listing> {
         self.keys.list(prefix)
     }
 
@@ -205,6 +192,14 @@ impl Keys for Failing {
                 None => Ok(()),
             }
         })
+    }
+
+    fn watch(&self, prefix: String, after: u64) -> Watch {
+        self.keys.watch(prefix, after)
+    }
+
+    fn campaign(&self, key: String, id: Vec<u8>, ttl: Duration) -> Answer<'_, Reign> {
+        self.keys.campaign(key, id, ttl)
     }
 }
 
@@ -294,7 +289,7 @@ impl Keys for Slow {
         })
     }
 
-    fn list(&self, prefix: String) -> Answer<'_, Vec<(String, Versioned)>> {
+    fn list(&self, prefix: String) -> Answer<'_, Listing> {
         self.keys.list(prefix)
     }
 
@@ -303,6 +298,14 @@ impl Keys for Slow {
             self.pass(Hold::Commit).await;
             self.keys.commit(transaction).await
         })
+    }
+
+    fn watch(&self, prefix: String, after: u64) -> Watch {
+        self.keys.watch(prefix, after)
+    }
+
+    fn campaign(&self, key: String, id: Vec<u8>, ttl: Duration) -> Answer<'_, Reign> {
+        self.keys.campaign(key, id, ttl)
     }
 }
 

@@ -79,7 +79,7 @@ impl Grid {
             care: None,
             authority,
             papers,
-            state: self.state_file(),
+            state: self.state_file().into(),
             store: self.store.clone(),
             address: None,
             servers: vec![a_server()],
