@@ -1,13 +1,14 @@
 //! Whole processes: the shipped binary on real files, sockets and disks.
 //!
-//! Everything here passes without root. The tests named `real_…` need root, debootstrap, QEMU, strace and
-//! the tools of file systems, and run only with `FOREBAY_E2E=1`.
+//! Everything here passes without root. The tests named `real_…` need root, debootstrap, QEMU, strace, etcd
+//! and the tools of file systems, and run only with `FOREBAY_E2E=1`.
 
 mod agents;
 mod caches;
 mod captures;
 mod care;
 mod chaos;
+mod clusters;
 mod disks;
 mod durable;
 mod exports;

@@ -62,6 +62,21 @@ pub const KEYS: &[Key] = &[
         "15m",
         "how long a node that is not heard of has its volumes for itself, 4 s at least: it stops writing before that is over",
     ),
+    key(
+        "placement.state",
+        Form::Path,
+        "",
+        "placement's state: a file, or members of etcd and a prefix of keys, such as \
+         etcd://10.0.0.1:2379,10.0.0.2:2379/forebay; DATA/placement.redb unless set",
+    ),
+    key(
+        "placement.etcd_ca",
+        Form::Path,
+        "",
+        "certificates of the authorities that etcd's are from, PEM; needed unless etcd is on this machine",
+    ),
+    key("placement.etcd_cert", Form::Path, "", "certificate that etcd is shown, PEM"),
+    key("placement.etcd_key", Form::Path, "", "key of that certificate, PEM; of mode 600"),
     key("serve.ip", Form::Ip, "127.0.0.1", "IP address on which chunks are served over QUIC"),
     key(
         "serve.port",

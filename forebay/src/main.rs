@@ -114,6 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Rm(args) => Ok(commands::images::remove(&config, &args, output)?),
         Command::Prune(args) => Ok(commands::prune::run(&config, &args, output)?),
         Command::Store(args) => Ok(commands::store::run(&config, &args.command, output)?),
+        Command::Placement(args) => Ok(commands::placement::run(&config, &args.command, output)?),
         Command::Gc(args) => Ok(commands::images::gc(&config, &args, output)?),
     }
 }

@@ -4,6 +4,7 @@ mod disks;
 mod images;
 mod leases;
 mod nodes;
+mod placement;
 mod pools;
 mod serve;
 
@@ -15,6 +16,7 @@ pub use disks::*;
 pub use images::*;
 pub use leases::*;
 pub use nodes::*;
+pub use placement::*;
 pub use pools::*;
 pub use serve::*;
 
@@ -128,6 +130,8 @@ pub enum Command {
     Gc(GcArgs),
     /// Take care of the permanent store
     Store(StoreArgs),
+    /// Take care of placement's state: back it up, restore it, check it
+    Placement(PlacementArgs),
     /// Run the node's daemon, or manage nodes
     Node(NodeArgs),
     /// Disks of this node that can be used before their image has arrived; the node's daemon keeps them

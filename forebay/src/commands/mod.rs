@@ -11,6 +11,7 @@ pub mod lease;
 pub mod lineage;
 pub mod mend;
 pub mod node;
+pub mod placement;
 pub mod pool;
 pub mod prune;
 pub mod pull;

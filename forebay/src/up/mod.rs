@@ -19,6 +19,7 @@ use placement::{Authority, Clock, Placement};
 use tokio::net::TcpListener;
 
 use crate::commands::interrupted;
+use crate::commands::placement::state_place;
 use crate::config::Config;
 use crate::grid::{self, ADMIN};
 use crate::output::line;
@@ -54,7 +55,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let ips = [ip(config, "serve.ip")?, advertise];
     let papers = authority.server_papers(&data.join("server"), NAME, &ips, clock.now())?;
     let admin = authority.admin_papers(&data.join(ADMIN), clock.now())?;
-    let state: placement::state::StatePlace = data.join("placement.redb").into();
+    let state = state_place(config)?;
     let known = placement::known_store(&state, authority.grid()).await?;
     let store = open_store(config, known).await?;
     let cache = open_cache(config)?;
