@@ -118,9 +118,9 @@ pub trait Keys: Send + Sync + 'static {
     /// All keys that begin with `prefix`, in their order, as of one moment. As new as [`Keys::get`].
     fn list(&self, prefix: String) -> Answer<'_, Listing>;
 
-    /// Does all of a transaction, durably, or nothing. It is a conflict if a comparison fails, and nothing
-    /// was done. If it is `Full`, `Invalid` or `Denied` nothing was done either. Any other error leaves open
-    /// whether it was done: nothing is tried twice in here.
+    /// Does all of a transaction, durably, or nothing. It is a conflict if a comparison fails: nothing was
+    /// done then, nor if it is `Invalid` or `Denied`. Any other error leaves open whether it was done, `Full`
+    /// too: nothing is tried twice in here.
     fn commit(&self, transaction: Transaction) -> Answer<'_, ()>;
 
     /// The changes of keys that begin with `prefix`, after a revision.

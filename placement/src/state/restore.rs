@@ -349,7 +349,9 @@ mod tests {
             }
             assert_eq!(late.unwrap_err().kind(), Kind::Conflict, "{survives}");
             if done.is_err() {
-                assert_eq!(again.err().unwrap().kind(), Kind::Conflict, "{survives}");
+                let e = again.err().unwrap();
+                assert_eq!(e.kind(), Kind::Conflict, "{survives}");
+                assert!(e.message().contains("restore again"), "{e}");
                 put_back(&*keys, &backup).await.unwrap();
             }
             let state = State::over(keys.clone(), "g").await.unwrap();

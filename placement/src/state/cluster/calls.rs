@@ -286,8 +286,9 @@ fn refused(member: &str, status: &Status) -> Error {
     let (kind, next) = match status.code() {
         Code::ResourceExhausted if said.contains("space exceeded") => (
             Kind::Full,
-            "; nothing was changed. Raise its --quota-backend-bytes, or make room (`etcdctl compact`, \
-             `etcdctl defrag`), then `etcdctl alarm disarm`",
+            // The transaction that is the first not to fit is done, and refused.
+            "; raise its --quota-backend-bytes, or make room (`etcdctl compact`, `etcdctl defrag`), then \
+             `etcdctl alarm disarm`. The change that used the space up may have been done",
         ),
         Code::ResourceExhausted => (Kind::Busy(Duration::from_secs(1)), ""),
         Code::InvalidArgument => (
