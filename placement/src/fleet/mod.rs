@@ -41,6 +41,8 @@ use goals::Goals;
 use heard::Reports;
 use plan::Plan;
 
+pub(crate) use operations::Kept;
+
 /// How long an answer waits at most for what is asked for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long one waits before it looks again by itself: another replica may have made the change.
@@ -50,7 +52,7 @@ const TRIES: u32 = 16;
 
 /// A node that has reported, as it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct NodeEntry {
+pub(crate) struct NodeEntry {
     /// When it first did, in seconds since 1970.
     since: u64,
     /// Nothing new is to be put there.

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use api::goal::GoalState;
+use api::pool::SetPool;
 use image::{BootTrace, Digest, Error, Kind, Ref, Result};
 use serde::de::DeserializeOwned;
 
@@ -9,6 +11,7 @@ use super::generation::{GENERATION, NOT_BEFORE, RESTORING};
 use super::keys::{Versioned, decode};
 use super::place::StatePlace;
 use super::{FORMAT, GRID, Holder, LEADERS, SEQ, STORE, Server, Target, Token, VERSION};
+use crate::fleet::{Kept, NodeEntry};
 
 /// Looks at one value; `name` is what follows the family in its key.
 type Look = fn(key: &str, name: &str, value: &Versioned) -> Result<()>;
@@ -25,8 +28,12 @@ const FAMILIES: &[(&str, Look)] = &[
     (GENERATION, json::<u64>),
     (NOT_BEFORE, json::<u64>),
     (RESTORING, |_, _, _| Err(wrong("a restore did not come to its end; restore again"))),
+    ("goals/", json::<GoalState>),
     (LEADERS, json::<String>),
     ("members/", json::<Holder>),
+    ("nodes/", json::<NodeEntry>),
+    ("operations/", json::<Kept>),
+    ("pools/", json::<SetPool>),
     ("refs/", |key, name, value| named::<Ref>(name).and(json::<Target>(key, name, value))),
     ("removed/", json::<u64>),
     ("servers/", |key, name, value| match decode::<Server>(key, value)?.info.name {

@@ -371,6 +371,7 @@ mod tests {
         let (place, file) = backed_up(dir.path()).await;
         let keys = place.keys(None).await.unwrap();
         let bad = [
+            ("goals/n", "1"),
             ("later/x", "1"),
             ("members/m", "{"),
             ("refs/a:1", "7"),
