@@ -52,7 +52,9 @@ pub fn run(config: &Config, command: &PlacementCommand, output: Output) -> Resul
             output.result(&report, backed_up)
         }
         PlacementCommand::Restore(args) => {
-            let report = block_on(state::restore(&place, grid, &args.file, args.force, now))?;
+            let lease = config.time("placement.lease");
+            let work = state::restore(&place, grid, &args.file, args.force, lease, now);
+            let report = block_on(work)?;
             output.result(&report, restored)
         }
         PlacementCommand::Check => {

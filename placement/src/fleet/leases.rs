@@ -17,7 +17,7 @@ use crate::state::keys::{Transaction, Versioned, encode};
 
 /// A lease, as it is kept. It is kept when nobody has it, too: for its epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Lease {
+pub(crate) struct Lease {
     epoch: u64,
     holder: Option<String>,
     #[serde(default)]

@@ -41,6 +41,7 @@ use goals::Goals;
 use heard::Reports;
 use plan::Plan;
 
+pub(crate) use leases::Lease;
 pub(crate) use operations::Kept;
 
 /// How long an answer waits at most for what is asked for.

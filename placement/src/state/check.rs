@@ -11,7 +11,7 @@ use super::generation::{GENERATION, NOT_BEFORE, RESTORING};
 use super::keys::{Versioned, decode};
 use super::place::StatePlace;
 use super::{FORMAT, GRID, Holder, LEADERS, SEQ, STORE, Server, Target, Token, VERSION};
-use crate::fleet::{Kept, NodeEntry};
+use crate::fleet::{Kept, Lease, NodeEntry};
 
 /// Looks at one value; `name` is what follows the family in its key.
 type Look = fn(key: &str, name: &str, value: &Versioned) -> Result<()>;
@@ -30,6 +30,7 @@ const FAMILIES: &[(&str, Look)] = &[
     (RESTORING, |_, _, _| Err(wrong("a restore did not come to its end; restore again"))),
     ("goals/", json::<GoalState>),
     (LEADERS, json::<String>),
+    ("leases/", json::<Lease>),
     ("members/", json::<Holder>),
     ("nodes/", json::<NodeEntry>),
     ("operations/", json::<Kept>),

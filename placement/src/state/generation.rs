@@ -17,8 +17,8 @@ pub(super) const NOT_BEFORE: &str = "not_before";
 /// There while a restore is not at its end.
 pub(super) const RESTORING: &str = "restoring";
 
-/// The longest lease that is handed out. A restored state does not know the leases since its backup: for so
-/// long somebody may hold one.
+/// The longest lease that is handed out, unless a longer one is configured. A restored state does not know the
+/// leases since its backup: for so long somebody may hold one.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(15 * 60);
 
 /// Keys, as long as they are of the generation in which they were opened.

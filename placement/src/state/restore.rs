@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use image::{Error, Kind, Result};
 
@@ -85,12 +86,14 @@ pub async fn backup(
 }
 
 /// Puts a state from a file where none is; or, if `replace`, in place of what is there. Placement must not be
-/// running. `now` in seconds since 1970; of another `grid` than this, if one is given, it is refused.
+/// running. `now` in seconds since 1970; of another `grid` than this, if one is given, it is refused. `lease` is
+/// the longest that may have been handed out, if that is more than [`LONGEST_LEASE`].
 pub async fn restore(
     place: &StatePlace,
     grid: Option<&str>,
     file: &Path,
     replace: bool,
+    lease: Duration,
     now: u64,
 ) -> Result<RestoreReport> {
     let bytes = std::fs::read(file).map_err(|e| Error::io(file.display(), e))?;
@@ -105,7 +108,7 @@ pub async fn restore(
     may_go(place, &before, replace)?;
     let restoring = Restoring::begin(&*keys, &before, &backup.listing).await;
     let restoring = restoring.map_err(|e| e.at(place))?;
-    let not_before = now + LONGEST_LEASE.as_secs();
+    let not_before = now + lease.max(LONGEST_LEASE).as_secs();
     restoring.run(&backup.listing, not_before).await.map_err(|e| e.at(place))?;
     let (keys, lost) = (kinds(&backup.listing), kinds(&before));
     let generation = restoring.generation;
@@ -241,7 +244,6 @@ fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     use super::super::disk::Disk;
     use super::super::keys::Watch;
@@ -272,9 +274,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (old, file) = backed_up(dir.path()).await;
         let new = StatePlace::from(dir.path().join("b.redb"));
-        let e = restore(&new, Some("other"), &file, true, 2000).await.unwrap_err();
+        let e = restore(&new, Some("other"), &file, true, Duration::ZERO, 2000).await.unwrap_err();
         assert_eq!((e.kind(), new.exists().unwrap()), (Kind::Conflict, false), "{e}");
-        let said = restore(&new, Some("g"), &file, false, 2000).await.unwrap();
+        let said = restore(&new, Some("g"), &file, false, Duration::ZERO, 2000).await.unwrap();
         assert_eq!((said.keys["refs"], said.generation, said.not_before), (300, 1, 2900));
         assert!(said.lost.is_empty());
         assert_eq!(check(&new, None).await.unwrap().bad, [""; 0]);
