@@ -3,6 +3,7 @@
 //! - [`ca`]: the grid's authority, made on first start: who is a member, and whose signatures count
 //! - [`state`]: refs, join tokens, members, in redb or in etcd, behind one seam (`state::keys::Keys`)
 //! - `refs`: moves of refs, in step with the log in the store, from which names can be rebuilt
+//! - [`decide`]: choosing a node, by what is known of the fleet
 //! - [`retention`]: which names may go, by rules over when their images were made
 //! - `fleet`: what nodes have, what they are to do, pools of ready volumes
 //! - `traces`: what guests of an image touch first, recorded by nodes and told to others
@@ -28,6 +29,7 @@ pub mod care;
 mod catalog;
 pub mod client;
 pub mod clock;
+pub mod decide;
 mod files;
 mod fleet;
 mod http;
