@@ -89,6 +89,22 @@ pub enum Term {
     Spread,
 }
 
+impl Term {
+    /// Its name, as in JSON and in the policy.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fit => "fit",
+            Self::Image => "image",
+            Self::Pool => "pool",
+            Self::Near => "near",
+            Self::Behaviour => "behaviour",
+            Self::Licence => "licence",
+            Self::Idle => "idle",
+            Self::Spread => "spread",
+        }
+    }
+}
+
 /// What a term gave a node.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -10,9 +10,10 @@ use crate::fleet::{check_amount, check_share, invalid};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Weights {
-    /// How full the node gets of what is asked for: fuller is better, so that large room stays for large requests.
+    /// How full, and how evenly, the node gets of what is asked for: so large room stays for large requests.
     pub fit: f64,
-    /// The share of the image that is at hand.
+    /// The share of the image that is at hand; what is not counts for a quarter of that where there is room for others of
+    /// the image.
     pub image: f64,
     /// Whether there is a ready volume of the pool.
     pub pool: f64,

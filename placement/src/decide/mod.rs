@@ -87,14 +87,14 @@ pub fn explain(view: &View, request: &PlaceRequest, policy: &Policy) -> Result<E
     let asked = asked(view, request, policy)?;
     let (mut scored, mut misses) = (Vec::new(), Vec::new());
     for (at, slot) in view.slots() {
-        let rank = Rank::of(view, &asked, at, slot);
+        let rank = Rank::of(&asked, at, slot);
         match rank.fits {
-            true => scored.push((scored_of(&asked, &rank, slot), rank)),
+            true => scored.push((scored_of(view, &asked, &rank, slot), rank)),
             false => misses.push((miss_of(view, &asked, &rank, slot), rank)),
         }
     }
-    scored.sort_by(|(_, a), (_, b)| b.compare(a));
-    misses.sort_by(|(_, a), (_, b)| b.compare(a));
+    scored.sort_by(|(_, a), (_, b)| b.compare(a, view));
+    misses.sort_by(|(_, a), (_, b)| b.compare(a, view));
     Ok(Explanation {
         decision: decided(view, &asked),
         scored: scored.into_iter().map(|(scored, _)| scored).collect(),
@@ -108,48 +108,54 @@ fn asked<'a>(view: &'a View, request: &'a PlaceRequest, policy: &'a Policy) -> R
     Asked::new(view, request, policy)
 }
 
-/// Where a node stands among the others. What fits stands above what does not.
-struct Rank<'v> {
+/// Where a node stands among the others.
+struct Rank {
     at: At,
-    name: &'v str,
     fits: bool,
     /// The score; or, of a node that does not fit, what it lacks, below 0.
     worth: f64,
     lot: u64,
 }
 
-impl<'v> Rank<'v> {
-    fn of(view: &'v View, asked: &Asked<'_>, at: At, slot: &Slot) -> Self {
-        let lacks = filter::lacks(asked, at, slot).map(|lack| lack.much());
-        let lack = lacks.fold(None, |sum: Option<f64>, lack| Some(sum.unwrap_or(0.0) + lack));
-        Self {
-            at,
-            name: &view.facts(at).name,
-            fits: lack.is_none(),
-            worth: lack.map_or_else(|| score::score(asked, at, slot), |lack| -lack),
-            lot: draw(asked.lot, slot.lot),
-        }
+impl Rank {
+    fn of(asked: &Asked<'_>, at: At, slot: &Slot) -> Self {
+        Self::fitting(asked, at, slot).unwrap_or_else(|| {
+            let lack = filter::lacks(asked, at, slot).fold(0.0, |sum, lack| sum + lack.much());
+            Self { at, fits: false, worth: -lack, lot: draw(asked.lot, slot.lot) }
+        })
     }
 
-    fn compare(&self, other: &Self) -> Ordering {
-        let names = || self.name.cmp(other.name);
+    /// `None` as soon as one rule rules it out.
+    fn fitting(asked: &Asked<'_>, at: At, slot: &Slot) -> Option<Self> {
+        filter::lacks(asked, at, slot).next().is_none().then(|| {
+            let (worth, lot) = (score::score(asked, at, slot), draw(asked.lot, slot.lot));
+            Self { at, fits: true, worth, lot }
+        })
+    }
+
+    fn compare(&self, other: &Self, view: &View) -> Ordering {
         let worth = self.fits.cmp(&other.fits).then(self.worth.total_cmp(&other.worth));
+        // Names are looked at if even the lots are the same.
+        let names = || view.facts(self.at).name.cmp(&view.facts(other.at).name);
         worth.then(self.lot.cmp(&other.lot)).then_with(names)
     }
 }
 
 fn decided(view: &View, asked: &Asked<'_>) -> Decision {
-    let mut best: Option<(Rank<'_>, &Slot)> = None;
+    let mut best: Option<(Rank, &Slot)> = None;
     let (mut fit, mut impossible) = (0, true);
     for (at, slot) in view.slots() {
-        // As soon as there is a node that fits, what others lack does not matter.
-        if fit > 0 && filter::lacks(asked, at, slot).next().is_some() {
-            continue;
-        }
-        let rank = Rank::of(view, asked, at, slot);
+        let rank = match fit {
+            0 => Rank::of(asked, at, slot),
+            // There is a node that fits: what others lack does not matter.
+            _ => match Rank::fitting(asked, at, slot) {
+                Some(rank) => rank,
+                None => continue,
+            },
+        };
         fit += u64::from(rank.fits);
         impossible &= !rank.fits && filter::lacks(asked, at, slot).any(|lack| lack.lasts());
-        if best.as_ref().is_none_or(|(best, _)| rank.compare(best).is_gt()) {
+        if best.as_ref().is_none_or(|(best, _)| rank.compare(best, view).is_gt()) {
             best = Some((rank, slot));
         }
     }
@@ -158,7 +164,7 @@ fn decided(view: &View, asked: &Asked<'_>) -> Decision {
     Decision {
         request: asked.request.id.clone(),
         chosen: chosen.map(|(rank, _)| Chosen {
-            node: rank.name.to_owned(),
+            node: view.facts(rank.at).name.clone(),
             hypervisor: hypervisor(asked, rank.at),
             score: rank.worth,
         }),
@@ -169,20 +175,20 @@ fn decided(view: &View, asked: &Asked<'_>) -> Decision {
     }
 }
 
-fn scored_of(asked: &Asked<'_>, rank: &Rank<'_>, slot: &Slot) -> Scored {
+fn scored_of(view: &View, asked: &Asked<'_>, rank: &Rank, slot: &Slot) -> Scored {
     Scored {
-        node: rank.name.to_owned(),
+        node: view.facts(rank.at).name.clone(),
         hypervisor: hypervisor(asked, rank.at),
         score: rank.worth,
         points: score::points(asked, rank.at, slot).collect(),
     }
 }
 
-fn miss_of(view: &View, asked: &Asked<'_>, rank: &Rank<'_>, slot: &Slot) -> Miss {
+fn miss_of(view: &View, asked: &Asked<'_>, rank: &Rank, slot: &Slot) -> Miss {
     let facts = view.facts(rank.at);
     let lacks = filter::lacks(asked, rank.at, slot);
     let reasons = lacks.map(|lack| lack.reason(asked.request, facts)).collect();
-    Miss { node: rank.name.to_owned(), lack: -rank.worth, reasons }
+    Miss { node: facts.name.clone(), lack: -rank.worth, reasons }
 }
 
 fn hypervisor(asked: &Asked<'_>, at: At) -> Option<String> {

@@ -207,13 +207,13 @@ fn each_term_draws_to_where_it_is_better() {
             json!({"reserved": {"memory": 8 * GIB}}),
             json!({"needs": {"memory": 8 * GIB}}),
             Term::Fit,
-            0.5,
+            0.75,
         ),
         (
             json!({"images": {image.to_string(): 25}}),
             json!({"image": image, "image-bytes": 100}),
             Term::Image,
-            0.25,
+            0.4375,
         ),
         (json!({"pools": {"p": 2}}), json!({"pool": "p"}), Term::Pool, 1.0),
         (
