@@ -24,6 +24,7 @@ mod leases;
 mod member;
 mod nbd;
 mod operator;
+mod placing;
 mod pools;
 mod power;
 mod qmp;

@@ -18,6 +18,8 @@ pub enum Form {
     Time,
     /// A whole number.
     Number,
+    /// A number that is not below 0: `1.5`.
+    Decimal,
     /// `address:port`.
     Address,
     /// An IP address.
@@ -182,6 +184,39 @@ pub const KEYS: &[Key] = &[
         "0",
         "threads that hash and compress; 0 means one per core",
     ),
+    key("place.head_room_cpu", Form::Number, "0", "thousandths of each node's CPUs that stay free"),
+    key("place.head_room_memory", Form::Number, "0", "the same of memory"),
+    key("place.head_room_disk", Form::Number, "50", "the same of the disk"),
+    key("place.head_room_network", Form::Number, "0", "the same of the network"),
+    key(
+        "place.load_most",
+        Form::Decimal,
+        "0.9",
+        "load above which a node takes nothing new, 0 to 1",
+    ),
+    key(
+        "place.weight_fit",
+        Form::Decimal,
+        "1",
+        "how much it counts that a node gets full, so that large room stays for large requests",
+    ),
+    key("place.weight_image", Form::Decimal, "2", "the same of the image's share that is at hand"),
+    key("place.weight_pool", Form::Decimal, "2", "the same of a ready volume of the pool"),
+    key("place.weight_near", Form::Decimal, "0.5", "the same of being near what it should be near"),
+    key(
+        "place.weight_behaviour",
+        Form::Decimal,
+        "1",
+        "the same of a hypervisor that is strong where the guest needs it",
+    ),
+    key("place.weight_licence", Form::Decimal, "1", "the same of licences that cost little"),
+    key("place.weight_idle", Form::Decimal, "0.5", "the same of a node whose tasks do not wait"),
+    key(
+        "place.weight_spread",
+        Form::Decimal,
+        "1.5",
+        "the same of a failure domain with few of those from whom it should be spread",
+    ),
     key(
         "io.engine",
         Form::Word(&["auto", "io_uring", "portable"]),
@@ -256,6 +291,10 @@ fn check(key: &Key, text: &str) -> std::result::Result<(), String> {
         Form::Size => size(text).map(drop),
         Form::Time => parse_time(text).map(drop),
         Form::Number => text.parse::<u32>().map(drop).map_err(|e| e.to_string()),
+        Form::Decimal => match text.parse::<f64>() {
+            Ok(n) if n.is_finite() && n >= 0.0 => Ok(()),
+            _ => Err("write a number that is not below 0, as 1.5".into()),
+        },
         Form::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|e| e.to_string()),
         Form::Ip => text.parse::<std::net::IpAddr>().map(drop).map_err(|e| e.to_string()),
         Form::Path | Form::Word(&[]) => Ok(()),
@@ -393,6 +432,11 @@ impl Config {
 
     /// A number.
     pub fn number(&self, name: &'static str) -> u32 {
+        self.text(name).parse().expect("checked when it was set")
+    }
+
+    /// A number that need not be whole.
+    pub fn decimal(&self, name: &'static str) -> f64 {
         self.text(name).parse().expect("checked when it was set")
     }
 

@@ -5,6 +5,7 @@ mod images;
 mod leases;
 mod nodes;
 mod placement;
+mod placing;
 mod pools;
 mod serve;
 
@@ -17,6 +18,7 @@ pub use images::*;
 pub use leases::*;
 pub use nodes::*;
 pub use placement::*;
+pub use placing::*;
 pub use pools::*;
 pub use serve::*;
 
@@ -142,6 +144,8 @@ pub enum Command {
     Lease(LeaseArgs),
     /// List what was asked of placement and takes its time, or wait for it
     Operations(OperationsArgs),
+    /// Choose nodes for what is to be placed, and say why
+    Place(PlaceArgs),
     /// Show the configuration in force, and where each value came from
     Config,
     /// Print a completion script for a shell

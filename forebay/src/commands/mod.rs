@@ -12,6 +12,7 @@ pub mod lineage;
 pub mod mend;
 pub mod node;
 pub mod placement;
+pub mod place;
 pub mod pool;
 pub mod prune;
 pub mod pull;
