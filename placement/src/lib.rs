@@ -173,8 +173,13 @@ impl Placement {
         let tokens =
             tokens::Tokens { state: state.clone(), authority, clock: clock.clone(), address };
         let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
-        let fleet =
-            fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), lease_secs);
+        let fleet = fleet::Fleet::new(
+            state.clone(),
+            clock.clone(),
+            Arc::clone(&catalog),
+            lease_secs,
+            own.name,
+        );
         let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }

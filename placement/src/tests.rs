@@ -34,7 +34,13 @@ pub(crate) async fn app(limits: Limits) -> App {
     let catalog = crate::catalog::Catalog::open(state.clone(), archive, key, clock.clone());
     let catalog = Arc::new(catalog.await.unwrap());
     let members = crate::members::Members { state: state.clone(), clock: clock.clone() };
-    let fleet = crate::fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), 900);
+    let fleet = crate::fleet::Fleet::new(
+        state.clone(),
+        clock.clone(),
+        Arc::clone(&catalog),
+        900,
+        "t".into(),
+    );
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
     App { catalog, tokens: Arc::new(tokens), members, fleet, limits, store: "store".into() }
 }

@@ -15,10 +15,15 @@ use super::heard::{AWAY, Reports};
 use super::operations::{self, Kept, Work};
 use super::plan::{NodeView, Plan, PoolView, plan};
 use super::{Fleet, NodeEntry, UNPOISONED, claims};
+use crate::state::Lead;
 use crate::state::keys::{Transaction, Versioned};
 
 /// A pass at least so often: nodes go away without a word.
 const TICK: Duration = Duration::from_secs(1);
+/// How long the one who decides may be silent before another does.
+const LEAD: Duration = Duration::from_secs(6);
+/// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
+const CLAIMS: usize = 48;
 /// Pause between two passes: what comes together is decided together.
 const BREATH: Duration = Duration::from_millis(20);
 /// Seconds for which a node is not told to build for a pool after it has failed to, doubled each time.
@@ -47,20 +52,40 @@ struct Pass<'a> {
 }
 
 impl Fleet {
-    /// Sees to everything until nobody waits any more.
+    /// Sees to everything until nobody waits any more; of several placements one does.
     pub(crate) async fn control(self: Arc<Self>) {
-        let mut memory = Memory::default();
         while !self.closed.load(Ordering::Relaxed) {
-            if let Err(error) = self.pass(&mut memory).await {
+            let led = tokio::select! {
+                led = self.state.lead("controllers", &self.name, LEAD) => led,
+                () = self.is_closed() => return,
+            };
+            match led {
+                Ok(lead) => self.reign(lead).await,
+                Err(error) => {
+                    tracing::error!(%error, "nobody decides what nodes are to do; it is tried again");
+                    tokio::time::sleep(TICK).await;
+                }
+            }
+        }
+    }
+
+    /// Sees to everything as long as nobody else may.
+    async fn reign(&self, lead: Lead) {
+        let mut memory = Memory::default();
+        while lead.holds() && !self.closed.load(Ordering::Relaxed) {
+            if let Err(error) = self.pass(&lead, &mut memory).await {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }
             let _ = tokio::time::timeout(TICK, self.wake.notified()).await;
             tokio::time::sleep(BREATH).await;
         }
+        if let Err(error) = lead.resign().await {
+            tracing::warn!(%error, "others wait until the lead of this placement has lapsed");
+        }
     }
 
     /// One pass.
-    pub(super) async fn pass(&self, memory: &mut Memory) -> Result<()> {
+    pub(super) async fn pass(&self, lead: &Lead, memory: &mut Memory) -> Result<()> {
         let heard = self.heard.lock().expect(UNPOISONED).clone();
         let (now, ticks) = (self.clock.now(), self.clock.ticks());
         let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
@@ -74,14 +99,16 @@ impl Fleet {
             open,
             touched: BTreeSet::new(),
         };
-        pass.settle(memory);
+        if pass.settle(memory) {
+            self.wake.notify_one();
+        }
         self.tell_claims(&mut pass).await?;
         // Just started, a node that has not been heard of yet is not away.
         let all = pass.known.keys().all(|node| heard.get(node).is_some());
         if all || ticks >= self.started_ticks + AWAY {
             self.plan_pools(&mut pass, memory).await?;
         }
-        self.write(pass).await
+        self.write(lead, pass).await
     }
 
     async fn open_operations(&self, now: u64) -> Result<Vec<(Kept, Versioned)>> {
@@ -101,7 +128,12 @@ impl Fleet {
     }
 
     async fn tell_claims(&self, pass: &mut Pass<'_>) -> Result<()> {
+        let mut told = 0;
         for at in 0..pass.open.len() {
+            if told == CLAIMS {
+                self.wake.notify_one();
+                break;
+            }
             let (kept, _) = &mut pass.open[at];
             let Work::Claim { pool, told: None, .. } = &kept.work else { continue };
             let pool = pool.clone();
@@ -120,6 +152,7 @@ impl Fleet {
             }
             if *kept != before {
                 pass.touched.insert(at);
+                told += 1;
             }
         }
         Ok(())
@@ -154,7 +187,7 @@ impl Fleet {
     }
 
     /// Writes what has changed: each node's goal and the operations that go with it, at once.
-    async fn write(&self, pass: Pass<'_>) -> Result<()> {
+    async fn write(&self, lead: &Lead, pass: Pass<'_>) -> Result<()> {
         let Pass { goals, open, mut touched, .. } = pass;
         let mut writes = Vec::new();
         for node in goals.changed() {
@@ -171,7 +204,7 @@ impl Fleet {
         writes.extend(rest.map(|at| open[at].0.write(Some(&open[at].1), Transaction::default())));
         let mut done = false;
         for write in writes {
-            match self.state.commit(write).await {
+            match lead.commit(write).await {
                 Ok(()) => done = true,
                 Err(error) if error.kind() == Kind::Conflict => self.wake.notify_one(),
                 Err(error) => return Err(error),
@@ -193,8 +226,9 @@ impl Kept {
 }
 
 impl Pass<'_> {
-    /// Takes out what nodes say is over, and what those who are away were to build.
-    fn settle(&mut self, memory: &mut Memory) {
+    /// Takes out what nodes say is over, and what those who are away were to build. Says whether there is more.
+    fn settle(&mut self, memory: &mut Memory) -> bool {
+        let mut more = false;
         for (node, last) in self.heard.iter() {
             let status: BTreeMap<&str, &ItemStatus> =
                 last.report.items.iter().map(|s| (s.id.as_str(), s)).collect();
@@ -205,7 +239,9 @@ impl Pass<'_> {
                 .items(node)
                 .iter()
                 .filter_map(|item| Some((item.clone(), (*over(item)?).clone())))
+                .take(CLAIMS)
                 .collect();
+            more |= ended.len() == CLAIMS;
             for (item, status) in &ended {
                 self.ended(node, item, status, memory);
             }
@@ -215,6 +251,7 @@ impl Pass<'_> {
         for node in away.iter().filter(|node| self.heard.get(node).is_some()) {
             self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
         }
+        more
     }
 
     fn is_away(&self, node: &str) -> bool {

@@ -10,7 +10,11 @@ use crate::state::keys::{Transaction, Versioned, encode};
 
 /// The goals as they were read, and what is to become of them.
 #[derive(Default)]
-pub(crate) struct Goals(BTreeMap<String, Draft>);
+pub(crate) struct Goals {
+    /// Of the grid.
+    generation: u64,
+    drafts: BTreeMap<String, Draft>,
+}
 
 #[derive(Default)]
 struct Draft {
@@ -30,26 +34,27 @@ impl Goals {
         let all = state.list_versioned::<GoalState>("goals/").await?;
         let draft =
             |(node, goal, seen)| (node, Draft { goal, seen: Some(seen), ..Draft::default() });
-        Ok(Self(all.into_iter().map(draft).collect()))
+        let generation = state.generation().await?;
+        Ok(Self { generation, drafts: all.into_iter().map(draft).collect() })
     }
 
     /// What a node is to do.
     pub(crate) fn items(&self, node: &str) -> &[GoalItem] {
-        self.0.get(node).map_or(&[], |draft| &draft.goal.items)
+        self.drafts.get(node).map_or(&[], |draft| &draft.goal.items)
     }
 
     /// Nodes and what they are to do.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &GoalState)> {
-        self.0.iter().map(|(node, draft)| (node.as_str(), &draft.goal))
+        self.drafts.iter().map(|(node, draft)| (node.as_str(), &draft.goal))
     }
 
     /// Tells a node to do one more thing; returns the item's id, which no other item has or will have.
     pub(crate) fn add(&mut self, node: &str, goal: Goal) -> String {
-        let draft = self.0.entry(node.to_owned()).or_default();
+        let draft = self.drafts.entry(node.to_owned()).or_default();
         draft.changed = true;
         draft.added += 1;
         // A goal of this version is written once, so whatever comes into it at this place has the id for itself.
-        let place = (node, draft.goal.generation, draft.goal.version + 1, draft.added);
+        let place = (node, self.generation, draft.goal.version + 1, draft.added);
         let id = Digest::of_chunk(&encode(&place)).to_string()[..32].to_owned();
         draft.goal.items.push(GoalItem { id: id.clone(), goal });
         id
@@ -57,7 +62,7 @@ impl Goals {
 
     /// Takes items out.
     pub(crate) fn retain(&mut self, node: &str, keep: impl FnMut(&GoalItem) -> bool) {
-        let Some(draft) = self.0.get_mut(node) else { return };
+        let Some(draft) = self.drafts.get_mut(node) else { return };
         let before = draft.goal.items.len();
         draft.goal.items.retain(keep);
         draft.changed |= draft.goal.items.len() != before;
@@ -65,14 +70,15 @@ impl Goals {
 
     /// The nodes whose goals have changed.
     pub(crate) fn changed(&self) -> Vec<String> {
-        let changed = self.0.iter().filter(|(_, draft)| draft.changed);
+        let changed = self.drafts.iter().filter(|(_, draft)| draft.changed);
         changed.map(|(node, _)| node.clone()).collect()
     }
 
     /// What writes a node's goal down, as long as nobody else has changed it.
     pub(crate) fn write(&self, node: &str, into: Transaction) -> Transaction {
-        let Some(Draft { goal, seen, .. }) = self.0.get(node) else { return into };
-        let goal = GoalState { version: goal.version + 1, ..goal.clone() };
+        let Some(Draft { goal, seen, .. }) = self.drafts.get(node) else { return into };
+        let (generation, version) = (self.generation, goal.version + 1);
+        let goal = GoalState { generation, version, ..goal.clone() };
         into.unchanged(&key(node), seen.as_ref()).put(&key(node), encode(&goal))
     }
 }

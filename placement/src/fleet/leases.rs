@@ -4,6 +4,8 @@
 //! so long after. A placement that has just started counts all holders as heard of at that moment: it cannot know
 //! better, and waits rather than having two write.
 
+use std::time::Duration;
+
 use api::lease::{
     BreakLease, Broken, HeldLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease,
 };
@@ -31,8 +33,10 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    fn give(&mut self, to: &str, called: &str, now: u64) {
-        self.epoch += 1;
+    /// `generation` is the grid's: what was restored from a backup may have forgotten epochs, so those of a later
+    /// generation are above all of an earlier one.
+    fn give(&mut self, to: &str, called: &str, generation: u64, now: u64) {
+        self.epoch = (self.epoch + 1).max(generation << 32);
         self.holder = Some(to.to_owned());
         called.clone_into(&mut self.called);
         (self.since, self.revoked) = (now, false);
@@ -55,6 +59,8 @@ impl Fleet {
     /// [`Kind::Conflict`], naming its holder, while another has it.
     pub(crate) async fn take_lease(&self, volume: &str, asked: &TakeLease) -> Result<LeaseGrant> {
         check_name(&asked.holder)?;
+        self.wait_for_leases_before_a_restore().await?;
+        let generation = self.state.generation().await?;
         self.change_lease(volume, |lease| {
             match lease.holder.clone() {
                 Some(holder) if holder == asked.holder => {
@@ -72,10 +78,25 @@ impl Fleet {
                 }
                 None => {}
             }
-            lease.give(&asked.holder, &asked.called, self.clock.now());
+            lease.give(&asked.holder, &asked.called, generation, self.clock.now());
             Ok(())
         })
         .await
+    }
+
+    /// After a restore nobody knows who was given leases since the backup: until they are over there are none.
+    async fn wait_for_leases_before_a_restore(&self) -> Result<()> {
+        let left = match self.state.not_before().await? {
+            Some(then) => then.saturating_sub(self.clock.now()),
+            None => 0,
+        };
+        if left == 0 {
+            return Ok(());
+        }
+        let what = format!(
+            "placement's state was restored from a backup: leases that were given since that are over in {left} s, and              none is given before"
+        );
+        Err(Error::new(Kind::Busy(Duration::from_secs(left)), what))
     }
 
     /// Hands a lease from the node that has it to another, of the next epoch.
@@ -86,6 +107,7 @@ impl Fleet {
         asked: &TransferLease,
     ) -> Result<LeaseGrant> {
         check_name(&asked.to)?;
+        let generation = self.state.generation().await?;
         self.change_lease(volume, |lease| {
             let theirs = by.is_none_or(|by| lease.holder.as_deref() == Some(by));
             if !theirs || lease.holder.is_none() || lease.epoch != asked.epoch {
@@ -95,7 +117,7 @@ impl Fleet {
                 return Err(Error::new(Kind::Conflict, what));
             }
             let called = lease.called.clone();
-            lease.give(&asked.to, &called, self.clock.now());
+            lease.give(&asked.to, &called, generation, self.clock.now());
             Ok(())
         })
         .await

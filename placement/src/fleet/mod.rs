@@ -68,6 +68,8 @@ pub(crate) struct Fleet {
     catalog: Arc<Catalog>,
     /// When this placement began to listen to nodes, by [`Clock::ticks`].
     started_ticks: u64,
+    /// What this placement is called.
+    name: String,
     /// Seconds for which a node has its leases after it was heard of.
     lease_secs: u64,
     heard: Mutex<Reports>,
@@ -89,10 +91,12 @@ impl Fleet {
         clock: Clock,
         catalog: Arc<Catalog>,
         lease_secs: u64,
+        name: String,
     ) -> Arc<Self> {
         Arc::new(Self {
             started_ticks: clock.ticks(),
             lease_secs,
+            name,
             state,
             clock,
             catalog,
@@ -133,7 +137,7 @@ impl Fleet {
             Ok(Told { goal, lease_secs: self.lease_secs, lost })
         };
         let news = |told: &Told| {
-            (told.goal.generation, told.goal.version) != answers || !told.lost.is_empty()
+            (told.goal.generation, told.goal.version) > answers || !told.lost.is_empty()
         };
         self.until(wait, look, news).await
     }
@@ -181,6 +185,15 @@ impl Fleet {
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         self.tell();
+    }
+
+    /// Ends when all waiting does.
+    async fn is_closed(&self) {
+        let mut changed = self.changed.subscribe();
+        while !self.closed.load(Ordering::Relaxed) {
+            // The sender is ours, so it is there.
+            let _ = changed.changed().await;
+        }
     }
 
     /// Says that goals or operations have changed.

@@ -20,6 +20,8 @@ use super::heard::AWAY;
 use super::{Fleet, State};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::state::Lead;
+use crate::state::keys::{Transaction, encode};
 use crate::tests::fake;
 
 const NOW: u64 = 1_700_000_000;
@@ -132,6 +134,7 @@ struct Grid {
     fleet: Arc<Fleet>,
     now: Arc<AtomicU64>,
     memory: Memory,
+    lead: Lead,
     nodes: BTreeMap<String, Node>,
 }
 
@@ -148,9 +151,10 @@ impl Grid {
         let key = authority.signing_key().clone();
         let archive: Arc<dyn crate::Archive> = fake::Fake::new();
         let catalog = Catalog::open(state.clone(), archive, key, clock.clone()).await.unwrap();
-        let fleet = Fleet::new(state, clock, Arc::new(catalog), 900);
+        let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
+        let fleet = Fleet::new(state, clock, Arc::new(catalog), 900, "t".into());
         let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
-        Self { fleet, now, memory: Memory::default(), nodes }
+        Self { fleet, now, memory: Memory::default(), lead, nodes }
     }
 
     fn later(&self, seconds: u64) {
@@ -166,7 +170,7 @@ impl Grid {
             let told = self.fleet.report(name, node.report(), Duration::ZERO).await.unwrap();
             node.take(told.goal);
         }
-        self.fleet.pass(&mut self.memory).await.unwrap();
+        self.fleet.pass(&self.lead, &mut self.memory).await.unwrap();
         self.later(1);
     }
 
@@ -332,7 +336,7 @@ async fn a_placement_that_has_just_started_does_not_take_silence_for_absence() {
     grid.settle().await;
     // The same state under another process, which has heard of one node only.
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
-    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900);
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900, "t".into());
     grid.memory = Memory::default();
     grid.round(&["a"]).await;
     grid.round(&["a"]).await;
@@ -426,7 +430,7 @@ async fn a_placement_that_has_just_started_waits_before_it_gives_a_lease_to_anot
     grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
     grid.later(5000);
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
-    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900);
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900, "t".into());
     grid.later(899);
     assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
     grid.later(1);
@@ -459,4 +463,34 @@ async fn a_lease_that_is_broken_is_free_when_its_holder_has_stopped() {
     let info = grid.fleet.break_lease(VOLUME, "admin", &at_once).await.unwrap();
     assert_eq!((info.holder, info.broken.unwrap().holder.as_str()), (None, "b"));
     assert_eq!(grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap().epoch, 3);
+}
+
+#[tokio::test]
+async fn after_a_restore_no_lease_is_given_until_those_before_it_are_over() {
+    let grid = Grid::new(&[]).await;
+    let until = Transaction::default().put("not_before", encode(&(NOW + 100)));
+    grid.fleet.state.commit(until).await.unwrap();
+    let wait = grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap_err();
+    assert_eq!(wait.kind(), Kind::Busy(Duration::from_secs(100)));
+    grid.later(100);
+    grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_of_claims_is_served_however_many_there_are() {
+    let mut grid = Grid::new(&["a"]).await;
+    grid.nodes.get_mut("a").unwrap().free = 1000 * SIZE;
+    grid.fleet.set_pool("p", set(200, 200)).await.unwrap();
+    grid.settle().await;
+    assert_eq!(grid.ready(), 200);
+    for n in 0..200 {
+        grid.fleet.claim("x", "p", claim(n, None), Duration::ZERO).await.unwrap();
+    }
+    for _ in 0..10 {
+        grid.round(&[]).await;
+        grid.work();
+    }
+    let all = grid.fleet.operations().await.unwrap().operations;
+    assert!(all.len() == 200 && all.iter().all(|o| o.state == OperationState::Done));
+    assert_eq!(grid.nodes["a"].given.len(), 200);
 }

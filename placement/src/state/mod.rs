@@ -52,7 +52,7 @@ use image::{BootTrace, Digest, Error, Kind, Ref, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::RefMove;
-use generation::{Fenced, NOT_BEFORE, RESTORING};
+use generation::{Fenced, GENERATION, NOT_BEFORE, RESTORING};
 use keys::{Keys, Listing, MAX_OPS, Transaction, Versioned, Watch, decode, encode};
 
 pub use check::{CheckReport, check};
@@ -208,6 +208,11 @@ impl State {
     /// The changes of keys that begin with a prefix, after a revision.
     pub fn watch(&self, prefix: &str, after: u64) -> Watch {
         self.0.watch(prefix.into(), after)
+    }
+
+    /// Which generation of the grid it is: each restore begins another.
+    pub(crate) async fn generation(&self) -> Result<u64> {
+        Ok(self.get(GENERATION).await?.map_or(0, |(number, _)| number))
     }
 
     /// Before when no lease may be handed out, in seconds since 1970: the state was restored, and does not
