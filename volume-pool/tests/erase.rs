@@ -160,6 +160,28 @@ fn real_on_xfs_what_is_shared_is_let_go_of_and_stays() {
 }
 
 #[test]
+fn real_what_somebody_shares_meanwhile_is_not_said_to_be_overwritten() {
+    let Some(disk) = Mounted::new(&["mkfs.xfs", "-q", "-m", "reflink=1"]) else { return };
+    let shelf = used(&disk.at());
+    let copy = BlockFile::open(disk.at().join("copy"), OpenMode::create()).unwrap();
+    let volume = BlockFile::open(shelf.disk("a").unwrap(), OpenMode::read()).unwrap();
+    let plan = Plan { method: Method::Zeros { passes: 1 }, proof: Proof::All, seed: [5; 32] };
+    let mut erasure = shelf.erase("a", &plan, 1).unwrap();
+    // After it was looked at where all of it lies, and before the first of it is written.
+    erasure
+        .run(&mut |progress| {
+            if progress.at == 0 && copy.size().unwrap() == 0 && progress.next == MIB {
+                copy.reflink_from(&volume).unwrap();
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let tally = erasure.record("n", 2, None).tally;
+    assert_eq!((tally.overwritten, tally.moved, tally.shared), (0, 24 * MIB, 3 * MIB), "{tally:?}");
+    assert_eq!(disk.found(OURS), 24 * MIB);
+}
+
+#[test]
 fn real_on_btrfs_all_is_discarded_and_said_to_be() {
     let Some(disk) = Mounted::new(&["mkfs.btrfs", "-q"]) else { return };
     let shelf = used(&disk.at());
