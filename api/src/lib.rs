@@ -8,6 +8,7 @@ pub mod error;
 pub mod fleet;
 pub mod goal;
 pub mod grid;
+pub mod layout;
 pub mod lease;
 pub mod node;
 pub mod operation;

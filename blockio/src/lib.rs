@@ -3,6 +3,7 @@
 //! - [`Arena`] and [`Buf`]: bounded memory, lent out as owned, aligned buffers. [`GuestBuf`]: memory of a guest.
 //! - [`BlockFile`]: a regular file or a block device, opened once and held until synced. [`Fs`]:
 //!   names that last.
+//! - [`LoopDevice`]: a part of a file for programs that want a device.
 //! - [`Engine`]: positional reads, writes and syncs that do not block the runtime, through a ring
 //!   of our own or a bounded pool of threads.
 //! - [`in_background`]: threads that take what others leave.
@@ -32,6 +33,7 @@ pub mod file;
 pub mod fs;
 pub mod guest;
 mod in_use;
+mod loops;
 mod os_file;
 mod places;
 mod stamp;
@@ -45,6 +47,7 @@ pub use error::{Cause, Located, cause, errno};
 pub use file::{BlockFile, Extents};
 pub use fs::{Fs, Namespace, rename_durable, sync_dir};
 pub use guest::GuestBuf;
+pub use loops::LoopDevice;
 pub use places::{Placed, Places};
 pub use stamp::Stamp;
 pub use watch::watch;

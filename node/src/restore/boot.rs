@@ -14,7 +14,7 @@ use super::report::Boot;
 use super::run::{command, run};
 use super::said::Said;
 use super::scratch::Scratch;
-use crate::volumes::tools;
+use crate::tools;
 
 const QEMU: &str = "qemu-system-x86_64";
 /// Lines of the console that are told of a machine that did not start.

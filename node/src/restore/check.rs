@@ -12,7 +12,7 @@ use super::report::{Part, Verdict};
 use super::run::{command, run};
 use super::scratch::{DISK, Scratch};
 use super::verdict::{Ended, Task, judge, judge_replayed};
-use crate::volumes::tools;
+use crate::tools;
 
 const SCRIPT: &str = include_str!("check.sh");
 /// A tool that takes longer is ended: file systems can be made that keep one busy for ever.

@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use super::said::Said;
 use super::verdict::Ended;
-use crate::volumes::tools;
+use crate::tools;
 
 /// What starts a program in `dir` that is killed when its [`Child`](tokio::process::Child) is dropped. If there is a
 /// `setpriv`, the kernel kills it also when the thread that starts it has ended, however that came about.
