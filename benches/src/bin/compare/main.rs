@@ -23,6 +23,7 @@
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
 //! | `claim` | ready volumes handed out, beside a journaled rename ([`claim`]) |
 //! | `erase` | what was in a volume overwritten, beside fio ([`erase`]) |
+//! | `format` | a blank disk that is partitioned and formatted, beside the tools alone ([`format`]) |
 //! | `save` | captures of a volume of which little has changed ([`save`]) |
 //! | `save-cold` | a disk of which nothing is stored, beside borg and zstd ([`save_cold`]) |
 //! | `save-beside` | what a guest feels of a capture in the background ([`save_beside`]) |
@@ -39,6 +40,7 @@ mod cpu;
 mod erase;
 mod fio;
 mod fleet;
+mod format;
 mod grid;
 mod hits;
 mod idle;
@@ -130,6 +132,7 @@ fn main() {
         ("volume-cpu", cpu::measure),
         ("claim", claim::measure),
         ("erase", erase::measure),
+        ("format", format::measure),
         ("save", save::measure),
         ("save-cold", save_cold::measure),
         ("save-beside", save_beside::measure),
