@@ -87,6 +87,8 @@ pub struct Config {
     pub care: Option<Arc<dyn Care>>,
     /// Seconds for which a node has its leases after it was heard of.
     pub lease_secs: u64,
+    /// What holds wherever something is placed.
+    pub policy: api::place::Policy,
     /// What peers may take.
     pub limits: Limits,
     /// Tells the time.
@@ -154,6 +156,7 @@ impl Placement {
             servers,
             care,
             lease_secs,
+            policy,
             limits,
             clock,
             ..
@@ -173,13 +176,8 @@ impl Placement {
         let tokens =
             tokens::Tokens { state: state.clone(), authority, clock: clock.clone(), address };
         let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
-        let fleet = fleet::Fleet::new(
-            state.clone(),
-            clock.clone(),
-            Arc::clone(&catalog),
-            lease_secs,
-            own.name,
-        );
+        let terms = fleet::Terms { lease_secs, policy, name: own.name };
+        let fleet = fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), terms);
         let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }

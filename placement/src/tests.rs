@@ -38,8 +38,7 @@ pub(crate) async fn app(limits: Limits) -> App {
         state.clone(),
         clock.clone(),
         Arc::clone(&catalog),
-        900,
-        "t".into(),
+        crate::fleet::Terms::default(),
     );
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
     App { catalog, tokens: Arc::new(tokens), members, fleet, limits, store: "store".into() }

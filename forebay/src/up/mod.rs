@@ -98,6 +98,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         }],
         care: Some(keeper),
         lease_secs: config.time("placement.lease").as_secs().max(SHORTEST_LEASE),
+        policy: crate::commands::place::policy(config)?,
         limits: placement::Limits::default(),
         clock: clock.clone(),
     };

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
 use api::operation::OperationState;
+use api::place::Policy;
 use api::pool::{Claimed, Served, SetPool, VolumeKind};
 use image::{Error, Kind, Result};
 
 use super::goals::Goals;
 use super::heard::{AWAY, Reports};
 use super::operations::{self, Kept, Work};
-use super::plan::{NodeView, Plan, PoolView, plan};
+use super::plan::{NodeView, Plan, PoolView, plan, view};
 use super::{Fleet, NodeEntry, UNPOISONED, claims};
 use crate::state::Lead;
 use crate::state::keys::{Transaction, Versioned};
@@ -167,7 +168,7 @@ impl Fleet {
             }
         }
         memory.failed.retain(|_, (_, until)| pass.now < *until + SHUNNED_MOST);
-        let plans = pass.plan(&pools, memory);
+        let plans = pass.plan(&pools, memory, &self.policy)?;
         for ((name, _, kind), plan) in pools.iter().zip(&plans) {
             for node in &plan.build {
                 let (pool, kind) = (name.clone(), kind.clone());
@@ -317,21 +318,27 @@ impl Pass<'_> {
         kept.fail(&error, now);
     }
 
-    fn plan(&self, pools: &[(String, SetPool, VolumeKind)], memory: &Memory) -> Vec<Plan> {
+    fn plan(
+        &self,
+        pools: &[(String, SetPool, VolumeKind)],
+        memory: &Memory,
+        policy: &Policy,
+    ) -> Result<Vec<Plan>> {
         let mut nodes: Vec<NodeView<'_>> =
             self.heard.iter().map(|(name, _)| self.node(name, memory)).collect();
+        let mut seen = view(&nodes)?;
         let plans = pools.iter().map(|(name, set, kind)| {
             let filling = memory.filling.contains(name);
-            plan(&PoolView { name, set, kind, filling }, &mut nodes)
+            plan(&PoolView { name, set, kind, filling }, &mut nodes, &mut seen, policy)
         });
-        plans.collect()
+        Ok(plans.collect())
     }
 
     fn node<'a>(&'a self, name: &'a str, memory: &'a Memory) -> NodeView<'a> {
         let mut view = NodeView { name, away: self.is_away(name), ..NodeView::default() };
         let Some(last) = self.heard.get(name) else { return view };
         view.cordoned = self.known.get(name).is_some_and(|entry| entry.cordoned);
-        view.free = last.report.disk.free;
+        (view.size, view.free) = (last.report.disk.size, last.report.disk.free);
         let (mut going, mut taken) = (BTreeSet::new(), BTreeMap::<&str, u32>::new());
         for item in self.goals.items(name) {
             match &item.goal {

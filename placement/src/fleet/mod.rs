@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
 use api::operation::{Operation, OperationList};
+use api::place::Policy;
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -61,6 +62,23 @@ pub(crate) struct NodeEntry {
     cordoned: bool,
 }
 
+/// How the fleet is kept.
+pub(crate) struct Terms {
+    /// Seconds for which a node has its leases after it was heard of.
+    pub lease_secs: u64,
+    /// What holds wherever something is placed.
+    pub policy: Policy,
+    /// What this placement is called.
+    pub name: String,
+}
+
+#[cfg(test)]
+impl Default for Terms {
+    fn default() -> Self {
+        Self { lease_secs: 900, policy: Policy::default(), name: "t".into() }
+    }
+}
+
 /// See the [module](self).
 pub(crate) struct Fleet {
     state: State,
@@ -68,6 +86,8 @@ pub(crate) struct Fleet {
     catalog: Arc<Catalog>,
     /// When this placement began to listen to nodes, by [`Clock::ticks`].
     started_ticks: u64,
+    /// What holds wherever something is placed.
+    policy: Policy,
     /// What this placement is called.
     name: String,
     /// Seconds for which a node has its leases after it was heard of.
@@ -90,12 +110,12 @@ impl Fleet {
         state: State,
         clock: Clock,
         catalog: Arc<Catalog>,
-        lease_secs: u64,
-        name: String,
+        Terms { lease_secs, policy, name }: Terms,
     ) -> Arc<Self> {
         Arc::new(Self {
             started_ticks: clock.ticks(),
             lease_secs,
+            policy,
             name,
             state,
             clock,

@@ -1,5 +1,8 @@
 //! What a pool lacks, and who is to build it: a pure function of what nodes have said and were told.
 //!
+//! Which node builds is decided as where anything else goes ([`crate::decide`]): where there is room, where there are few
+//! of the pool, where its image is near.
+//!
 //! A volume counts as long as it is ready on a node that is heard of; so does one that such a node was told to build.
 //! Under the low threshold a pool begins to fill, and goes on until as many as its target are *ready*: what fails
 //! meanwhile is built elsewhere, and what is claimed meanwhile is built again. Never is more being built than what
@@ -7,8 +10,13 @@
 
 use std::collections::BTreeMap;
 
+use api::fleet::{NODE_LEVEL, NodeFacts, Resources};
 use api::goal::ReadyVolume;
+use api::place::{Among, Of, PlaceRequest, Policy};
 use api::pool::{PoolOnNode, SetPool, VolumeKind};
+use image::Result;
+
+use crate::decide::{View, place};
 
 /// A pool, for planning.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +36,9 @@ pub(crate) struct NodeView<'a> {
     pub away: bool,
     /// Nothing new is to be put there.
     pub cordoned: bool,
-    /// Bytes that are free for volumes, and that nothing was promised of.
+    /// Bytes that volumes and all else on their file system can have.
+    pub size: u64,
+    /// Bytes that are free of that, and that nothing was promised of.
     pub free: u64,
     /// What is ready there and is to stay, of all pools.
     pub ready: Vec<&'a ReadyVolume>,
@@ -55,8 +65,44 @@ pub(crate) struct Plan {
     pub why: String,
 }
 
-/// Plans for one pool. Who is chosen has less room afterwards: `nodes` is to be kept for the next pool.
-pub(crate) fn plan<'a>(pool: &PoolView<'a>, nodes: &mut [NodeView<'a>]) -> Plan {
+/// The nodes for choosing among them: those that are heard of.
+pub(crate) fn view(nodes: &[NodeView<'_>]) -> Result<View> {
+    let mut view = View::new(Vec::new())?;
+    for node in nodes.iter().filter(|node| !node.away) {
+        let mut pools: BTreeMap<String, u64> = BTreeMap::new();
+        let mut images = BTreeMap::new();
+        for ready in &node.ready {
+            *pools.entry(ready.pool.clone()).or_default() += 1;
+            images.extend(ready.kind.image.map(|image| (image, ready.kind.size)));
+        }
+        for (pool, building) in &node.building {
+            *pools.entry((*pool).to_owned()).or_default() += u64::from(*building);
+        }
+        view.set_node(NodeFacts {
+            name: node.name.to_owned(),
+            capacity: Resources { disk: node.size, ..Resources::default() },
+            reserved: Resources {
+                disk: node.size.saturating_sub(node.free),
+                ..Resources::default()
+            },
+            risk_most: u8::MAX,
+            cordoned: node.cordoned,
+            pools,
+            images,
+            ..NodeFacts::default()
+        })?;
+    }
+    Ok(view)
+}
+
+/// Plans for one pool. Who is chosen has less room afterwards: `nodes` and `view`, which is of them, are to be kept for
+/// the next pool.
+pub(crate) fn plan<'a>(
+    pool: &PoolView<'a>,
+    nodes: &mut [NodeView<'a>],
+    view: &mut View,
+    policy: &Policy,
+) -> Plan {
     let mut plan = count(pool, nodes);
     let set = pool.set;
     let stale = |v: &&&ReadyVolume| v.pool == pool.name && v.kind != *pool.kind;
@@ -80,7 +126,10 @@ pub(crate) fn plan<'a>(pool: &PoolView<'a>, nodes: &mut [NodeView<'a>]) -> Plan 
     if plan.filling {
         let room = set.builds.map_or(u32::MAX, |most| most.saturating_sub(plan.building));
         let lacking = set.target.saturating_sub(have).min(room);
-        build(pool, &mut plan, nodes, lacking);
+        let chosen = build(pool, &mut plan, nodes, (view, policy), lacking);
+        if let Err(error) = chosen {
+            plan.why += &format!("; {error}");
+        }
     }
     // What is of another kind serves until there is enough of the right one.
     if plan.ready >= set.low {
@@ -112,49 +161,55 @@ fn is_of(pool: &PoolView<'_>, volume: &ReadyVolume) -> bool {
     volume.pool == pool.name && volume.kind == *pool.kind && volume.state == "ready"
 }
 
-/// Why a node is not told to build.
-fn unfit(pool: &PoolView<'_>, node: &NodeView<'_>) -> Option<String> {
-    let here = on(pool, node);
-    match () {
-        () if node.away => Some("not heard of".into()),
-        () if node.cordoned => Some("cordoned".into()),
-        () if node.shunned.contains(&pool.name) => Some("a build has failed there lately".into()),
-        () if pool.set.per_node.is_some_and(|most| here >= most) => {
-            Some(format!("has {here} already"))
-        }
-        () if node.free < pool.kind.size => {
-            Some(format!("lacks {} bytes of room", pool.kind.size - node.free))
-        }
-        () => None,
-    }
-}
-
-fn on(pool: &PoolView<'_>, node: &NodeView<'_>) -> u32 {
-    let ready = node.ready.iter().filter(|v| is_of(pool, v)).count() as u32;
-    ready + node.building.get(pool.name).copied().unwrap_or(0)
-}
-
-/// Tells nodes to build: each time the one that has the fewest of this pool, and of these the one with the most
-/// room.
-fn build<'a>(pool: &PoolView<'a>, plan: &mut Plan, nodes: &mut [NodeView<'a>], lacking: u32) {
+/// Tells nodes to build, as many as are lacking.
+fn build<'a>(
+    pool: &PoolView<'a>,
+    plan: &mut Plan,
+    nodes: &mut [NodeView<'a>],
+    (view, policy): (&mut View, &Policy),
+    lacking: u32,
+) -> Result<()> {
+    let needs = Resources { disk: pool.kind.size, ..Resources::default() };
     for n in 0..lacking {
-        let fit = nodes.iter_mut().filter(|node| unfit(pool, node).is_none());
-        let best = fit.min_by_key(|node| (on(pool, node), u64::MAX - node.free, node.name));
-        let Some(node) = best else {
-            let why: Vec<_> = nodes
-                .iter()
-                .filter_map(|node| Some(format!("{} {}", node.name, unfit(pool, node)?)))
-                .take(3)
-                .collect();
-            let missing = lacking - n;
-            let why = if why.is_empty() { "there is none".into() } else { why.join(", ") };
-            plan.why += &format!("; no node can build {missing} more: {why}");
-            return;
+        let request = PlaceRequest {
+            builds: Some(pool.name.to_owned()),
+            spread: Some(Among {
+                of: Of::Pool(pool.name.to_owned()),
+                level: NODE_LEVEL.to_owned(),
+            }),
+            image: pool.kind.image,
+            image_bytes: pool.kind.image.map_or(0, |_| pool.kind.size),
+            not_on: nodes.iter().filter(|node| is_shut(pool, node)).map(named).collect(),
+            ..PlaceRequest::new(format!("pools/{}/{n}", pool.name), needs)
         };
-        node.free -= pool.kind.size;
-        *node.building.entry(pool.name).or_default() += 1;
-        plan.build.push(node.name.to_owned());
+        let decision = place(view, &request, policy)?;
+        let Some(chosen) = decision.chosen else {
+            let nearest = decision.nearest.map_or("no node is heard of".to_owned(), |miss| {
+                let why: Vec<String> = miss.reasons.into_iter().map(|reason| reason.why).collect();
+                format!("{} comes nearest: {}", miss.node, why.join(", "))
+            });
+            plan.why += &format!("; no node can build {} more: {nearest}", lacking - n);
+            return Ok(());
+        };
+        if let Some(node) = nodes.iter_mut().find(|node| node.name == chosen.node) {
+            node.free = node.free.saturating_sub(pool.kind.size);
+            *node.building.entry(pool.name).or_default() += 1;
+        }
+        plan.build.push(chosen.node);
     }
+    Ok(())
+}
+
+fn named(node: &NodeView<'_>) -> String {
+    node.name.to_owned()
+}
+
+/// Whether a pool is not to be built for there, whatever room there is.
+fn is_shut(pool: &PoolView<'_>, node: &NodeView<'_>) -> bool {
+    let ready = node.ready.iter().filter(|v| is_of(pool, v)).count() as u32;
+    let here = ready + node.building.get(pool.name).copied().unwrap_or(0);
+    let shunned = node.shunned.contains(&pool.name);
+    !node.away && (shunned || pool.set.per_node.is_some_and(|most| here >= most))
 }
 
 /// Has up to so many ready volumes removed, first where there are the most.
@@ -183,9 +238,17 @@ fn discard(
 
 #[cfg(test)]
 mod tests {
+    use api::place::HeadRoom;
     use proptest::prelude::*;
 
     use super::*;
+
+    /// With the whole disk for volumes.
+    fn plan<'a>(pool: &PoolView<'a>, nodes: &mut [NodeView<'a>]) -> Plan {
+        let policy = Policy { head_room: HeadRoom::NONE, ..Policy::default() };
+        let mut seen = view(nodes).unwrap();
+        super::plan(pool, nodes, &mut seen, &policy)
+    }
 
     fn kind(size: u64) -> VolumeKind {
         VolumeKind { size, sector: None, image: None }
@@ -216,7 +279,8 @@ mod tests {
     }
 
     fn node<'a>(name: &'a str, free: u64, ready: &'a [ReadyVolume]) -> NodeView<'a> {
-        NodeView { name, free, ready: ready.iter().collect(), ..NodeView::default() }
+        let ready = ready.iter().collect();
+        NodeView { name, size: 1000, free, ready, ..NodeView::default() }
     }
 
     #[test]
@@ -226,8 +290,11 @@ mod tests {
         let one = volumes("p", 10, 1);
         let mut nodes = [node("a", 100, &one), node("b", 100, &[]), node("c", 100, &[])];
         let made = plan(&pool, &mut nodes);
-        // `a` has one already; of those that are equal the emptier comes first.
-        assert_eq!(made.build, ["b", "c", "a", "b"]);
+        // `a` has one already.
+        let told = |name| made.build.iter().filter(|node| *node == name).count();
+        let mut all = [told("a") + 1, told("b"), told("c")];
+        all.sort_unstable();
+        assert_eq!(all, [1, 2, 2], "{made:?}");
         assert!(made.filling && made.discard.is_empty());
         // Told once: now they count.
         let again = plan(&PoolView { filling: true, ..pool }, &mut nodes);
@@ -245,9 +312,9 @@ mod tests {
         let away = NodeView { away: true, ..node("a", 100, &two) };
         let made = plan(&pool, &mut [away.clone(), node("b", 15, &[])]);
         assert_eq!((made.ready, made.build.as_slice()), (0, &["b".to_owned()][..]));
-        assert!(made.why.contains("b lacks 5 bytes of room"), "{}", made.why);
+        assert!(made.why.contains("no node can build 1 more: b comes nearest"), "{}", made.why);
         let none = plan(&pool, &mut [away]);
-        assert!(none.why.contains("no node can build 2 more: a not heard of"), "{}", none.why);
+        assert!(none.why.contains("can build 2 more: no node is heard of"), "{}", none.why);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use image::{Error, Kind};
 
 use super::control::Memory;
 use super::heard::AWAY;
-use super::{Fleet, State};
+use super::{Fleet, State, Terms};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::state::Lead;
@@ -54,7 +54,7 @@ impl Node {
             given: BTreeMap::new(),
             built: BTreeSet::new(),
             fails: false,
-            free: 100 * SIZE,
+            free: 300 * SIZE,
             leases: Vec::new(),
             released: Vec::new(),
         }
@@ -69,7 +69,7 @@ impl Node {
             goal: self.goal.version,
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
-            disk: DiskRoom { size: 100 * SIZE, free: self.free },
+            disk: DiskRoom { size: 1000 * SIZE, free: self.free },
             leases: self.leases.clone(),
             released: std::mem::take(&mut self.released),
         }
@@ -152,7 +152,7 @@ impl Grid {
         let archive: Arc<dyn crate::Archive> = fake::Fake::new();
         let catalog = Catalog::open(state.clone(), archive, key, clock.clone()).await.unwrap();
         let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
-        let fleet = Fleet::new(state, clock, Arc::new(catalog), 900, "t".into());
+        let fleet = Fleet::new(state, clock, Arc::new(catalog), Terms::default());
         let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
         Self { fleet, now, memory: Memory::default(), lead, nodes }
     }
@@ -336,7 +336,7 @@ async fn a_placement_that_has_just_started_does_not_take_silence_for_absence() {
     grid.settle().await;
     // The same state under another process, which has heard of one node only.
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
-    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900, "t".into());
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), Terms::default());
     grid.memory = Memory::default();
     grid.round(&["a"]).await;
     grid.round(&["a"]).await;
@@ -430,7 +430,7 @@ async fn a_placement_that_has_just_started_waits_before_it_gives_a_lease_to_anot
     grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
     grid.later(5000);
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
-    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), 900, "t".into());
+    grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), Terms::default());
     grid.later(899);
     assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
     grid.later(1);

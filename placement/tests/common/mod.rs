@@ -84,6 +84,7 @@ impl Grid {
             address: None,
             servers: vec![a_server()],
             lease_secs: 900,
+            policy: api::place::Policy::default(),
             limits: self.limits.clone(),
             clock,
         };

@@ -23,7 +23,7 @@
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
 //! | `claim` | ready volumes handed out, beside a journaled rename ([`claim`]) |
 //! | `erase` | what was in a volume overwritten, beside fio ([`erase`]) |
-//! | `format` | a blank disk that is partitioned and formatted, beside the tools alone ([`format`]) |
+//! | `format` | a blank disk that is partitioned and formatted, beside the tools alone ([mod@format]) |
 //! | `save` | captures of a volume of which little has changed ([`save`]) |
 //! | `save-cold` | a disk of which nothing is stored, beside borg and zstd ([`save_cold`]) |
 //! | `save-beside` | what a guest feels of a capture in the background ([`save_beside`]) |
@@ -110,7 +110,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 26] = [
+    let all: [(&str, Measure); 27] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
