@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::harness::{Disk, Grid, until};
+use crate::harness::{Disk, Grid, run, until};
 use crate::member::Node;
+use crate::real::wanted;
 
 fn pool(grid: &Grid, args: &[&str]) -> Value {
     grid.run(&[&["pool"], args].concat()).json()
@@ -133,6 +134,13 @@ fn what_is_given_back_is_erased_recorded_and_built_again() {
     let gone = tally["overwritten"].as_u64().unwrap() + tally["discarded"].as_u64().unwrap();
     assert!(gone >= 6 * crate::harness::CHUNK as u64, "{record}");
     node.run(&["volume", "show", "v1"]).fails(66, &["no such volume"]);
+    // Nor has its request anything of another volume of its name.
+    let again = ["pool", "claim", "web", "v1", "--here", "--request", &"03".repeat(16), "--json"];
+    node.run(&again).json();
+    assert_eq!(node.run(&["volume", "release", "v1"]).code, 0);
+    assert_eq!(node.run(&["volume", "create", "--blank", "1MiB", "--name", "v1"]).code, 0);
+    node.run(&again).fails(66, &["was given back"]);
+    until_ready(&grid, "web", 1);
 
     // A daemon that dies goes on with it, and nobody finds it meanwhile.
     pool(&grid, &["claim", "web", "v2"]);
@@ -145,12 +153,42 @@ fn what_is_given_back_is_erased_recorded_and_built_again() {
         node.run(&["volume", "erasures", "--json"]).json() == Value::from(Vec::<Value>::new())
     });
     let records = node.run(&["volume", "erasures", "--records", "--json"]).json();
-    let names: Vec<&Value> = records.as_array().unwrap().iter().map(|r| &r["name"]).collect();
-    assert_eq!(names, ["v1", "v2"]);
+    let name = |record: &Value| record["name"].as_str().unwrap().to_owned();
+    let mut names: Vec<String> = records.as_array().unwrap().iter().map(name).collect();
+    names.sort();
+    assert_eq!(names, ["v1", "v1", "v2"]);
     // What somebody has altered is no record.
     let path = node.data.join("node/erasures").join(format!("{}.erasure", id.as_str().unwrap()));
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"v1\"", "\"v3\"")).unwrap();
     node.run(&["volume", "erasures", "--records"]).fails(76, &["signature is not good"]);
     until_ready(&grid, "web", 1);
+}
+
+#[test]
+fn real_a_formatted_pool_has_volumes_whose_file_systems_are_clean() {
+    if !wanted() {
+        return;
+    }
+    let grid = Grid::start();
+    let node = Node::join(&grid, "n1");
+    let made = ["create", "data", "--size", "256MiB", "--target", "2", "--format", "ext4"];
+    pool(&grid, &made);
+    until_ready(&grid, "data", 2);
+    let uuids = ["v1", "v2"].map(|name| {
+        pool(&grid, &["claim", "data", name]);
+        let info = node.run(&["volume", "show", name, "--json"]).json();
+        let disk = info["disk"].as_str().unwrap();
+        let offset = format!("{disk}?offset=1048576");
+        let checked = run(std::process::Command::new("e2fsck").args(["-fn", &offset]));
+        assert_eq!(checked.code, 0, "{}{}", checked.out, checked.err);
+        let probe = ["-p", "-O", "1048576", "-s", "UUID", "-o", "value", disk];
+        run(std::process::Command::new("blkid").args(probe)).out
+    });
+    assert_ne!(uuids[0], uuids[1], "each has its own");
+    // A save of one reads what the tools have written.
+    let saved = node.run(&["save", "v1", "data:1", "--json"]).json();
+    assert!(saved["progress"]["new_chunks"].as_u64().unwrap() > 0, "{saved}");
+    grid.run(&["pool", "set", "data", "--layout", "/nowhere"]).fails(66, &["/nowhere"]);
+    grid.run(&["pool", "set", "data", "--size", "1MiB"]).fails(65, &["pool data"]);
 }

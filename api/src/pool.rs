@@ -19,8 +19,10 @@ use image::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::layout::Layout;
+
 /// What a ready volume is: two volumes of a kind can stand for each other.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct VolumeKind {
     /// Bytes.
@@ -32,14 +34,10 @@ pub struct VolumeKind {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub image: Option<Digest>,
-}
-
-impl VolumeKind {
-    /// A short name of the kind, the same wherever it is told.
-    pub fn id(&self) -> String {
-        let bytes = serde_json::to_vec(self).expect("our own types serialise");
-        Digest::of_chunk(&bytes).to_string()[..16].to_owned()
-    }
+    /// How a blank one is partitioned and formatted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub layout: Option<Layout>,
 }
 
 /// What a pool shall be.
@@ -56,6 +54,10 @@ pub struct SetPool {
     /// Logical sector in bytes; the image's by default, 512 of a blank one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector: Option<u32>,
+    /// How they are partitioned and formatted: blank ones only, an image has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub layout: Option<Layout>,
     /// With fewer ready volumes than this in the grid more are built.
     pub low: u32,
     /// Until there are this many.
@@ -181,12 +183,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_have_names_that_last() {
-        let blank = VolumeKind { size: 1 << 30, sector: None, image: None };
+    fn kinds_are_told_with_no_more_than_there_is() {
+        let blank = VolumeKind { size: 1 << 30, sector: None, image: None, layout: None };
         assert_eq!(serde_json::to_string(&blank).unwrap(), r#"{"size":1073741824}"#);
-        let other = VolumeKind { size: 2 << 30, ..blank.clone() };
-        assert_ne!(blank.id(), other.id());
-        assert_eq!(blank.id().len(), 16);
+        let text = r#"{"size":1073741824,"layout":{"partitions":[{"fs":"ext4"}]}}"#;
+        let formatted: VolumeKind = serde_json::from_str(text).unwrap();
+        assert!(formatted != blank && formatted.layout.unwrap().on(1 << 30, 512).is_ok());
     }
 
     #[test]

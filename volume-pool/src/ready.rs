@@ -57,6 +57,15 @@ impl Shelf {
         self.take_identity(&name_of(id))?.become_state(VolumeState::Ready)
     }
 
+    /// Notes that a volume is written past its maps from now on. Durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] while it is in use.
+    pub fn note_untracked(&self, name: &str) -> Result<()> {
+        self.take_identity(name)?.change(|identity| identity.untracked = true)
+    }
+
     /// What a volume was made for; nothing is known of one that was not made ahead.
     ///
     /// # Errors

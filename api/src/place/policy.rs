@@ -71,7 +71,7 @@ impl HeadRoom {
     /// Nothing stays free.
     pub const NONE: Self = Self { cpu: 0, memory: 0, disk: 0, network: 0 };
 
-    /// In the order of [`Resources::all`].
+    /// In the order of [`Resources::all`](crate::fleet::Resources::all).
     pub fn all(&self) -> [u16; 4] {
         [self.cpu, self.memory, self.disk, self.network]
     }

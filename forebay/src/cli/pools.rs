@@ -55,6 +55,12 @@ pub struct SetPoolArgs {
     /// Logical sector size in bytes [default: the image's, 512 for blank volumes]
     #[arg(long, value_parser = ["512", "4096"])]
     pub sector_size: Option<String>,
+    /// Format them: a GPT with one partition of this file system
+    #[arg(long, value_name = "FS", value_parser = ["ext3", "ext4", "xfs", "btrfs", "fat16", "fat32", "ntfs", "swap"], conflicts_with = "image")]
+    pub format: Option<String>,
+    /// Partition and format them as this JSON file says: see the operations guide
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "format"], value_hint = clap::ValueHint::FilePath)]
+    pub layout: Option<std::path::PathBuf>,
     /// With fewer ready volumes than this more are built [default: half the target]
     #[arg(long, value_name = "N")]
     pub low: Option<u32>,

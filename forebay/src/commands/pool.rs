@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use api::ErrorBody;
 use api::goal::{NodeInfo, NodeList, ReadyVolume};
+use api::layout::Layout;
 use api::operation::{Operation, OperationList};
 use api::pool::{Claimed, LocalClaim, NewClaim, PoolInfo, PoolList, SetPool, VolumeKind};
 use image::{Error, Kind, Result};
@@ -34,10 +35,12 @@ pub fn run(config: &Config, command: PoolCommand, output: Output) -> Result<()> 
         }
         PoolCommand::Claim(args) => return claim(config, args, output),
         PoolCommand::Create(args) => {
-            with_grid(config, |grid| async move { create(&grid.placement, &args).await })?
+            let layout = layout(&args)?;
+            with_grid(config, |grid| async move { create(&grid.placement, &args, layout).await })?
         }
         PoolCommand::Set(args) => {
-            with_grid(config, |grid| async move { set(&grid.placement, &args).await })?
+            let layout = layout(&args)?;
+            with_grid(config, |grid| async move { set(&grid.placement, &args, layout).await })?
         }
         PoolCommand::Show(PoolNameArgs { name }) => {
             with_grid(config, |grid| async move { grid.placement.pool(&name).await })?
@@ -54,7 +57,26 @@ pub fn run(config: &Config, command: PoolCommand, output: Output) -> Result<()> 
     output.result(&info, human)
 }
 
-async fn create(placement: &Client, args: &SetPoolArgs) -> Result<PoolInfo> {
+/// How its volumes are to be partitioned and formatted, if something is said of that.
+fn layout(args: &SetPoolArgs) -> Result<Option<Layout>> {
+    let text = match (&args.format, &args.layout) {
+        (Some(fs), _) => format!(r#"{{"partitions":[{{"fs":"{fs}"}}]}}"#),
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?
+        }
+        (None, None) => return Ok(None),
+    };
+    let place = args.layout.as_ref().map_or("--format".to_owned(), |p| p.display().to_string());
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|e| Error::new(Kind::Invalid, format!("{place}: no layout: {e}")))
+}
+
+async fn create(
+    placement: &Client,
+    args: &SetPoolArgs,
+    layout: Option<Layout>,
+) -> Result<PoolInfo> {
     match placement.pool(&args.name).await {
         Err(error) if error.kind() == Kind::Gone => {}
         Err(error) => return Err(error),
@@ -69,6 +91,7 @@ async fn create(placement: &Client, args: &SetPoolArgs) -> Result<PoolInfo> {
         image: None,
         size: None,
         sector: None,
+        layout,
         low: target.div_ceil(2),
         target,
         max: None,
@@ -79,9 +102,10 @@ async fn create(placement: &Client, args: &SetPoolArgs) -> Result<PoolInfo> {
     placement.set_pool(&args.name, &changed(blank, args)).await
 }
 
-async fn set(placement: &Client, args: &SetPoolArgs) -> Result<PoolInfo> {
+async fn set(placement: &Client, args: &SetPoolArgs, layout: Option<Layout>) -> Result<PoolInfo> {
     let now = placement.pool(&args.name).await?.set;
-    let asked = changed(SetPool { draining: false, ..now }, args);
+    let layout = layout.or(now.layout.clone());
+    let asked = changed(SetPool { draining: false, layout, ..now }, args);
     placement.set_pool(&args.name, &asked).await
 }
 
@@ -93,6 +117,7 @@ fn changed(now: SetPool, args: &SetPoolArgs) -> SetPool {
         image: args.image.clone().or(now.image),
         size: args.size.or(now.size),
         sector: args.sector_size.as_deref().and_then(|s| s.parse().ok()).or(now.sector),
+        layout: now.layout,
         low: args.low.unwrap_or(low),
         target,
         max: args.max.or(now.max),
@@ -173,7 +198,11 @@ fn rows(list: &PoolList) -> String {
 fn volumes_of(p: &PoolInfo) -> String {
     let size = p.kind.as_ref().map(|kind| kind.size).or(p.set.size);
     let size = size.map_or_else(|| "?".to_owned(), bytes);
-    format!("{size} {}", p.set.image.as_deref().unwrap_or("blank"))
+    let formatted = |layout: &Layout| {
+        layout.partitions.iter().map(|p| p.fs.name()).collect::<Vec<_>>().join(", ")
+    };
+    let blank = p.set.layout.as_ref().map_or_else(|| "blank".to_owned(), formatted);
+    format!("{size} {}", p.set.image.clone().unwrap_or(blank))
 }
 
 fn human(p: &PoolInfo) -> String {

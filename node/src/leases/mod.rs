@@ -7,7 +7,7 @@
 //! ```
 //! Leases are good for a time from when the last report was *sent* that placement has answered, on a clock that goes
 //! on while the machine sleeps (`CLOCK_BOOTTIME`). Some time before that is over the daemon stops serving these
-//! volumes; when it is over the [watchdog](watchdog) kills whoever still has one of their files open.
+//! volumes; when it is over the [`watchdog`] kills whoever still has one of their files open.
 //!
 //! A node that belongs to no grid needs no leases: nobody else knows of its volumes.
 

@@ -52,7 +52,7 @@ pub struct AgentOptions {
     pub now: fn() -> u64,
 }
 
-/// See the [module](self). Clones share it.
+/// Tells placement what the node has, and does what it is told. Clones share it.
 pub struct Agent<G>(Arc<Inner<G>>);
 
 impl<G> Clone for Agent<G> {
@@ -133,6 +133,7 @@ impl<G: Grid> Agent<G> {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
+                        () = self.0.leases.changed() => {}
                         () = self.leases_are_over() => self.0.volumes.fence_all().await,
                     }
                     pause = (pause * 2).min(LAST_PAUSE);

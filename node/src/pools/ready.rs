@@ -32,7 +32,7 @@ struct Entry {
     created: u64,
 }
 
-/// See the [module](self). Clones share it.
+/// The ready volumes of a node. Clones share it.
 pub struct Ready<G>(Arc<Inner<G>>);
 
 impl<G> Clone for Ready<G> {
@@ -63,6 +63,10 @@ impl<G: Grid> Ready<G> {
         let mut index = Index::default();
         for found in volumes.unclaimed().await? {
             let id = found.identity.id;
+            // What is being erased is for nobody.
+            if found.identity.state == VolumeState::Erasing {
+                continue;
+            }
             match serde_json::from_slice::<Origin>(&found.origin) {
                 Ok(origin) => {
                     let (state, created) = (found.identity.state, found.identity.created);
@@ -133,7 +137,7 @@ impl<G: Grid> Ready<G> {
         let request = request_of(&asked.request)?;
         let _only = self.only(request).await;
         if let Some(name) = self.handed_out(&request) {
-            return self.0.volumes.show(&name).await;
+            return self.0.volumes.show_claimed(&name, request).await;
         }
         loop {
             let Some((id, entry)) = self.pick(pool) else {
@@ -150,10 +154,20 @@ impl<G: Grid> Ready<G> {
                 // It went past us.
                 Err(error) if error.kind() == Kind::Gone => {}
                 Err(error) => {
-                    self.0.index.lock().expect(UNPOISONED).unclaimed.insert(id, entry);
+                    self.put_back(id, entry).await;
                     return Err(error);
                 }
             }
+        }
+    }
+
+    /// Keeps what was not handed out after all. What is half handed out is completed by the next start, and nobody's
+    /// until then.
+    async fn put_back(&self, id: [u8; 16], entry: Entry) {
+        match self.0.volumes.is_ready(&id).await {
+            Ok(true) => drop(self.0.index.lock().expect(UNPOISONED).unclaimed.insert(id, entry)),
+            Ok(false) => tracing::error!(id = name_of(&id), "a volume is half handed out"),
+            Err(error) => tracing::error!(%error, id = name_of(&id), "a volume is out of use"),
         }
     }
 

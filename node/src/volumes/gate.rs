@@ -15,6 +15,9 @@ use crate::leases::watchdog::stop_writers;
 
 /// How often a lease is asked for again for a volume that waits for it.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How long a report's answer is waited for.
+const RENEWED_TRIES: u32 = 100;
+const RENEWED_PAUSE: Duration = Duration::from_millis(50);
 
 impl<G: Grid> Volumes<G> {
     /// Lets a writer in: returns when this node has the lease to write a volume.
@@ -25,7 +28,7 @@ impl<G: Grid> Volumes<G> {
     pub(super) async fn enter(&self, name: &str) -> Result<()> {
         let id = name_of(&self.0.shelf.identity(name)?.id);
         if self.0.leases.has(&id) {
-            return Ok(());
+            return self.0.watchdog.ensure();
         }
         let disk = self.0.shelf.disk(name)?;
         let asked = boottime();
@@ -40,7 +43,20 @@ impl<G: Grid> Volumes<G> {
             return Err(Error::new(Kind::Conflict, what));
         }
         self.0.leases.given(&id, disk, grant, asked)?;
-        self.0.watchdog.ensure()
+        self.0.watchdog.ensure()?;
+        self.until_renewed(&id).await.at(|| name.to_owned())
+    }
+
+    /// If the time of this node's leases was over, the next report renews them; before that none is good.
+    async fn until_renewed(&self, id: &str) -> Result<()> {
+        for _ in 0..RENEWED_TRIES {
+            if self.0.leases.has(id) {
+                return Ok(());
+            }
+            tokio::time::sleep(RENEWED_PAUSE).await;
+        }
+        let what = "its lease waits until placement has answered a report: try again";
+        Err(Error::new(Kind::Retry, what))
     }
 
     /// Lets a writer out, which has stopped.

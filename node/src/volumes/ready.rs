@@ -6,12 +6,14 @@ use image::geometry::DEFAULT_CHUNK_LOG2;
 use image::{Error, Kind, Result};
 use volume_pool::{Identity, NewVolume, VolumeState, ready::name_of};
 
+use api::layout::Layout;
 use api::pool::VolumeKind;
 use api::volume::VolumeInfo;
 
 use super::live::Live;
 use super::service::{Birth, Share, Volumes};
 use crate::daemon::Grid;
+use crate::format::format;
 
 /// A volume that is nobody's.
 #[derive(Clone, Debug)]
@@ -101,6 +103,8 @@ impl<G: Grid> Volumes<G> {
         self.blocking(move || shelf.ready()?.make(&new, &origin)).await?;
         if !blank {
             self.fill_ready(&birth.id).await?;
+        } else if let Some(layout) = &kind.layout {
+            self.format_ready(&birth.id, layout).await?;
         }
         let (shelf, id) = (self.0.shelf.clone(), birth.id);
         self.blocking(move || {
@@ -109,6 +113,19 @@ impl<G: Grid> Volumes<G> {
             ready.identity(&name_of(&id))
         })
         .await
+    }
+
+    /// Partitions and formats a volume that is nobody's.
+    async fn format_ready(&self, id: &[u8; 16], layout: &Layout) -> Result<()> {
+        let (shelf, name) = (self.0.shelf.clone(), name_of(id));
+        let disk = self.blocking(move || {
+            let ready = shelf.ready()?;
+            // The tools write past the maps: captures of it read all.
+            ready.note_untracked(&name)?;
+            Ok((ready.disk(&name)?, ready.identity(&name)?))
+        });
+        let (disk, identity) = disk.await?;
+        format(layout, &disk, identity.size, identity.sector).await.map(drop)
     }
 
     /// Brings all of its image into a volume that is nobody's.
@@ -149,6 +166,27 @@ impl<G: Grid> Volumes<G> {
         let (shelf, to) = (self.0.shelf.clone(), name.to_owned());
         self.blocking(move || shelf.hand_out(&id, &to, claim)).await?;
         self.show(name).await
+    }
+
+    /// A volume that was handed out by a request.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Gone`] if it was given back since.
+    pub(crate) async fn show_claimed(&self, name: &str, claim: [u8; 16]) -> Result<VolumeInfo> {
+        let identity = self.0.shelf.identity(name);
+        if identity.as_ref().is_ok_and(|identity| identity.claim != Some(claim)) {
+            let what = format!("{name}: what was handed out by this request was given back");
+            return Err(Error::new(Kind::Gone, what));
+        }
+        self.show(name).await
+    }
+
+    /// Whether a volume that is nobody's can be handed out.
+    pub(crate) async fn is_ready(&self, id: &[u8; 16]) -> Result<bool> {
+        let (shelf, name) = (self.0.shelf.clone(), name_of(id));
+        let state = self.blocking(move || Ok(shelf.ready()?.identity(&name)?.state));
+        Ok(state.await? == VolumeState::Ready)
     }
 
     /// Removes a volume that is nobody's, if it is there.

@@ -37,7 +37,7 @@ pub(super) struct Slot {
     pub lot: u64,
 }
 
-/// The fleet, as far as it is known. See the [module](self).
+/// The fleet, as far as it is known.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     levels: Vec<String>,

@@ -31,12 +31,22 @@ const BREATH: Duration = Duration::from_millis(20);
 const SHUNNED: u64 = 10;
 const SHUNNED_MOST: u64 = 600;
 
+/// Builds of a pool that have failed on a node, one after the other.
+#[derive(Default)]
+struct Failures {
+    times: u32,
+    /// It is not told again before, in seconds since 1970.
+    until: u64,
+    /// Of the last one.
+    why: String,
+}
+
 /// What a pass remembers for the next.
 #[derive(Default)]
 pub(super) struct Memory {
     filling: BTreeSet<String>,
-    /// Builds that have failed, by pool and node: how often, and until when not again.
-    failed: BTreeMap<(String, String), (u32, u64)>,
+    /// By pool and node.
+    failed: BTreeMap<(String, String), Failures>,
 }
 
 /// Everything as of one moment, and what is to become of it.
@@ -167,8 +177,14 @@ impl Fleet {
                 Err(error) => tracing::warn!(%error, pool = name, "a pool that is not filled"),
             }
         }
-        memory.failed.retain(|_, (_, until)| pass.now < *until + SHUNNED_MOST);
-        let plans = pass.plan(&pools, memory, &self.policy)?;
+        memory.failed.retain(|_, failed| pass.now < failed.until + SHUNNED_MOST);
+        let mut plans = pass.plan(&pools, memory, &self.policy)?;
+        for ((name, _, _), plan) in pools.iter().zip(&mut plans) {
+            let failed = memory.failed.iter().filter(|((pool, _), _)| pool == name);
+            for ((_, node), Failures { why, .. }) in failed {
+                plan.why += &format!("; {node} could not build one: {why}");
+            }
+        }
         for ((name, _, kind), plan) in pools.iter().zip(&plans) {
             for node in &plan.build {
                 let (pool, kind) = (name.clone(), kind.clone());
@@ -265,11 +281,13 @@ impl Pass<'_> {
             Goal::Build { pool, .. } => {
                 let key = (pool.clone(), node.to_owned());
                 if failed {
-                    let times = memory.failed.get(&key).map_or(0, |(times, _)| *times);
-                    let pause = (SHUNNED << times.min(10)).min(SHUNNED_MOST);
-                    memory.failed.insert(key, (times + 1, self.now + pause));
-                    let why = status.error.as_ref().map_or("", |e| e.message.as_str());
-                    tracing::warn!(node, pool, why, "a build has failed");
+                    let failed = memory.failed.entry(key).or_default();
+                    let pause = (SHUNNED << failed.times.min(10)).min(SHUNNED_MOST);
+                    failed.times += 1;
+                    failed.until = self.now + pause;
+                    failed.why =
+                        status.error.as_ref().map_or_else(String::new, |e| e.message.clone());
+                    tracing::warn!(node, pool, failed.why, "a build has failed");
                 } else {
                     memory.failed.remove(&key);
                 }
@@ -371,7 +389,7 @@ impl Pass<'_> {
         let shunned = memory
             .failed
             .iter()
-            .filter(|((_, node), (_, until))| node == name && self.now < *until);
+            .filter(|((_, node), failed)| node == name && self.now < failed.until);
         view.shunned = shunned.map(|((pool, _), _)| pool.as_str()).collect();
         view
     }

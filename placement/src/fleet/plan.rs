@@ -1,18 +1,18 @@
 //! What a pool lacks, and who is to build it: a pure function of what nodes have said and were told.
 //!
-//! Which node builds is decided as where anything else goes ([`crate::decide`]): where there is room, where there are few
-//! of the pool, where its image is near.
+//! Which node builds is decided as where anything else goes ([`crate::decide`]), by room and by what of its image is near,
+//! among those that have the fewest of the pool.
 //!
 //! A volume counts as long as it is ready on a node that is heard of; so does one that such a node was told to build.
 //! Under the low threshold a pool begins to fill, and goes on until as many as its target are *ready*: what fails
 //! meanwhile is built elsewhere, and what is claimed meanwhile is built again. Never is more being built than what
 //! lacks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use api::fleet::{NODE_LEVEL, NodeFacts, Resources};
+use api::fleet::{NodeFacts, Resources};
 use api::goal::ReadyVolume;
-use api::place::{Among, Of, PlaceRequest, Policy};
+use api::place::{Decision, PlaceRequest, Policy};
 use api::pool::{PoolOnNode, SetPool, VolumeKind};
 use image::Result;
 
@@ -78,7 +78,7 @@ pub(crate) fn view(nodes: &[NodeView<'_>]) -> Result<View> {
         for (pool, building) in &node.building {
             *pools.entry((*pool).to_owned()).or_default() += u64::from(*building);
         }
-        view.set_node(NodeFacts {
+        let told = view.set_node(NodeFacts {
             name: node.name.to_owned(),
             capacity: Resources { disk: node.size, ..Resources::default() },
             reserved: Resources {
@@ -90,7 +90,11 @@ pub(crate) fn view(nodes: &[NodeView<'_>]) -> Result<View> {
             pools,
             images,
             ..NodeFacts::default()
-        })?;
+        });
+        // What one says of itself keeps nobody from choosing the others.
+        if let Err(error) = told {
+            tracing::warn!(%error, node = node.name, "nothing is built on a node that makes no sense");
+        }
     }
     Ok(view)
 }
@@ -171,18 +175,16 @@ fn build<'a>(
 ) -> Result<()> {
     let needs = Resources { disk: pool.kind.size, ..Resources::default() };
     for n in 0..lacking {
-        let request = PlaceRequest {
+        let mut request = PlaceRequest {
             builds: Some(pool.name.to_owned()),
-            spread: Some(Among {
-                of: Of::Pool(pool.name.to_owned()),
-                level: NODE_LEVEL.to_owned(),
-            }),
             image: pool.kind.image,
             image_bytes: pool.kind.image.map_or(0, |_| pool.kind.size),
-            not_on: nodes.iter().filter(|node| is_shut(pool, node)).map(named).collect(),
             ..PlaceRequest::new(format!("pools/{}/{n}", pool.name), needs)
         };
-        let decision = place(view, &request, policy)?;
+        let decision = fewest_first(pool, nodes, |not_on| {
+            request.not_on = not_on;
+            place(view, &request, policy)
+        })?;
         let Some(chosen) = decision.chosen else {
             let nearest = decision.nearest.map_or("no node is heard of".to_owned(), |miss| {
                 let why: Vec<String> = miss.reasons.into_iter().map(|reason| reason.why).collect();
@@ -200,16 +202,37 @@ fn build<'a>(
     Ok(())
 }
 
-fn named(node: &NodeView<'_>) -> String {
-    node.name.to_owned()
+/// Decides among the nodes that have the fewest of a pool; if none of them can, among those that have one more, and so
+/// on: a node that is lost takes no more with it than it must.
+fn fewest_first(
+    pool: &PoolView<'_>,
+    nodes: &[NodeView<'_>],
+    mut decide: impl FnMut(BTreeSet<String>) -> Result<Decision>,
+) -> Result<Decision> {
+    let heard = || nodes.iter().filter(|node| !node.away);
+    let counts: BTreeSet<u32> = heard().map(|node| on(pool, node)).collect();
+    let mut last = None;
+    for most in counts {
+        let barred = heard().filter(|node| is_shut(pool, node) || on(pool, node) > most);
+        let decision = decide(barred.map(|node| node.name.to_owned()).collect())?;
+        if decision.chosen.is_some() {
+            return Ok(decision);
+        }
+        last = Some(decision);
+    }
+    last.map_or_else(|| decide(BTreeSet::new()), Ok)
+}
+
+/// How many of a pool are on a node, or will be.
+fn on(pool: &PoolView<'_>, node: &NodeView<'_>) -> u32 {
+    let ready = node.ready.iter().filter(|v| is_of(pool, v)).count() as u32;
+    ready + node.building.get(pool.name).copied().unwrap_or(0)
 }
 
 /// Whether a pool is not to be built for there, whatever room there is.
 fn is_shut(pool: &PoolView<'_>, node: &NodeView<'_>) -> bool {
-    let ready = node.ready.iter().filter(|v| is_of(pool, v)).count() as u32;
-    let here = ready + node.building.get(pool.name).copied().unwrap_or(0);
     let shunned = node.shunned.contains(&pool.name);
-    !node.away && (shunned || pool.set.per_node.is_some_and(|most| here >= most))
+    shunned || pool.set.per_node.is_some_and(|most| on(pool, node) >= most)
 }
 
 /// Has up to so many ready volumes removed, first where there are the most.
@@ -251,7 +274,7 @@ mod tests {
     }
 
     fn kind(size: u64) -> VolumeKind {
-        VolumeKind { size, sector: None, image: None }
+        VolumeKind { size, sector: None, image: None, layout: None }
     }
 
     fn set(low: u32, target: u32) -> SetPool {
@@ -259,6 +282,7 @@ mod tests {
             image: None,
             size: Some(10),
             sector: None,
+            layout: None,
             low,
             target,
             max: None,

@@ -82,7 +82,11 @@ impl Fleet {
             let Some(size) = set.size else {
                 return bad("it needs a size, or an image");
             };
-            return Ok(VolumeKind { size, sector: set.sector, image: None });
+            if let Some(layout) = &set.layout {
+                layout.on(size, set.sector.unwrap_or(512))?;
+            }
+            let layout = set.layout.clone();
+            return Ok(VolumeKind { size, sector: set.sector, image: None, layout });
         };
         let (digest, least, sector) = self.catalog.disk(image).await?;
         let size = set.size.unwrap_or(least);
@@ -91,7 +95,7 @@ impl Fleet {
             return Err(Error::new(Kind::Invalid, what));
         }
         let sector = set.sector.filter(|own| *own != sector);
-        Ok(VolumeKind { size, sector, image: Some(digest) })
+        Ok(VolumeKind { size, sector, image: Some(digest), layout: None })
     }
 
     async fn described(&self, name: String, set: SetPool) -> PoolInfo {
@@ -110,6 +114,11 @@ impl Fleet {
 fn check(set: &SetPool) -> Result<()> {
     let bad = |what: String| Err(Error::new(Kind::Invalid, what));
     let SetPool { low, target, size, sector, .. } = *set;
+    if set.image.is_some() && set.layout.is_some() {
+        return bad(
+            "what holds an image is not formatted: leave the layout out, or the image".into()
+        );
+    }
     if target > MOST {
         return bad(format!("target: at most {MOST}"));
     }

@@ -201,6 +201,7 @@ fn set(low: u32, target: u32) -> SetPool {
         image: None,
         size: Some(SIZE),
         sector: None,
+        layout: None,
         low,
         target,
         max: None,
@@ -358,6 +359,11 @@ async fn a_pool_of_which_something_is_left_stays_until_it_is_drained() {
     assert_eq!(grid.fleet.pool("p").await.unwrap_err().kind(), Kind::Gone);
 }
 
+/// Of more than the volumes of these tests hold.
+fn layout() -> api::layout::Layout {
+    serde_json::from_str(r#"{"partitions":[{"fs":"ext4","size":1073741824}]}"#).unwrap()
+}
+
 #[tokio::test]
 async fn what_a_pool_cannot_be_is_refused() {
     let grid = Grid::new(&[]).await;
@@ -368,6 +374,8 @@ async fn what_a_pool_cannot_be_is_refused() {
         (SetPool { size: Some(5), ..set(1, 2) }, "4096"),
         (SetPool { sector: Some(520), ..set(1, 2) }, "512 or 4096"),
         (SetPool { image: Some("nobody:1".into()), ..set(1, 2) }, "nobody:1"),
+        (SetPool { layout: Some(layout()), ..set(1, 2) }, "no room for partitions"),
+        (SetPool { layout: Some(layout()), image: Some("a:1".into()), ..set(1, 2) }, "an image"),
     ];
     for (wrong, says) in cases {
         let error = grid.fleet.set_pool("p", wrong).await.unwrap_err();
