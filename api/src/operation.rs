@@ -4,7 +4,6 @@
 //! |---|---|---|
 //! | `GET /v1/operations` | → [`OperationList`] | any member |
 //! | `GET /v1/operations/{id}?wait=S` | → [`Operation`] when it has ended, or after that time | any member |
-//! | `DELETE /v1/operations/{id}` | cancels → [`Operation`] | whoever asked for it; admin |
 
 use std::time::Duration;
 
