@@ -24,6 +24,10 @@ pub struct TakeLease {
     /// What the volume is called there: for people.
     #[serde(default)]
     pub called: String,
+    /// The epoch of the lease that it has, to go on with that. Without it the lease is given anew, of the next epoch: what
+    /// was said of the one before, and comes late, does not concern it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
 }
 
 /// A lease that was given.

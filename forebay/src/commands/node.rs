@@ -142,12 +142,17 @@ impl DaemonGrid for Located {
         self.grid.find()?.placement.trace(&image.to_string()).await
     }
 
-    async fn lease(&self, volume: &str, called: &str) -> Result<Option<LeaseGrant>> {
+    async fn lease(
+        &self,
+        volume: &str,
+        called: &str,
+        epoch: Option<u64>,
+    ) -> Result<Option<LeaseGrant>> {
         let grid = match self.grid.find() {
             Err(error) if error.kind() == Kind::Gone => return Ok(None),
             found => found?,
         };
-        let asked = TakeLease { holder: node_name(&grid)?, called: called.to_owned() };
+        let asked = TakeLease { holder: node_name(&grid)?, called: called.to_owned(), epoch };
         grid.placement.take_lease(volume, &asked).await.map(Some)
     }
 

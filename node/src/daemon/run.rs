@@ -39,13 +39,15 @@ pub trait Grid: Send + Sync + 'static {
         std::future::ready(Ok(None))
     }
 
-    /// The lease to write a volume, for this node; `None` if it belongs to no grid. `called` is the volume's name.
+    /// The lease to write a volume, for this node; `None` if it belongs to no grid. `called` is the volume's name,
+    /// `epoch` that of the lease that it has.
     fn lease(
         &self,
         volume: &str,
         called: &str,
+        epoch: Option<u64>,
     ) -> impl Future<Output = Result<Option<LeaseGrant>>> + Send {
-        let _ = (volume, called);
+        let _ = (volume, called, epoch);
         std::future::ready(Ok(None))
     }
 

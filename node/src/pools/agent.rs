@@ -175,8 +175,12 @@ impl<G: Grid> Agent<G> {
 
     /// Stops what it has lost, writes down what is new, and begins it.
     async fn take(&self, told: Told, sent: u64, asked: &StatusReport) -> Result<()> {
-        for volume in &told.lost {
-            self.0.volumes.fence_lost(volume).await?;
+        // Of a lease that was given anew since, the report has said nothing.
+        let lost = asked.leases.iter().filter(|lease| told.lost.contains(&lease.volume));
+        for lease in lost {
+            if self.0.leases.epoch(&lease.volume) == Some(lease.epoch) {
+                self.0.volumes.fence_lost(&lease.volume).await?;
+            }
         }
         self.0.leases.answered(sent, told.lease_secs, &asked.released)?;
         let new = self.change(|items| items.take(told.goal))?;

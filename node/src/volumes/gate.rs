@@ -32,17 +32,17 @@ impl<G: Grid> Volumes<G> {
         }
         let disk = self.0.shelf.disk(name)?;
         let asked = boottime();
-        let grant =
-            self.0.grid.lease(&id, name).await.at(|| format!("the lease to write {name}"))?;
+        let before = self.0.leases.epoch(&id);
+        let grant = self.0.grid.lease(&id, name, before).await;
+        let grant = grant.at(|| format!("the lease to write {name}"))?;
         // Without a grid nobody else knows of the volume.
         let Some(grant) = grant else { return Ok(()) };
-        let before = self.0.leases.epoch(&id);
+        self.0.leases.given(&id, disk, grant, asked)?;
         if before.is_some_and(|before| before != grant.epoch) {
             self.0.leases.release(&id)?;
             let what = format!("{name}: another node has had its lease in between: attach it anew");
             return Err(Error::new(Kind::Conflict, what));
         }
-        self.0.leases.given(&id, disk, grant, asked)?;
         self.0.watchdog.ensure()?;
         self.until_renewed(&id).await.at(|| name.to_owned())
     }

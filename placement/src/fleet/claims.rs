@@ -11,7 +11,7 @@ use api::operation::{Operation, OperationState};
 use api::pool::{NewClaim, VolumeKind};
 use image::{Error, Kind, Result};
 
-use super::goals::Goals;
+use super::goals::{self, Goals};
 use super::heard::Reports;
 use super::operations::{self, Kept, Work};
 use super::{Fleet, TRIES, UNPOISONED};
@@ -60,7 +60,7 @@ impl Fleet {
                 Err(error) if error.kind() == Kind::Conflict => continue,
                 done => done?,
             }
-            self.tell();
+            self.tell(told.iter().map(|node| goals::key(node)).chain([operations::key(&id)]));
             return self.operation(&id, wait).await;
         }
         Err(Error::new(Kind::Retry, format!("pool {pool}: too many claim at the same time")))

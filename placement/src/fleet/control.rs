@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
@@ -11,7 +10,7 @@ use api::place::Policy;
 use api::pool::{Claimed, Served, SetPool, VolumeKind};
 use image::{Error, Kind, Result};
 
-use super::goals::Goals;
+use super::goals::{self, Goals};
 use super::heard::{AWAY, Reports};
 use super::operations::{self, Kept, Work};
 use super::plan::{NodeView, Plan, PoolView, plan, view};
@@ -65,7 +64,7 @@ struct Pass<'a> {
 impl Fleet {
     /// Sees to everything until nobody waits any more; of several placements one does.
     pub(crate) async fn control(self: Arc<Self>) {
-        while !self.closed.load(Ordering::Relaxed) {
+        while !self.waiting.is_closed() {
             let led = tokio::select! {
                 led = self.state.lead("controllers", &self.name, LEAD) => led,
                 () = self.is_closed() => return,
@@ -83,7 +82,7 @@ impl Fleet {
     /// Sees to everything as long as nobody else may.
     async fn reign(&self, lead: Lead) {
         let mut memory = Memory::default();
-        while lead.holds() && !self.closed.load(Ordering::Relaxed) {
+        while lead.holds() && !self.waiting.is_closed() {
             if let Err(error) = self.pass(&lead, &mut memory).await {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }
@@ -206,29 +205,31 @@ impl Fleet {
     /// Writes what has changed: each node's goal and the operations that go with it, at once.
     async fn write(&self, lead: &Lead, pass: Pass<'_>) -> Result<()> {
         let Pass { goals, open, mut touched, .. } = pass;
-        let mut writes = Vec::new();
+        let mut writes: Vec<(Transaction, Vec<String>)> = Vec::new();
         for node in goals.changed() {
             let mut write = goals.write(&node, Transaction::default());
+            let mut keys = vec![goals::key(&node)];
             for at in touched.clone() {
                 if open[at].0.node() == Some(&node) {
                     write = open[at].0.write(Some(&open[at].1), write);
+                    keys.push(operations::key(&open[at].0.operation.id));
                     touched.remove(&at);
                 }
             }
-            writes.push(write);
+            writes.push((write, keys));
         }
         let rest = touched.into_iter();
-        writes.extend(rest.map(|at| open[at].0.write(Some(&open[at].1), Transaction::default())));
-        let mut done = false;
-        for write in writes {
+        writes.extend(rest.map(|at| {
+            let (kept, seen) = &open[at];
+            let key = operations::key(&kept.operation.id);
+            (kept.write(Some(seen), Transaction::default()), vec![key])
+        }));
+        for (write, keys) in writes {
             match lead.commit(write).await {
-                Ok(()) => done = true,
+                Ok(()) => self.tell(keys),
                 Err(error) if error.kind() == Kind::Conflict => self.wake.notify_one(),
                 Err(error) => return Err(error),
             }
-        }
-        if done {
-            self.tell();
         }
         Ok(())
     }

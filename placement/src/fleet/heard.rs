@@ -28,12 +28,21 @@ impl Heard {
     }
 }
 
+/// Whether something is different that anybody decides by. Of the room a little is always.
+fn is_news(before: &StatusReport, now: &StatusReport) -> bool {
+    let place = |r: &StatusReport| (r.run.clone(), r.generation, r.goal);
+    place(before) != place(now)
+        || before.items != now.items
+        || before.ready != now.ready
+        || before.released != now.released
+}
+
 /// The last report of each node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reports(BTreeMap<String, Heard>);
 
 impl Reports {
-    /// Takes a report; says whether it is news. One that is older than the last is none.
+    /// Takes a report; says whether something is news in it. One that is older than the last has none.
     ///
     /// # Errors
     ///
@@ -61,8 +70,9 @@ impl Reports {
                 last.earlier.pop_first();
             }
         }
-        (last.ticks, last.report) = (now, Arc::new(report));
-        Ok(true)
+        let before = std::mem::replace(&mut last.report, Arc::new(report));
+        last.ticks = now;
+        Ok(is_news(&before, &last.report))
     }
 
     /// What a node has said last.
@@ -101,7 +111,9 @@ mod tests {
         assert!(!all.take("n", report("a", 2), 11).unwrap());
         assert!(!all.take("n", report("a", 1), 12).unwrap());
         assert_eq!(all.get("n").unwrap().ticks, 10, "what is repeated says nothing of now");
-        assert!(all.take("n", report("a", 3), 13).unwrap());
+        assert!(!all.take("n", report("a", 3), 13).unwrap(), "as it was");
+        let told = StatusReport { goal: 1, ..report("a", 4) };
+        assert!(all.take("n", told, 13).unwrap());
         assert!(!all.get("n").unwrap().is_away(13 + AWAY - 1));
         assert!(all.get("n").unwrap().is_away(13 + AWAY));
     }

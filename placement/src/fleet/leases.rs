@@ -12,6 +12,7 @@ use api::lease::{
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
+use super::goals;
 use super::operations::check_id;
 use super::{Fleet, TRIES, UNPOISONED};
 use crate::member::check_name;
@@ -52,7 +53,7 @@ fn key(volume: &str) -> String {
 }
 
 impl Fleet {
-    /// Gives a lease to a node. Who has it already has it still.
+    /// Gives a lease to a node, or lets it go on with the one that it has.
     ///
     /// # Errors
     ///
@@ -67,7 +68,9 @@ impl Fleet {
                     if lease.revoked {
                         return Err(revoked(volume));
                     }
-                    return Ok(());
+                    if asked.epoch == Some(lease.epoch) {
+                        return Ok(());
+                    }
                 }
                 Some(holder) => {
                     let left = self.lapses(&holder);
@@ -216,7 +219,8 @@ impl Fleet {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 done => {
                     done?;
-                    self.tell();
+                    let holders = [before.and_then(|lease| lease.holder), lease.holder];
+                    self.tell(holders.iter().flatten().map(|holder| goals::key(holder)));
                     return Ok(grant);
                 }
             }

@@ -19,10 +19,10 @@ mod plan;
 pub(crate) mod pools;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use api::operation::{Operation, OperationList};
 use api::place::Policy;
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
@@ -41,6 +41,7 @@ use crate::state::keys::{Transaction, encode};
 use goals::Goals;
 use heard::Reports;
 use plan::Plan;
+use waiting::Waiting;
 
 pub(crate) use leases::Lease;
 pub(crate) use operations::Kept;
@@ -48,7 +49,7 @@ pub(crate) use operations::Kept;
 /// How long an answer waits at most for what is asked for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long one waits before it looks again by itself: another replica may have made the change.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Tries of a change that others are faster with.
 const TRIES: u32 = 16;
 
@@ -97,10 +98,8 @@ pub(crate) struct Fleet {
     planned: Mutex<BTreeMap<String, Plan>>,
     /// There is something to look at.
     wake: Notify,
-    /// Counts changes of goals and operations: whoever waits for one looks again.
-    changed: watch::Sender<u64>,
-    /// Nobody waits any more.
-    closed: AtomicBool,
+    /// Those who wait for a goal or an operation.
+    waiting: Waiting,
 }
 
 const UNPOISONED: &str = "no panics while locked";
@@ -123,8 +122,7 @@ impl Fleet {
             heard: Mutex::default(),
             planned: Mutex::default(),
             wake: Notify::new(),
-            changed: watch::Sender::new(0),
-            closed: AtomicBool::new(false),
+            waiting: Waiting::default(),
         })
     }
 
@@ -148,10 +146,11 @@ impl Fleet {
         if news == Some(false) {
             self.know(node, now).await?;
         }
+        self.release(node, &released).await?;
+        // What is as it was is no reason to decide anything anew.
         if news.is_some() {
-            self.release(node, &released).await?;
+            self.wake.notify_one();
         }
-        self.wake.notify_one();
         let look = || async {
             let (goal, lost) = (self.goal(node).await?, self.lost(node, &leases).await?);
             Ok(Told { goal, lease_secs: self.lease_secs, lost })
@@ -159,7 +158,7 @@ impl Fleet {
         let news = |told: &Told| {
             (told.goal.generation, told.goal.version) > answers || !told.lost.is_empty()
         };
-        self.until(wait, look, news).await
+        self.until(&goals::key(node), wait, look, news).await
     }
 
     /// Remembers that there is such a node, whatever becomes of this process.
@@ -180,19 +179,22 @@ impl Fleet {
     /// Looks until something is as it should be, or for so long; what it was last.
     async fn until<T, L: Future<Output = Result<T>>>(
         &self,
+        key: &str,
         wait: Duration,
         look: impl Fn() -> L,
         enough: impl Fn(&T) -> bool,
     ) -> Result<T> {
-        let mut changed = self.changed.subscribe();
+        let waiter = self.waiting.on(key);
         let waiting = async {
             loop {
-                changed.mark_unchanged();
+                let told = waiter.told.notified();
+                tokio::pin!(told);
+                told.as_mut().enable();
                 let found = look().await?;
-                if enough(&found) || self.closed.load(Ordering::Relaxed) {
+                if enough(&found) || self.waiting.is_closed() {
                     return Ok(found);
                 }
-                let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+                let _ = tokio::time::timeout(LOOK_AGAIN, told).await;
             }
         };
         match tokio::time::timeout(wait.min(LONGEST_WAIT), waiting).await {
@@ -203,22 +205,20 @@ impl Fleet {
 
     /// Ends all waiting: whoever waits is answered with what there is.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        self.tell();
+        self.waiting.close();
+        self.wake.notify_one();
     }
 
     /// Ends when all waiting does.
     async fn is_closed(&self) {
-        let mut changed = self.changed.subscribe();
-        while !self.closed.load(Ordering::Relaxed) {
-            // The sender is ours, so it is there.
-            let _ = changed.changed().await;
+        while !self.waiting.is_closed() {
+            self.wake.notified().await;
         }
     }
 
-    /// Says that goals or operations have changed.
-    fn tell(&self) {
-        self.changed.send_modify(|n| *n += 1);
+    /// Says that the goals of nodes, or operations, have changed, by their keys.
+    fn tell(&self, keys: impl IntoIterator<Item = String>) {
+        keys.into_iter().for_each(|key| self.waiting.tell(&key));
         self.wake.notify_one();
     }
 
@@ -264,7 +264,8 @@ impl Fleet {
 
     /// One of them, when it has ended or after `wait`.
     pub(crate) async fn operation(&self, id: &str, wait: Duration) -> Result<Operation> {
-        self.until(wait, || self.operation_now(id), |now| now.state.is_final()).await
+        let over = |now: &Operation| now.state.is_final();
+        self.until(&operations::key(id), wait, || self.operation_now(id), over).await
     }
 
     async fn operation_now(&self, id: &str) -> Result<Operation> {

@@ -388,7 +388,7 @@ async fn what_a_pool_cannot_be_is_refused() {
 const VOLUME: &str = "0123456789abcdef0123456789abcdef";
 
 fn take(holder: &str) -> TakeLease {
-    TakeLease { holder: holder.into(), called: "web".into() }
+    TakeLease { holder: holder.into(), called: "web".into(), epoch: None }
 }
 
 #[tokio::test]
@@ -396,19 +396,24 @@ async fn one_node_writes_a_volume_and_others_are_told_who() {
     let grid = Grid::new(&[]).await;
     let first = grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
     assert_eq!((first.epoch, first.lease_secs), (1, 900));
-    assert_eq!(grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap(), first, "again");
+    let going_on = TakeLease { epoch: Some(1), ..take("a") };
+    assert_eq!(grid.fleet.take_lease(VOLUME, &going_on).await.unwrap(), first);
+    // Given anew it is another: that the one before is not needed any more may still be on its way.
+    assert_eq!(grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap().epoch, 2);
+    let late = [HeldLease { volume: VOLUME.into(), epoch: 1 }];
+    grid.fleet.release("a", &late).await.unwrap();
     let refused = grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap_err();
     assert!(
         refused.kind() == Kind::Conflict && refused.message().contains("node a has"),
         "{refused}"
     );
     let to = |epoch| TransferLease { epoch, to: "b".into() };
-    for (by, epoch) in [(Some("b"), 1), (Some("a"), 2)] {
+    for (by, epoch) in [(Some("b"), 2), (Some("a"), 1)] {
         let refused = grid.fleet.transfer_lease(VOLUME, by, &to(epoch)).await.unwrap_err();
         assert_eq!(refused.kind(), Kind::Conflict, "{by:?} {epoch}");
     }
-    let given = grid.fleet.transfer_lease(VOLUME, Some("a"), &to(1)).await.unwrap();
-    assert_eq!(given.epoch, 2);
+    let given = grid.fleet.transfer_lease(VOLUME, Some("a"), &to(2)).await.unwrap();
+    assert_eq!(given.epoch, 3);
     assert_eq!(grid.fleet.leases().await.unwrap().leases[0].holder.as_deref(), Some("b"));
     assert_eq!(grid.fleet.take_lease("../x", &take("a")).await.unwrap_err().kind(), Kind::Invalid);
 }
