@@ -25,7 +25,7 @@ const LEAD: Duration = Duration::from_secs(6);
 /// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
 const CLAIMS: usize = 48;
 /// Pause between two passes: what comes together is decided together.
-const BREATH: Duration = Duration::from_millis(20);
+const BREATH: Duration = Duration::from_millis(5);
 /// Seconds for which a node is not told to build for a pool after it has failed to, doubled each time.
 const SHUNNED: u64 = 10;
 const SHUNNED_MOST: u64 = 600;
