@@ -18,7 +18,7 @@ const HEAD: &str = "forebay volume left 1";
 const MOST: usize = 1 << 10;
 
 fn text(id: &[u8; 16], boot: &str, stamp: &Stamp) -> String {
-    let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let id = crate::ready::name_of(id);
     format!("{HEAD}\n{id}\n{boot}\n{stamp}\n")
 }
 

@@ -31,7 +31,7 @@ pub enum Since {
 }
 
 fn text(id: &[u8; 16], image: &Digest) -> String {
-    let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let id = crate::ready::name_of(id);
     format!("{HEAD}\n{id}\n{image}\n")
 }
 

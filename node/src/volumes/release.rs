@@ -55,12 +55,7 @@ impl<G: Grid> Volumes<G> {
         seed: [u8; 32],
     ) -> Result<Erasing> {
         let _only = self.only(name).await;
-        let was = self.show(name).await?;
-        self.is_not_captured(name)?;
-        if was.attached.is_some() {
-            let what = format!("{name}: attached: detach it first");
-            return Err(Error::new(Kind::Conflict, what));
-        }
+        let was = self.at_rest(name).await?;
         // Who cannot sign cannot say that it is erased.
         self.0.signer.name().at(|| format!("{name}: nobody could sign that it is erased"))?;
         let plan = plan(asked, seed);

@@ -309,6 +309,17 @@ impl<G: Grid> Volumes<G> {
         Ok(VolumeInfo { attached, ..described(identity, disk) })
     }
 
+    /// A volume that nobody uses, as far as this daemon knows.
+    pub(super) async fn at_rest(&self, name: &str) -> Result<VolumeInfo> {
+        let info = self.show(name).await?;
+        self.is_not_captured(name)?;
+        if info.attached.is_some() {
+            let what = format!("{name}: attached: detach it first");
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        Ok(info)
+    }
+
     /// Removes a volume and what is in it; returns it as it was.
     ///
     /// # Errors
@@ -316,12 +327,7 @@ impl<G: Grid> Volumes<G> {
     /// [`Kind::Conflict`] while it is attached.
     pub async fn remove(&self, name: &str) -> Result<VolumeInfo> {
         let _only = self.only(name).await;
-        let was = self.show(name).await?;
-        self.is_not_captured(name)?;
-        if was.attached.is_some() {
-            let what = format!("{name}: attached: detach it first");
-            return Err(Error::new(Kind::Conflict, what));
-        }
+        let was = self.at_rest(name).await?;
         let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
         let remove = move || {
             shelf.remove(&name)?;
