@@ -1,25 +1,7 @@
 //! Placement's state: in etcd, backed up, restored, checked.
 
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Command, Stdio};
-
-use crate::harness::{Background, Disk, Ended, Grid, flip, path, run, until};
-
-/// A member of etcd on a port that nobody uses (it does not say which it took); that port.
-fn etcd(dir: &Path) -> (Background, u16) {
-    let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let [client, peer] = held.map(|l| l.local_addr().unwrap().port());
-    let url = |port| format!("http://127.0.0.1:{port}");
-    let mut command = Command::new("etcd");
-    command.arg(format!("--data-dir={}", path(&dir.join("etcd")))).stderr(Stdio::null());
-    command.args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)]);
-    command.args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)]);
-    command.arg(format!("--initial-cluster=default={}", url(peer)));
-    let etcd = Background::start(&mut command);
-    until("etcd serves", || std::net::TcpStream::connect(("127.0.0.1", client)).is_ok());
-    (etcd, client)
-}
+use crate::etcd::Etcd;
+use crate::harness::{Disk, Ended, Grid, flip, path, run};
 
 fn names(grid: &Grid) -> Vec<String> {
     let refs = grid.run(&["images"]).json()["images"].clone();
@@ -109,7 +91,8 @@ fn real_a_grid_keeps_its_state_in_etcd() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    let (mut server, port) = etcd(temp.path());
+    let mut etcd = Etcd::start(temp.path(), 1);
+    let port = etcd.ports[0];
     let set = format!("placement.state=etcd://127.0.0.1:1,127.0.0.1:{port}");
     let settings = ["--set", &set];
     let mut grid = Grid::start_with(&settings);
@@ -119,6 +102,6 @@ fn real_a_grid_keeps_its_state_in_etcd() {
     grid.kill();
     grid.restart();
     assert_eq!(names(&grid), ["d:1", "d:2"]);
-    server.kill();
+    etcd.kill(0);
     grid.run(&["rm", "d:1"]).fails(75, &["etcd", &port.to_string()]);
 }

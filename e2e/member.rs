@@ -1,6 +1,6 @@
 //! Nodes that have joined a grid, each with a daemon of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -15,9 +15,13 @@ pub struct Node {
 
 impl Node {
     pub fn join(grid: &Grid, name: &str) -> Self {
-        let data = grid.dir.join(name);
         let token = grid.run(&["node", "token"]).json();
-        let join = ["node", "join", token["token"].as_str().unwrap(), "--name", name];
+        Self::with_token(&grid.dir, name, token["token"].as_str().unwrap())
+    }
+
+    pub fn with_token(dir: &Path, name: &str, token: &str) -> Self {
+        let data = dir.join(name);
+        let join = ["node", "join", token, "--name", name];
         let joined = run(forebay(&data).args(join));
         assert_eq!(joined.code, 0, "{}", joined.err);
         let mut node = Self { name: name.into(), data, daemon: None };

@@ -127,6 +127,27 @@ pub struct Health {
     pub store: Option<String>,
 }
 
+/// A placement, of one or several over one state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementInfo {
+    /// Its name in the grid.
+    pub name: String,
+    /// Where others find it: host and port.
+    pub address: String,
+}
+
+/// Which placement was asked, and which leads: hears nodes, and decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementStatus {
+    /// The one that was asked.
+    pub asked: PlacementInfo,
+    /// The one that leads; nothing: none does just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<PlacementInfo>,
+    /// How often the state was restored.
+    pub generation: u64,
+}
+
 /// Asks for a one-time token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewToken {

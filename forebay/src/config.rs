@@ -59,6 +59,19 @@ pub const KEYS: &[Key] = &[
         "where placement's HTTPS API listens; port 0 takes a free one",
     ),
     key(
+        "up.name",
+        Form::Word(&[]),
+        "up",
+        "name of this `forebay up` in the grid: each of several over one state needs its own",
+    ),
+    key(
+        "up.placements",
+        Form::Word(&[]),
+        "",
+        "of several `forebay up` over one state, the addresses of all, with commas in between: members are told of \
+         them, and try them in this order; the own one unless set",
+    ),
+    key(
         "placement.lease",
         Form::Time,
         "15m",

@@ -25,7 +25,7 @@ use crate::known::Images;
 use crate::member::{Member, dns_name};
 use crate::names::{self, Name};
 use crate::refs::{Refs, no_such_ref};
-use crate::state::State;
+use crate::state::{Lead, State};
 use crate::traces::Traces;
 
 /// Verifications at the same time: each reads a whole image.
@@ -61,6 +61,8 @@ pub(crate) struct Catalog {
     /// takes minutes, and must not have another one refused.
     collector: Mutex<()>,
     verifying: Semaphore,
+    /// Servers of chunks in this very process: they serve as long as it does.
+    own: Vec<CacheInfo>,
 }
 
 impl Catalog {
@@ -70,6 +72,7 @@ impl Catalog {
         archive: Arc<dyn Archive>,
         key: SigningKey,
         clock: Clock,
+        own: Vec<CacheInfo>,
     ) -> Result<Self> {
         let refs = Refs::open(state.clone(), archive.clone(), clock.clone()).await?;
         Ok(Self {
@@ -84,6 +87,7 @@ impl Catalog {
             collecting: Arc::default(),
             collector: Mutex::default(),
             verifying: Semaphore::new(VERIFICATIONS),
+            own,
         })
     }
 
@@ -233,7 +237,12 @@ impl Catalog {
     }
 
     /// Collects garbage: everything that no ref's image reaches.
-    pub(crate) async fn gc(self: Arc<Self>, request: GcRequest) -> Result<GcReport> {
+    /// Ends when this placement leads no longer: where another does, refs move meanwhile.
+    pub(crate) async fn gc(
+        self: Arc<Self>,
+        lead: Arc<Lead>,
+        request: GcRequest,
+    ) -> Result<GcReport> {
         // In a task of its own: the store's work does not stop when the caller hangs up, so neither
         // may what keeps refs from moving meanwhile.
         let task = tokio::spawn(async move {
@@ -249,7 +258,8 @@ impl Catalog {
             roots.sort_unstable();
             roots.dedup();
             let swept = Box::new(move || drop(alone));
-            let done = self.archive.gc(roots.clone(), request, self.clock.now(), swept).await;
+            let work = self.archive.gc(roots.clone(), request, self.clock.now(), swept);
+            let done = lead.during(work).await;
             if !dry_run {
                 self.images.keep_only(&roots);
                 if let Err(error) = self.traces.tidy(&roots).await {
@@ -285,7 +295,7 @@ impl Catalog {
         let now = self.clock.now();
         let pushes = matches!(grant, Grant::Push { .. });
         let ticket = Ticket::new(grant, member.holder, now);
-        let mut servers = self.state.servers(now).await?;
+        let mut servers = self.servers().await?;
         servers.retain(|server| server.receives || !pushes);
         // Who is about to leave is named only where there is nobody else.
         if servers.iter().any(|server| !server.draining) {
@@ -322,7 +332,37 @@ impl Catalog {
 
     /// The servers of chunks.
     pub(crate) async fn servers(&self) -> Result<Vec<CacheInfo>> {
-        self.state.servers(self.clock.now()).await
+        let mut servers = self.state.servers(self.clock.now()).await?;
+        servers.retain(|server| self.own.iter().all(|own| own.name != server.name));
+        servers.extend_from_slice(&self.own);
+        servers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(servers)
+    }
+
+    /// Says of the servers of this process that they serve, to the other placements.
+    pub(crate) async fn announce(&self) -> Result<()> {
+        for own in &self.own {
+            self.state.lease_server(own, self.clock.now() + LEASE_SECS).await?;
+        }
+        Ok(())
+    }
+
+    /// The same, again and again.
+    pub(crate) async fn keep_announcing(&self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(LEASE_SECS / 3)).await;
+            if let Err(error) = self.announce().await {
+                tracing::warn!(%error, "other placements do not know that this one serves chunks");
+            }
+        }
+    }
+
+    /// Says of the servers of this process that they serve no longer.
+    pub(crate) async fn leave_all(&self) -> Result<()> {
+        for own in &self.own {
+            self.state.drop_server(&own.name).await?;
+        }
+        Ok(())
     }
 
     /// Counts a cache as serving, for a while.
@@ -353,7 +393,8 @@ impl Catalog {
 
     /// Counts a cache no longer.
     pub(crate) async fn leave(&self, name: &str) -> Result<CacheInfo> {
-        let left = self.state.drop_server(name).await?;
+        let leased = self.own.iter().all(|own| own.name != name);
+        let left = if leased { self.state.drop_server(name).await? } else { None };
         left.ok_or_else(|| Error::new(Kind::Gone, format!("no cache {name} serves with a lease")))
     }
 }

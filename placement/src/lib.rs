@@ -50,7 +50,7 @@ mod traces;
 use std::future::Future;
 use std::sync::Arc;
 
-use api::grid::{CacheInfo, Role};
+use api::grid::{CacheInfo, PlacementInfo, Role};
 use image::error::At;
 use image::{Error, Result};
 use tokio::net::TcpListener;
@@ -79,8 +79,10 @@ pub struct Config {
     pub state: StatePlace,
     /// The id of the store behind the archive. The grid keeps to the first one.
     pub store: String,
-    /// Address (host and port) that join tokens name; else the one that is listened on.
+    /// Address (host and port) at which others find this placement; else the one that is listened on.
     pub address: Option<String>,
+    /// Addresses of all placements over this state, this one too; none: there is no other.
+    pub placements: Vec<String>,
     /// The servers of chunks.
     pub servers: Vec<CacheInfo>,
     /// The cache in this process, if there is one: its API is served beside placement's.
@@ -126,13 +128,24 @@ impl Placement {
         tracing::info!(address = %local, "placement serves");
         let fleet = Arc::clone(&placement.app.fleet);
         let control = tokio::spawn(Arc::clone(&fleet).control());
+        let catalog = Arc::clone(&placement.app.catalog);
+        let announcing = {
+            let catalog = Arc::clone(&catalog);
+            tokio::spawn(async move { catalog.keep_announcing().await })
+        };
         let shutdown = async {
             shutdown.await;
             fleet.close();
         };
         http::serve(listener, placement.server(), shutdown).await;
+        fleet.end();
         // What it holds of the state is given back before this returns.
         let _ = control.await;
+        announcing.abort();
+        let _ = announcing.await;
+        if let Err(error) = catalog.leave_all().await {
+            tracing::warn!(%error, "others try this server of chunks until it has lapsed");
+        }
         Ok(())
     }
 
@@ -154,6 +167,7 @@ impl Placement {
             state,
             store,
             servers,
+            placements,
             care,
             lease_secs,
             policy,
@@ -169,14 +183,22 @@ impl Placement {
         state.reserve(&own.name, own.role, papers.expires()?).await?;
         let ca_ends = clock.now() + ca::CA_SECS;
         state.reserve(ca::FIRST_ADMIN, Role::Admin, ca_ends).await?;
-        state.set_servers(&servers).await?;
         let key = authority.signing_key().clone();
-        let catalog = catalog::Catalog::open(state.clone(), archive, key, clock.clone()).await?;
+        let catalog =
+            catalog::Catalog::open(state.clone(), archive, key, clock.clone(), servers).await?;
+        catalog.announce().await?;
         let members = members::Members { state: state.clone(), clock: clock.clone() };
-        let tokens =
-            tokens::Tokens { state: state.clone(), authority, clock: clock.clone(), address };
+        // What a token names is tried in this order.
+        let named = if placements.is_empty() { address.clone() } else { placements.join(",") };
+        let tokens = tokens::Tokens {
+            state: state.clone(),
+            authority,
+            clock: clock.clone(),
+            address: named,
+        };
         let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
-        let terms = fleet::Terms { lease_secs, policy, name: own.name };
+        let me = PlacementInfo { name: own.name, address };
+        let terms = fleet::Terms { lease_secs, policy, me };
         let fleet = fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), terms);
         let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })

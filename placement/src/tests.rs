@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::grid::{JoinRequest, NewToken, Role};
 use image::{Digest, Error, Kind, Result};
@@ -31,7 +32,7 @@ pub(crate) async fn app(limits: Limits) -> App {
     let clock = Clock::new(|| NOW);
     let archive: Arc<dyn Archive> = fake::Fake::new();
     let key = authority.signing_key().clone();
-    let catalog = crate::catalog::Catalog::open(state.clone(), archive, key, clock.clone());
+    let catalog = crate::catalog::Catalog::open(state.clone(), archive, key, clock.clone(), vec![]);
     let catalog = Arc::new(catalog.await.unwrap());
     let members = crate::members::Members { state: state.clone(), clock: clock.clone() };
     let fleet = crate::fleet::Fleet::new(
@@ -40,6 +41,8 @@ pub(crate) async fn app(limits: Limits) -> App {
         Arc::clone(&catalog),
         crate::fleet::Terms::default(),
     );
+    let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
+    fleet.begin(Arc::new(lead));
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
     App { catalog, tokens: Arc::new(tokens), members, fleet, limits, store: "store".into() }
 }

@@ -1,6 +1,6 @@
 //! Join tokens, and what comes of them: a new member's certificate.
 //!
-//! A token is one text: `<address of placement>/<digest of the CA's certificate>/<secret>`. The digest
+//! A token is one text: `<addresses of placement>/<digest of the CA's certificate>/<secret>`. The digest
 //! lets the new machine know its grid before it trusts anything; the secret lets the grid know the
 //! machine, once. Placement keeps only a hash of the secret.
 
@@ -27,7 +27,7 @@ pub const MAX_LIFETIME_SECS: u64 = 30 * 24 * 3600;
 /// What a join token's text says.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinCode {
-    /// Address of placement: host and port.
+    /// Addresses of placement: host and port each, with commas in between.
     pub address: String,
     /// Digest of the CA's certificate.
     pub ca: Digest,
@@ -74,7 +74,7 @@ pub(crate) struct Tokens {
     pub state: State,
     pub authority: Arc<Authority>,
     pub clock: Clock,
-    /// The address that tokens name.
+    /// The addresses that tokens name.
     pub address: String,
 }
 

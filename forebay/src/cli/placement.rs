@@ -20,6 +20,8 @@ pub enum PlacementCommand {
     Restore(RestoreStateArgs),
     /// Read all of placement's state, and say what is wrong
     Check,
+    /// Say which placement answers, and which leads
+    Status,
 }
 
 /// `forebay placement backup`.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use api::grid::PlacementStatus;
 use image::{Error, Kind, Result};
 use placement::state::{
     self, BackupReport, CheckReport, ClusterPlace, Papers, RestoreReport, StatePlace,
@@ -12,6 +13,7 @@ use placement::{Authority, Clock, Uptime};
 use super::block_on;
 use crate::cli::PlacementCommand;
 use crate::config::Config;
+use crate::grid::Grid;
 use crate::output::{Output, bytes};
 
 /// Where placement's state is, by the configuration.
@@ -57,6 +59,10 @@ pub fn run(config: &Config, command: &PlacementCommand, output: Output) -> Resul
             let report = block_on(work)?;
             output.result(&report, restored)
         }
+        PlacementCommand::Status => {
+            let placement = Grid::find(&config.data)?.placement;
+            output.result(&block_on(placement.placement())?, status_text)
+        }
         PlacementCommand::Check => {
             let report = block_on(state::check(&place, grid))?;
             output.result(&report, checked)?;
@@ -69,6 +75,14 @@ pub fn run(config: &Config, command: &PlacementCommand, output: Output) -> Resul
             }
         }
     }
+}
+
+fn status_text(status: &PlacementStatus) -> String {
+    let PlacementStatus { asked, leader, generation } = status;
+    let leads = leader
+        .as_ref()
+        .map_or("nobody leads".to_owned(), |l| format!("{} leads, at {}", l.name, l.address));
+    format!("{} answers, at {}\n{leads}\ngeneration {generation}", asked.name, asked.address)
 }
 
 fn list(kinds: &BTreeMap<String, u64>) -> String {

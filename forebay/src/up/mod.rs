@@ -33,9 +33,6 @@ use crate::serve::{
 use crate::telemetry;
 use archive::StoreArchive;
 
-/// The server's name in the grid.
-const NAME: &str = "up";
-
 /// Seconds. A node asks for more four times in its term.
 const SHORTEST_LEASE: u64 = 4;
 
@@ -53,7 +50,8 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let advertise = advertised_ip(config)?;
     let placement_ip = placement_ip(config, advertise)?;
     let ips = [ip(config, "serve.ip")?, advertise];
-    let papers = authority.server_papers(&data.join("server"), NAME, &ips, clock.now())?;
+    let name = config.text("up.name");
+    let papers = authority.server_papers(&data.join("server"), name, &ips, clock.now())?;
     let admin = authority.admin_papers(&data.join(ADMIN), clock.now())?;
     let state = state_place(config)?;
     let known = placement::known_store(&state, authority.grid()).await?;
@@ -69,7 +67,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     };
     let cores = Cores::start(config, chunks).await?;
 
-    let keeper = Keeper::start(NAME, config, &store, &cache, cores.memory(), metrics, None)?;
+    let keeper = Keeper::start(name, config, &store, &cache, cores.memory(), metrics, None)?;
     let listener = listen(config.text("up.listen")).await?;
     let address = listener.local_addr().map_err(|e| Error::io("placement's address", e))?;
     let chunks = cores.announced(advertise);
@@ -80,15 +78,16 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         chunks: chunks.clone(),
         pid: std::process::id(),
     };
-    let server_name = format!("{NAME}.{}", placement::member::DOMAIN);
+    let server_name = format!("{name}.{}", placement::member::DOMAIN);
     let placement = placement::Config {
         authority,
         papers,
         state,
         store: store.id().to_owned(),
         address: Some(SocketAddr::new(placement_ip, address.port()).to_string()),
+        placements: placements(config),
         servers: vec![CacheInfo {
-            name: NAME.into(),
+            name: name.into(),
             server_name,
             endpoints: chunks,
             receives: true,
@@ -132,6 +131,12 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
     ended.unwrap_or_else(|e| Err(Error::caused(Kind::Io, "placement ended badly", e)))
+}
+
+/// The addresses of all placements, if there are several.
+fn placements(config: &Config) -> Vec<String> {
+    let all = config.text("up.placements").split(',').map(str::trim);
+    all.filter(|address| !address.is_empty()).map(str::to_owned).collect()
 }
 
 /// The IP address at which joining machines find placement: where it listens, or, if that is all of this

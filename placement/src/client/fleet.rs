@@ -9,6 +9,7 @@ use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
 use hyper::Method;
 use image::Result;
 
+use super::wire::Patience;
 use super::{Client, segment};
 
 impl Client {
@@ -25,7 +26,7 @@ impl Client {
     /// Says what this node has; the answer is what it is to do, when that is news or after `wait`.
     pub async fn report(&self, node: &str, report: &StatusReport, wait: Duration) -> Result<Told> {
         let path = format!("/v1/nodes/{}/report?wait={}", segment(node)?, wait.as_secs());
-        self.send(Method::POST, &path, Some(report)).await
+        self.ask(Method::POST, &path, Some(report), Patience::Asked(wait)).await
     }
 
     /// All leases that nodes have.

@@ -12,7 +12,7 @@ use api::catalog::{
 };
 use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
-    MemberList, NewToken, Serving,
+    MemberList, NewToken, PlacementStatus, Serving,
 };
 use api::trace::{TraceBody, TraceInfo};
 use hyper::Method;
@@ -80,6 +80,11 @@ impl Client {
     /// That placement serves, and for which grid.
     pub async fn health(&self) -> Result<Health> {
         self.get("/v1/health").await
+    }
+
+    /// Which placement answers, and which leads.
+    pub async fn placement(&self) -> Result<PlacementStatus> {
+        self.get("/v1/placement").await
     }
 
     /// The servers of chunks.
@@ -154,13 +159,12 @@ impl Client {
     /// Verifies a stored image; `name` is a ref or a digest. Takes as long as it takes.
     pub async fn verify(&self, name: &str, asked: &VerifyRequest) -> Result<VerifyReport> {
         let path = format!("/v1/images/{}/verify", segment(name)?);
-        self.wire.call(Method::POST, &path, json(Some(asked)), Patience::Endless).await
+        self.ask(Method::POST, &path, Some(asked), Patience::Endless).await
     }
 
     /// Verifies the store, or a sample of it. Takes as long as it takes.
     pub async fn verify_store(&self, asked: &VerifyStoreRequest) -> Result<StoreReport> {
-        let body = json(Some(asked));
-        self.wire.call(Method::POST, "/v1/store/verify", body, Patience::Endless).await
+        self.ask(Method::POST, "/v1/store/verify", Some(asked), Patience::Endless).await
     }
 
     /// Moves or makes a ref. An error other than `Conflict` leaves open whether it moved.
@@ -186,7 +190,7 @@ impl Client {
 
     /// Collects garbage. Takes as long as it takes, and goes on if the call is dropped.
     pub async fn gc(&self, asked: &GcRequest) -> Result<GcReport> {
-        self.wire.call(Method::POST, "/v1/gc", json(Some(asked)), Patience::Endless).await
+        self.ask(Method::POST, "/v1/gc", Some(asked), Patience::Endless).await
     }
 
     /// The OpenAPI document, JSON.
@@ -204,7 +208,17 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        self.wire.call(method, path, json(body), Patience::Usual).await
+        self.ask(method, path, body, Patience::Usual).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        patience: Patience,
+    ) -> Result<T> {
+        self.wire.call(method, path, json(body), patience).await
     }
 }
 

@@ -2,18 +2,26 @@
 //!
 //! Calls that follow each other at once share a connection: a handshake with certificates on both sides takes longer than
 //! most answers.
+//!
+//! A service may be at several addresses. The one that answered last is asked first, the others if it does not connect.
+//! What was sent is never sent again elsewhere: but an answer may say that another is to be asked, and that nothing was
+//! done.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use api::ErrorBody;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{CONTENT_TYPE, HOST, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use image::error::At;
 use image::{Error, Kind, Result};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -30,6 +38,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Time for an answer that does not depend on the size of an image; longer than a move of a ref waits
 /// for a collection of garbage.
 const ANSWER: Duration = Duration::from_secs(60);
+/// What an answer may take that was to take no time.
+const LATE: Duration = Duration::from_secs(3);
 /// After this silence the system asks whether the other machine is there; after some times, it gives up.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Longest answer, in bytes: some hundred thousand refs.
@@ -39,12 +49,29 @@ const MAX_ANSWER: usize = 64 << 20;
 /// to, and then nobody knew whether it was asked.
 const REUSED: Duration = Duration::from_secs(1);
 
+/// An address that has not connected by then is not waited for alone.
+const HEAD_START: Duration = Duration::from_millis(300);
+/// Times that one is sent on.
+const HOPS: usize = 3;
+
 /// How long to wait for an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
     Usual,
+    /// So much longer than the answer is to take: a server may stand still, and another answer.
+    Asked(Duration),
     /// As long as the other machine is there.
     Endless,
+}
+
+impl Patience {
+    fn most(self) -> Option<Duration> {
+        match self {
+            Self::Usual => Some(ANSWER),
+            Self::Asked(wait) => Some(wait + LATE),
+            Self::Endless => None,
+        }
+    }
 }
 
 /// Where a server is, and how to be sure of it.
@@ -55,7 +82,10 @@ pub(super) struct Wire {
     program: &'static str,
     /// The name in its certificate.
     server_name: Arc<str>,
-    address: Arc<str>,
+    /// None of it is given up: who leads today may not tomorrow.
+    addresses: Arc<[Arc<str>]>,
+    /// The one that answered last.
+    current: Arc<Mutex<Arc<str>>>,
     tls: TlsConnector,
     idle: Arc<Mutex<Option<Open>>>,
 }
@@ -72,7 +102,7 @@ struct Open {
 
 impl std::fmt::Debug for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Wire({})", self.address)
+        write!(f, "Wire({})", self.address())
     }
 }
 
@@ -82,25 +112,24 @@ impl Wire {
         who: &str,
         program: &'static str,
         server_name: &str,
-        address: &str,
+        addresses: &str,
         config: ClientConfig,
     ) -> Result<Self> {
-        let bare = address.strip_prefix("https://").unwrap_or(address);
-        let bare = bare.strip_suffix('/').unwrap_or(bare);
-        let port = bare.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-        let good = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|p| p != 0));
-        if !good || bare.contains(|c: char| c == '/' || c == '@' || c.is_whitespace()) {
-            let shown = address.escape_debug();
-            let what = format!("address of {who}, `{shown}`: must be host:port");
-            return Err(Error::new(Kind::Invalid, what));
-        }
+        let bare = |address| bare(address).at(|| format!("address of {who}"));
+        let addresses: Arc<[_]> = addresses.split(',').map(bare).collect::<Result<_>>()?;
+        let current = Arc::new(Mutex::new(Arc::clone(&addresses[0])));
         let tls = TlsConnector::from(Arc::new(config));
         let (who, server_name) = (who.into(), server_name.into());
-        Ok(Self { who, program, server_name, address: bare.into(), tls, idle: Arc::default() })
+        Ok(Self { who, program, server_name, addresses, current, tls, idle: Arc::default() })
     }
 
-    pub(super) fn address(&self) -> &str {
-        &self.address
+    /// The address that answered last.
+    pub(super) fn address(&self) -> Arc<str> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn go_to(&self, address: Arc<str>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
     /// Sends a request and decodes its answer.
@@ -125,7 +154,7 @@ impl Wire {
     }
 
     fn place(&self, method: &Method, path: &str) -> String {
-        format!("{} at {}: {method} {path}", self.who, self.address)
+        format!("{} at {}: {method} {path}", self.who, self.address())
     }
 
     /// Sends a request; the body of an answer that is a success.
@@ -137,43 +166,45 @@ impl Wire {
         patience: Patience,
     ) -> Result<Bytes> {
         let place = || self.place(method, path);
-        let request = self.request(method, path, body)?;
-        let open = match self.kept() {
-            Some(open) => open,
-            None => match timeout(CONNECT, self.connect()).await {
-                Ok(open) => open?,
-                Err(_) => return Err(self.away(&format!("no connection within {CONNECT:?}"))),
-            },
-        };
-        let exchange = self.exchange(open, request);
-        let exchanged = match patience {
-            Patience::Endless => exchange.await,
-            Patience::Usual => timeout(ANSWER, exchange).await.unwrap_or_else(|_| {
-                Err(Error::new(Kind::Retry, format!("no answer within {ANSWER:?}")))
-            }),
-        };
-        let (status, bytes) = exchanged.map_err(|e| e.at(place()))?;
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        match serde_json::from_slice::<ErrorBody>(&bytes) {
-            Ok(body) => Err(body.into()),
-            Err(_) => Err(Error::new(bare_status(status), format!("{}: {status}", place()))),
+        let body = Bytes::from(body.unwrap_or_default());
+        let mut hops = 0;
+        loop {
+            let request = self.request(method, path, body.clone())?;
+            let open = match self.kept() {
+                Some(open) => open,
+                None => self.connect().await?,
+            };
+            let exchange = self.exchange(open, request);
+            let exchanged = match patience.most() {
+                None => exchange.await,
+                Some(most) => timeout(most, exchange).await.unwrap_or_else(|_| {
+                    Err(Error::new(Kind::Retry, format!("no answer within {most:?}")))
+                }),
+            };
+            let Answer { status, elsewhere, bytes } = exchanged.map_err(|e| e.at(place()))?;
+            if status.is_success() {
+                return Ok(bytes);
+            }
+            if let Some(address) = elsewhere.filter(|_| hops < HOPS) {
+                hops += 1;
+                self.go_to(address);
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+                continue;
+            }
+            return match serde_json::from_slice::<ErrorBody>(&bytes) {
+                Ok(body) => Err(body.into()),
+                Err(_) => Err(Error::new(bare_status(status), format!("{}: {status}", place()))),
+            };
         }
     }
 
-    fn request(
-        &self,
-        method: &Method,
-        path: &str,
-        body: Option<Vec<u8>>,
-    ) -> Result<Request<Full<Bytes>>> {
+    fn request(&self, method: &Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
         let mut request =
             Request::builder().method(method).uri(path).header(HOST, &*self.server_name);
-        if body.is_some() {
+        if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(Bytes::from(body.unwrap_or_default())));
+        let request = request.body(Full::new(body));
         request.map_err(|e| Error::new(Kind::Invalid, format!("{method} {path}: {e}")))
     }
 
@@ -185,11 +216,7 @@ impl Wire {
         (just_now && ours && open.requests.is_ready()).then_some(open)
     }
 
-    async fn exchange(
-        &self,
-        mut open: Open,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes)> {
+    async fn exchange(&self, mut open: Open, request: Request<Full<Bytes>>) -> Result<Answer> {
         let answer = open.requests.send_request(request).await.map_err(|e| broken(&e))?;
         let read = read(answer).await?;
         (open.answered, open.thread) = (now(), thread::current().id());
@@ -197,8 +224,44 @@ impl Wire {
         Ok(read)
     }
 
+    /// A connection to the address that answered last, or to whichever else is there.
     async fn connect(&self) -> Result<Open> {
-        let stream = self.stream().await?;
+        let first = self.address();
+        let others = self.addresses.iter().filter(|address| **address != first).cloned();
+        let mut left: VecDeque<Arc<str>> = others.collect();
+        let mut tries = FuturesUnordered::from_iter([self.try_one(first)]);
+        let mut failed = None;
+        loop {
+            let more = !left.is_empty();
+            tokio::select! {
+                Some((address, tried)) = tries.next() => match tried {
+                    Ok(open) => {
+                        self.go_to(address);
+                        return Ok(open);
+                    }
+                    Err(error) => failed = Some(failed.unwrap_or(error)),
+                },
+                () = tokio::time::sleep(HEAD_START), if more => {}
+            }
+            match left.pop_front() {
+                Some(next) => tries.push(self.try_one(next)),
+                None if tries.is_empty() => {
+                    return Err(failed.expect("the last that was tried has failed"));
+                }
+                None => {}
+            }
+        }
+    }
+
+    async fn try_one(&self, address: Arc<str>) -> (Arc<str>, Result<Open>) {
+        let open = timeout(CONNECT, self.open(&address)).await.unwrap_or_else(|_| {
+            Err(self.away(&address, &format!("no connection within {CONNECT:?}")))
+        });
+        (address, open)
+    }
+
+    async fn open(&self, address: &str) -> Result<Open> {
+        let stream = self.stream(address).await?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (requests, connection) = handshake.map_err(|e| broken(&e))?;
         let mut driver = JoinSet::new();
@@ -206,34 +269,34 @@ impl Wire {
         Ok(Open { requests, answered: now(), thread: thread::current().id(), _driver: driver })
     }
 
-    async fn stream(&self) -> Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(&*self.address).await;
-        let stream = stream.map_err(|e| self.away(&e.to_string()))?;
+    async fn stream(&self, address: &str) -> Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.map_err(|e| self.away(address, &e.to_string()))?;
         // Neither is needed for a right answer.
         let _ = stream.set_nodelay(true);
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         let name = ServerName::try_from(self.server_name.to_string());
         let name = name.map_err(|e| Error::caused(Kind::Invalid, "the server's name", e))?;
-        self.tls.connect(name, stream).await.map_err(|e| self.not_trusted(e))
+        self.tls.connect(name, stream).await.map_err(|e| self.not_trusted(address, e))
     }
 
-    fn away(&self, why: &str) -> Error {
-        let Self { who, program, address, .. } = self;
+    fn away(&self, address: &str, why: &str) -> Error {
+        let Self { who, program, .. } = self;
         let what = format!("{who} at {address}: {why}; is `{program}` running there?");
         Error::new(Kind::Retry, what)
     }
 
-    fn not_trusted(&self, e: std::io::Error) -> Error {
+    fn not_trusted(&self, address: &str, e: std::io::Error) -> Error {
         match e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
             Some(why) => {
-                let Self { who, address, .. } = self;
+                let who = &self.who;
                 let what = format!(
                     "{who} at {address}: what listens there is not the {who} of this grid: {why}"
                 );
                 Error::new(Kind::Denied, what)
             }
-            None => self.away(&e.to_string()),
+            None => self.away(address, &e.to_string()),
         }
     }
 }
@@ -243,11 +306,43 @@ fn now() -> Instant {
     Instant::now()
 }
 
-async fn read(answer: Response<Incoming>) -> Result<(StatusCode, Bytes)> {
-    let status = answer.status();
+/// `host:port`, bare.
+fn bare(address: &str) -> Result<Arc<str>> {
+    let bare = address.trim();
+    let bare = bare.strip_prefix("https://").unwrap_or(bare);
+    let bare = bare.strip_suffix('/').unwrap_or(bare);
+    let port = bare.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let good = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|p| p != 0));
+    if !good || bare.contains(|c: char| c == '/' || c == '@' || c.is_whitespace()) {
+        let shown = address.escape_debug();
+        return Err(Error::new(Kind::Invalid, format!("`{shown}`: must be host:port")));
+    }
+    Ok(bare.into())
+}
+
+/// What came back.
+struct Answer {
+    status: StatusCode,
+    /// Nothing was done, and this address is to be asked.
+    elsewhere: Option<Arc<str>>,
+    bytes: Bytes,
+}
+
+/// Where an answer sends who asked.
+fn elsewhere(answer: &Response<Incoming>) -> Option<Arc<str>> {
+    if answer.status() != StatusCode::TEMPORARY_REDIRECT {
+        return None;
+    }
+    let location = answer.headers().get(LOCATION)?.to_str().ok()?;
+    let (authority, _) = location.strip_prefix("https://")?.split_once('/')?;
+    bare(authority).ok()
+}
+
+async fn read(answer: Response<Incoming>) -> Result<Answer> {
+    let (status, elsewhere) = (answer.status(), elsewhere(&answer));
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
     let body = body.map_err(|e| Error::new(Kind::Retry, format!("reading the answer: {e}")))?;
-    Ok((status, body.to_bytes()))
+    Ok(Answer { status, elsewhere, bytes: body.to_bytes() })
 }
 
 /// In TLS 1.3 a client learns only after its handshake that the server refuses its certificate.

@@ -14,7 +14,7 @@ use image::{Error, Kind, Result};
 use super::goals::{self, Goals};
 use super::heard::Reports;
 use super::operations::{self, Kept, Work};
-use super::{Fleet, TRIES, UNPOISONED};
+use super::{Fleet, TRIES};
 use crate::member::check_name;
 use crate::state::keys::Transaction;
 
@@ -48,14 +48,14 @@ impl Fleet {
             let now = self.clock.now();
             let mut kept = new(owner, pool, &asked, now);
             let mut goals = Goals::load(&self.state).await?;
-            let told = {
-                let heard = self.heard.lock().expect(UNPOISONED);
-                tell(&mut kept, &kind, &heard, &mut goals, (now, self.clock.ticks()))
-            };
+            let when = (now, self.clock.ticks());
+            let told = self
+                .hearing
+                .with(|reign| tell(&mut kept, &kind, &reign.reports, &mut goals, when))?;
             let write = told
                 .iter()
                 .fold(kept.write(None, Transaction::default()), |tx, node| goals.write(node, tx));
-            match self.state.commit(write).await {
+            match self.hearing.lead()?.commit(write).await {
                 // Somebody else has changed this node's goal, or this is the same request twice.
                 Err(error) if error.kind() == Kind::Conflict => continue,
                 done => done?,

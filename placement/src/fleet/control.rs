@@ -12,6 +12,7 @@ use image::{Error, Kind, Result};
 
 use super::goals::{self, Goals};
 use super::heard::{AWAY, Reports};
+use super::hearing::LED;
 use super::operations::{self, Kept, Work};
 use super::plan::{NodeView, Plan, PoolView, plan, view};
 use super::{Fleet, NodeEntry, UNPOISONED, claims};
@@ -20,8 +21,9 @@ use crate::state::keys::{Transaction, Versioned};
 
 /// A pass at least so often: nodes go away without a word.
 const TICK: Duration = Duration::from_secs(1);
-/// How long the one who decides may be silent before another does.
-const LEAD: Duration = Duration::from_secs(6);
+/// How long the one who decides may be silent before another does: as short as etcd takes it, since who asks waits for
+/// as long.
+const LEAD: Duration = Duration::from_secs(2);
 /// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
 const CLAIMS: usize = 48;
 /// Pause between two passes: what comes together is decided together.
@@ -62,15 +64,15 @@ struct Pass<'a> {
 }
 
 impl Fleet {
-    /// Sees to everything until nobody waits any more; of several placements one does.
+    /// Sees to everything to the end; of several placements one does.
     pub(crate) async fn control(self: Arc<Self>) {
-        while !self.waiting.is_closed() {
+        while !self.is_over() {
             let led = tokio::select! {
-                led = self.state.lead("controllers", &self.name, LEAD) => led,
-                () = self.is_closed() => return,
+                led = self.state.lead(LED, &self.me, LEAD) => led,
+                () = self.ended() => return,
             };
             match led {
-                Ok(lead) => self.reign(lead).await,
+                Ok(lead) => self.reign(Arc::new(lead)).await,
                 Err(error) => {
                     tracing::error!(%error, "nobody decides what nodes are to do; it is tried again");
                     tokio::time::sleep(TICK).await;
@@ -80,23 +82,35 @@ impl Fleet {
     }
 
     /// Sees to everything as long as nobody else may.
-    async fn reign(&self, lead: Lead) {
+    async fn reign(&self, lead: Arc<Lead>) {
         let mut memory = Memory::default();
-        while lead.holds() && !self.waiting.is_closed() {
+        self.begin(Arc::clone(&lead));
+        while lead.holds() && !self.is_over() {
             if let Err(error) = self.pass(&lead, &mut memory).await {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }
-            let _ = tokio::time::timeout(TICK, self.wake.notified()).await;
+            tokio::select! {
+                _ = tokio::time::timeout(TICK, self.wake.notified()) => {}
+                () = lead.lost() => {}
+                () = self.ended() => {}
+            }
             tokio::time::sleep(BREATH).await;
         }
+        self.hearing.end();
         if let Err(error) = lead.resign().await {
             tracing::warn!(%error, "others wait until the lead of this placement has lapsed");
         }
     }
 
+    /// From now on nodes are heard here.
+    pub(crate) fn begin(&self, lead: Arc<Lead>) {
+        // The lead was there before this moment, so nobody else has heard anybody since.
+        self.hearing.begin(lead, self.clock.ticks());
+    }
+
     /// One pass.
     pub(super) async fn pass(&self, lead: &Lead, memory: &mut Memory) -> Result<()> {
-        let heard = self.heard.lock().expect(UNPOISONED).clone();
+        let (heard, since) = self.hearing.with(|r| (r.reports.clone(), r.since))?;
         let (now, ticks) = (self.clock.now(), self.clock.ticks());
         let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
         let open = self.open_operations(now).await?;
@@ -115,7 +129,7 @@ impl Fleet {
         self.tell_claims(&mut pass).await?;
         // Just started, a node that has not been heard of yet is not away.
         let all = pass.known.keys().all(|node| heard.get(node).is_some());
-        if all || ticks >= self.started_ticks + AWAY {
+        if all || ticks >= since + AWAY {
             self.plan_pools(&mut pass, memory).await?;
         }
         self.write(lead, pass).await

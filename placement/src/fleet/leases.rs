@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::goals;
 use super::operations::check_id;
-use super::{Fleet, TRIES, UNPOISONED};
+use super::{Fleet, TRIES};
 use crate::member::check_name;
 use crate::state::keys::{Transaction, Versioned, encode};
 
@@ -73,7 +73,7 @@ impl Fleet {
                     }
                 }
                 Some(holder) => {
-                    let left = self.lapses(&holder);
+                    let left = self.lapses(&holder)?;
                     if left > 0 {
                         return Err(held(volume, lease, &holder, left));
                     }
@@ -151,14 +151,15 @@ impl Fleet {
         .await?;
         let found = self.state.get::<Lease>(&key(volume)).await?;
         let (lease, _) = found.ok_or_else(|| Error::new(Kind::Gone, "the lease is gone"))?;
-        Ok(self.info(volume.to_owned(), lease))
+        self.info(volume.to_owned(), lease)
     }
 
     /// All leases that somebody has.
     pub(crate) async fn leases(&self) -> Result<LeaseList> {
         let all = self.state.list_versioned::<Lease>("leases/").await?;
         let held = all.into_iter().filter(|(_, lease, _)| lease.holder.is_some());
-        Ok(LeaseList { leases: held.map(|(volume, lease, _)| self.info(volume, lease)).collect() })
+        let leases = held.map(|(volume, lease, _)| self.info(volume, lease)).collect::<Result<_>>();
+        Ok(LeaseList { leases: leases? })
     }
 
     /// Takes back what a node says it does not need any more.
@@ -192,10 +193,12 @@ impl Fleet {
     }
 
     /// Seconds until what a node has is anybody's, if it is not heard of again.
-    fn lapses(&self, node: &str) -> u64 {
-        let heard = self.heard.lock().expect(UNPOISONED).get(node).map(|heard| heard.ticks);
-        let last = heard.unwrap_or(self.started_ticks).max(self.started_ticks);
-        (last + self.lease_secs).saturating_sub(self.clock.ticks())
+    fn lapses(&self, node: &str) -> Result<u64> {
+        let last = self.hearing.with(|reign| {
+            let heard = reign.reports.get(node).map_or(reign.since, |heard| heard.ticks);
+            heard.max(reign.since)
+        })?;
+        Ok((last + self.lease_secs).saturating_sub(self.clock.ticks()))
     }
 
     /// Changes a lease, and nobody else meanwhile.
@@ -215,7 +218,7 @@ impl Fleet {
                 return Ok(grant);
             }
             let write = Transaction::default().unchanged(&key(volume), seen.as_ref());
-            match self.state.commit(write.put(&key(volume), encode(&lease))).await {
+            match self.hearing.lead()?.commit(write.put(&key(volume), encode(&lease))).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 done => {
                     done?;
@@ -228,10 +231,10 @@ impl Fleet {
         Err(Error::new(Kind::Retry, format!("the lease of volume {volume}: others change it")))
     }
 
-    fn info(&self, volume: String, lease: Lease) -> LeaseInfo {
-        let lapses = lease.holder.as_deref().map(|holder| self.lapses(holder));
+    fn info(&self, volume: String, lease: Lease) -> Result<LeaseInfo> {
+        let lapses = lease.holder.as_deref().map(|holder| self.lapses(holder)).transpose()?;
         let Lease { epoch, holder, called, since, revoked, broken } = lease;
-        LeaseInfo { volume, called, holder, epoch, since, lapses, revoked, broken }
+        Ok(LeaseInfo { volume, called, holder, epoch, since, lapses, revoked, broken })
     }
 }
 

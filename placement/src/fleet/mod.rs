@@ -13,6 +13,7 @@ pub(crate) mod claims;
 mod control;
 mod goals;
 mod heard;
+mod hearing;
 pub(crate) mod leases;
 mod operations;
 mod plan;
@@ -27,11 +28,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
+use api::grid::PlacementInfo;
 use api::operation::{Operation, OperationList};
 use api::place::Policy;
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
@@ -39,10 +41,11 @@ use crate::member::check_name;
 use crate::state::State;
 use crate::state::keys::{Transaction, encode};
 use goals::Goals;
-use heard::Reports;
+use hearing::Hearing;
 use plan::Plan;
 use waiting::Waiting;
 
+pub(crate) use hearing::Answers;
 pub(crate) use leases::Lease;
 pub(crate) use operations::Kept;
 
@@ -69,14 +72,18 @@ pub(crate) struct Terms {
     pub lease_secs: u64,
     /// What holds wherever something is placed.
     pub policy: Policy,
-    /// What this placement is called.
-    pub name: String,
+    /// This placement, as others find it.
+    pub me: PlacementInfo,
 }
 
 #[cfg(test)]
 impl Default for Terms {
     fn default() -> Self {
-        Self { lease_secs: 900, policy: Policy::default(), name: "t".into() }
+        Self {
+            lease_secs: 900,
+            policy: Policy::default(),
+            me: PlacementInfo { name: "t".into(), address: "t:1".into() },
+        }
     }
 }
 
@@ -85,17 +92,17 @@ pub(crate) struct Fleet {
     state: State,
     clock: Clock,
     catalog: Arc<Catalog>,
-    /// When this placement began to listen to nodes, by [`Clock::ticks`].
-    started_ticks: u64,
     /// What holds wherever something is placed.
     policy: Policy,
-    /// What this placement is called.
-    name: String,
+    /// This placement, as others find it.
+    me: PlacementInfo,
     /// Seconds for which a node has its leases after it was heard of.
     lease_secs: u64,
-    heard: Mutex<Reports>,
+    hearing: Hearing,
     /// What was planned last, by pool: for people.
     planned: Mutex<BTreeMap<String, Plan>>,
+    /// It is at its end.
+    over: watch::Sender<bool>,
     /// There is something to look at.
     wake: Notify,
     /// Those who wait for a goal or an operation.
@@ -109,18 +116,18 @@ impl Fleet {
         state: State,
         clock: Clock,
         catalog: Arc<Catalog>,
-        Terms { lease_secs, policy, name }: Terms,
+        Terms { lease_secs, policy, me }: Terms,
     ) -> Arc<Self> {
         Arc::new(Self {
-            started_ticks: clock.ticks(),
             lease_secs,
             policy,
-            name,
+            me,
             state,
             clock,
             catalog,
-            heard: Mutex::default(),
+            hearing: Hearing::default(),
             planned: Mutex::default(),
+            over: watch::Sender::new(false),
             wake: Notify::new(),
             waiting: Waiting::default(),
         })
@@ -138,11 +145,11 @@ impl Fleet {
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
         let (leases, released) = (report.leases.clone(), report.released.clone());
         let ticks = self.clock.ticks();
-        let news = {
-            let mut heard = self.heard.lock().expect(UNPOISONED);
-            let known = heard.get(node).is_some();
-            heard.take(node, report, ticks)?.then_some(known)
-        };
+        let news = self.hearing.with(|reign| {
+            let known = reign.reports.get(node).is_some();
+            let news = reign.reports.take(node, report, ticks);
+            news.map(|news| news.then_some(known))
+        })??;
         if news == Some(false) {
             self.know(node, now).await?;
         }
@@ -169,7 +176,7 @@ impl Fleet {
         }
         let entry = NodeEntry { since: now, cordoned: false };
         let made = Transaction::default().unchanged(&key, None).put(&key, encode(&entry));
-        match self.state.commit(made).await {
+        match self.hearing.lead()?.commit(made).await {
             // Another report of it was faster.
             Err(error) if error.kind() == Kind::Conflict => Ok(()),
             done => done,
@@ -206,14 +213,21 @@ impl Fleet {
     /// Ends all waiting: whoever waits is answered with what there is.
     pub(crate) fn close(&self) {
         self.waiting.close();
-        self.wake.notify_one();
     }
 
-    /// Ends when all waiting does.
-    async fn is_closed(&self) {
-        while !self.waiting.is_closed() {
-            self.wake.notified().await;
-        }
+    /// Gives up the lead, when nobody is answered any more.
+    pub(crate) fn end(&self) {
+        self.over.send_replace(true);
+    }
+
+    fn is_over(&self) -> bool {
+        *self.over.borrow()
+    }
+
+    /// Waits for the end.
+    async fn ended(&self) {
+        // The sender is ours, so it is there.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
     }
 
     /// Says that the goals of nodes, or operations, have changed, by their keys.
@@ -233,7 +247,7 @@ impl Fleet {
     pub(crate) async fn nodes(&self) -> Result<NodeList> {
         let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
         let goals = Goals::load(&self.state).await?;
-        let (heard, now) = (self.heard.lock().expect(UNPOISONED), self.clock.ticks());
+        let (heard, now) = (self.hearing.with(|r| r.reports.clone())?, self.clock.ticks());
         let told: BTreeMap<&str, &GoalState> = goals.iter().collect();
         let info = |(name, _, _): (String, NodeEntry, _)| {
             let last = heard.get(&name);

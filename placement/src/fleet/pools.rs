@@ -48,7 +48,8 @@ impl Fleet {
         check(&set).at(|| format!("pool {name}"))?;
         // Found here, it is not found out by a pool that stays empty.
         self.kind_of(&set).await.at(|| format!("pool {name}"))?;
-        self.state.commit(Transaction::default().put(&key(name), encode(&set))).await?;
+        let write = Transaction::default().put(&key(name), encode(&set));
+        self.hearing.lead()?.commit(write).await?;
         self.wake.notify_one();
         self.pool(name).await
     }
@@ -67,7 +68,7 @@ impl Fleet {
                 return Err(Error::new(Kind::Conflict, what));
             }
             let delete = Transaction::default().unchanged(&key(name), Some(&seen));
-            match self.state.commit(delete.delete(&key(name))).await {
+            match self.hearing.lead()?.commit(delete.delete(&key(name))).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 done => return done.map(|()| was),
             }

@@ -134,7 +134,7 @@ struct Grid {
     fleet: Arc<Fleet>,
     now: Arc<AtomicU64>,
     memory: Memory,
-    lead: Lead,
+    lead: Arc<Lead>,
     nodes: BTreeMap<String, Node>,
 }
 
@@ -150,9 +150,12 @@ impl Grid {
         let authority = crate::Authority::open(&dir.path().join("ca"), NOW).unwrap();
         let key = authority.signing_key().clone();
         let archive: Arc<dyn crate::Archive> = fake::Fake::new();
-        let catalog = Catalog::open(state.clone(), archive, key, clock.clone()).await.unwrap();
+        let catalog =
+            Catalog::open(state.clone(), archive, key, clock.clone(), vec![]).await.unwrap();
         let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
         let fleet = Fleet::new(state, clock, Arc::new(catalog), Terms::default());
+        let lead = Arc::new(lead);
+        fleet.begin(Arc::clone(&lead));
         let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
         Self { fleet, now, memory: Memory::default(), lead, nodes }
     }
@@ -338,6 +341,7 @@ async fn a_placement_that_has_just_started_does_not_take_silence_for_absence() {
     // The same state under another process, which has heard of one node only.
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
     grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), Terms::default());
+    grid.fleet.begin(Arc::clone(&grid.lead));
     grid.memory = Memory::default();
     grid.round(&["a"]).await;
     grid.round(&["a"]).await;
@@ -444,6 +448,7 @@ async fn a_placement_that_has_just_started_waits_before_it_gives_a_lease_to_anot
     grid.later(5000);
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
     grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), Terms::default());
+    grid.fleet.begin(Arc::clone(&grid.lead));
     grid.later(899);
     assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
     grid.later(1);

@@ -34,6 +34,7 @@ use super::{care, fleet, handlers};
         handlers::ticket,
         handlers::verify_store,
         handlers::gc,
+        fleet::placements,
         fleet::nodes,
         fleet::goal,
         fleet::report,

@@ -1,7 +1,7 @@
 //! Handlers for nodes, pools and operations.
 
 use api::goal::{GoalState, NodeList, StatusReport, Told};
-use api::grid::Role;
+use api::grid::{PlacementStatus, Role};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease};
 use api::operation::{Operation, OperationList, Wait};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
@@ -17,6 +17,15 @@ type Answer<T> = Result<Json<T>, Failure>;
 
 /// Longest report of a node, in bytes: some ten thousand volumes.
 const MAX_REPORT: usize = 4 << 20;
+
+/// Which placement this is, and which leads
+#[utoipa::path(
+    get, path = "/v1/placement",
+    responses((status = 200, body = PlacementStatus), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn placements(State(app): State<App>) -> Answer<PlacementStatus> {
+    Ok(Json(app.fleet.placements().await?))
+}
 
 /// The nodes that have reported
 #[utoipa::path(

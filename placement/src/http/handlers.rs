@@ -212,7 +212,8 @@ pub(super) async fn move_ref(
     Name(name): Name,
     Body(to): Body<MoveRef>,
 ) -> Answer<RefInfo> {
-    Ok(Json(app.catalog.move_ref(&name, to.image, to.expect).await?))
+    let moving = app.catalog.move_ref(&name, to.image, to.expect);
+    Ok(Json(app.fleet.lead()?.during(moving).await?))
 }
 
 /// Deletes a ref; the answer is the ref as it was (admins)
@@ -266,7 +267,7 @@ pub(super) async fn verify_store(
     responses((status = 200, body = GcReport), (status = "default", body = api::ErrorBody))
 )]
 pub(super) async fn gc(State(app): State<App>, Body(asked): Body<GcRequest>) -> Answer<GcReport> {
-    Ok(Json(app.catalog.gc(asked).await?))
+    Ok(Json(app.catalog.gc(app.fleet.lead()?, asked).await?))
 }
 
 pub(super) async fn no_such_route() -> Failure {

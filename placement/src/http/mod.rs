@@ -10,6 +10,7 @@ mod document;
 mod fleet;
 mod guard;
 mod handlers;
+mod leader;
 mod patient;
 mod peer;
 mod places;
@@ -54,6 +55,7 @@ const ROUTES: &[Route] = &[
     ("GET", "/v1/health", Access::Anybody),
     ("POST", "/v1/join", Access::Anybody),
     ("GET", "/v1/openapi.json", Access::Member),
+    ("GET", "/v1/placement", Access::Member),
     ("GET", "/v1/caches", Access::Member),
     // Each only its own name: the handlers see to that.
     ("PUT", "/v1/caches/{name}", Access::Server),
@@ -112,11 +114,13 @@ impl AsRef<Limits> for App {
 /// Placement's routes.
 pub(crate) fn router(app: App) -> Router {
     use handlers as h;
+    let led = from_fn_with_state(app.clone(), leader::at_the_leader);
     let door = guard::Door { routes: ROUTES, members: Some(app.members.clone()) };
     Router::new()
         .route("/v1/health", get(h::health))
         .route("/v1/join", post(h::join))
         .route("/v1/openapi.json", get(document::serve))
+        .route("/v1/placement", get(fleet::placements))
         .route("/v1/caches", get(h::caches))
         .route("/v1/caches/{name}", put(h::serving).delete(h::leave))
         .route("/v1/tokens", post(h::new_token))
@@ -144,6 +148,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/operations/{name}", get(fleet::operation))
         .route("/v1/store/verify", post(h::verify_store))
         .route("/v1/gc", post(h::gc))
+        .route_layer(led)
         .route_layer(from_fn_with_state(door, guard::guard))
         .method_not_allowed_fallback(h::no_such_method)
         .fallback(h::no_such_route)

@@ -6,7 +6,9 @@
 //! not know it yet changes nothing, whatever any clock says.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::future::{Future, poll_fn};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use image::{Error, Kind, Result};
@@ -91,22 +93,44 @@ pub struct Reign {
 pub struct Lead {
     keys: Arc<dyn Keys>,
     key: String,
-    reign: Reign,
+    version: u64,
+    deadline: Deadline,
+    /// See [`Reign::keep`]; nothing: it was given up.
+    keep: Mutex<Option<Box<dyn Any + Send + Sync>>>,
 }
 
 impl Lead {
     pub(super) fn new(keys: Arc<dyn Keys>, key: String, reign: Reign) -> Self {
-        Self { keys, key, reign }
+        let Reign { version, deadline, keep } = reign;
+        Self { keys, key, version, deadline, keep: Mutex::new(Some(keep)) }
     }
 
     /// Whether it is held for sure, as of now.
     pub fn holds(&self) -> bool {
-        !self.reign.deadline.passed()
+        !self.deadline.passed()
     }
 
     /// Ends when leadership is lost, before somebody else can have it.
     pub async fn lost(&self) {
-        self.reign.deadline.wait().await;
+        self.deadline.wait().await;
+    }
+
+    /// Does work as long as leadership is held: what it has not begun by then it does not begin any more.
+    ///
+    /// # Errors
+    ///
+    /// Of the work; [`Kind::Retry`] if leadership was lost meanwhile, and some of it may have been done.
+    pub async fn during<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let (mut work, mut lost) = (std::pin::pin!(work), std::pin::pin!(self.lost()));
+        poll_fn(|cx| {
+            // Asked of the clock itself: after this process has stood still, a timer may be late.
+            if !self.holds() || lost.as_mut().poll(cx).is_ready() {
+                let what = "another placement leads now: ask it, and look what was done";
+                return Poll::Ready(Err(Error::new(Kind::Retry, what)));
+            }
+            work.as_mut().poll(cx)
+        })
+        .await
     }
 
     /// Commits a transaction if leadership still holds, by the state's own account; else it is a conflict.
@@ -114,7 +138,7 @@ impl Lead {
         if !self.holds() {
             return Err(self.deposed());
         }
-        transaction.compares.push((self.key.clone(), Some(self.reign.version)));
+        transaction.compares.push((self.key.clone(), Some(self.version)));
         match self.keys.commit(transaction).await {
             Err(e) if e.kind() == Kind::Conflict && !self.is_ours().await? => Err(self.deposed()),
             done => done,
@@ -122,12 +146,14 @@ impl Lead {
     }
 
     /// Ends it, so that somebody else can lead at once.
-    pub async fn resign(self) -> Result<()> {
-        self.reign.deadline.pass();
-        let key = (self.key.clone(), Some(self.reign.version));
+    pub async fn resign(&self) -> Result<()> {
+        self.deadline.pass();
+        let key = (self.key.clone(), Some(self.version));
         let mut resign = Transaction::default().delete(&self.key);
         resign.compares.push(key);
-        match self.keys.commit(resign).await {
+        let resigned = self.keys.commit(resign).await;
+        drop(self.keep.lock().unwrap_or_else(PoisonError::into_inner).take());
+        match resigned {
             Err(e) if e.kind() == Kind::Conflict => Ok(()),
             done => done,
         }
@@ -135,9 +161,9 @@ impl Lead {
 
     async fn is_ours(&self) -> Result<bool> {
         let there = self.keys.get(self.key.clone()).await?;
-        let ours = there.is_some_and(|there| there.version == self.reign.version);
+        let ours = there.is_some_and(|there| there.version == self.version);
         if !ours {
-            self.reign.deadline.pass();
+            self.deadline.pass();
         }
         Ok(ours)
     }

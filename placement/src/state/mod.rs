@@ -128,7 +128,7 @@ pub(crate) struct Holder {
 struct Server {
     #[serde(flatten)]
     info: CacheInfo,
-    /// Until when it counts, in seconds since 1970; without it, as long as it is in the list.
+    /// Until when it counts, in seconds since 1970; without it (an earlier version's), as long as it is in the list.
     #[serde(default)]
     until: Option<u64>,
 }
@@ -194,10 +194,24 @@ impl State {
 
     /// Waits until nobody leads what has this name, and leads it as `id`, for `ttl` beyond the last sign of
     /// life that the state has of us: whole seconds, 2 at least.
-    pub async fn lead(&self, name: &str, id: &str, ttl: Duration) -> Result<Lead> {
+    pub async fn lead(
+        &self,
+        name: &str,
+        id: &(impl Serialize + ?Sized),
+        ttl: Duration,
+    ) -> Result<Lead> {
         let key = format!("{LEADERS}{name}");
         let reign = self.0.campaign(key.clone(), encode(&id), ttl).await?;
         Ok(Lead::new(self.0.clone(), key, reign))
+    }
+
+    /// Who leads what has this name, as it said when it began; also nobody if that says nothing here.
+    pub(crate) async fn leader<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>> {
+        let found = self.0.get(format!("{LEADERS}{name}")).await?;
+        Ok(found.and_then(|found| serde_json::from_slice(&found.value).ok()))
     }
 
     /// All keys that begin with a prefix, and the revision of that: [`State::watch`] goes on from there.
@@ -420,21 +434,6 @@ impl State {
     pub async fn servers(&self, now: u64) -> Result<Vec<CacheInfo>> {
         let all = self.list::<Server>("servers/").await?;
         Ok(all.into_iter().filter(|(_, s)| s.counts(now)).map(|(_, s)| s.info).collect())
-    }
-
-    /// Makes these, and no others, the servers that count without a lease.
-    pub async fn set_servers(&self, servers: &[CacheInfo]) -> Result<()> {
-        let old = self.list::<Server>("servers/").await?;
-        let gone = old
-            .iter()
-            .filter(|(name, old)| old.until.is_none() && servers.iter().all(|s| s.name != *name));
-        let change =
-            gone.fold(Transaction::default(), |change, (name, _)| change.delete(&server_key(name)));
-        let change = servers.iter().fold(change, |change, info| {
-            let server = Server { info: info.clone(), until: None };
-            change.put(&server_key(&info.name), encode(&server))
-        });
-        self.0.commit(change).await
     }
 
     /// Counts a server until a time. Its name is its own: nobody else has a certificate for it.

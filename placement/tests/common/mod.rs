@@ -82,6 +82,7 @@ impl Grid {
             state: self.state_file().into(),
             store: self.store.clone(),
             address: None,
+            placements: vec![],
             servers: vec![a_server()],
             lease_secs: 900,
             policy: api::place::Policy::default(),
