@@ -107,5 +107,5 @@ fn a_file_that_cannot_be_meant_is_refused_by_name() {
     run(forebay(dir.path()).args(["place", "--simulate", path(&file)])).fails(66, &["gone.json"]);
     std::fs::write(&file, [0xff, 0xfe]).expect("a file that can be written");
     run(forebay(dir.path()).args(["place", "--simulate", path(&file)])).fails(65, &["not UTF-8"]);
-    run(forebay(dir.path()).arg("place")).fails(64, &["--simulate"]);
+    run(forebay(dir.path()).arg("place")).fails(64, &["REQUEST"]);
 }

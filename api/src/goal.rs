@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use crate::error::ErrorBody;
 use crate::lease::HeldLease;
 use crate::pool::VolumeKind;
+use crate::stats::NodeStats;
 
 /// What placement wants of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -173,6 +174,9 @@ pub struct StatusReport {
     /// Those that it does not need any more: it has stopped.
     #[serde(default)]
     pub released: Vec<HeldLease>,
+    /// What it has measured of itself since it was last heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Box<NodeStats>>,
 }
 
 /// The answer to a report.
@@ -186,6 +190,9 @@ pub struct Told {
     /// Volumes, by their ids, of which it has no lease, whatever it believes: it must not write them any more.
     #[serde(default)]
     pub lost: Vec<String>,
+    /// Seconds after which somebody wants to see what it measures, if that is sooner than usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats_secs: Option<u32>,
 }
 
 /// A node, as placement knows it.

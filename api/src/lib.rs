@@ -15,6 +15,7 @@ pub mod operation;
 pub mod place;
 pub mod pool;
 pub mod rendezvous;
+pub mod stats;
 pub mod ticket;
 pub mod trace;
 pub mod volume;

@@ -28,6 +28,8 @@ pub enum Form {
     Path,
     /// One of these words.
     Word(&'static [&'static str]),
+    /// Names that who reads the key takes apart.
+    Words,
 }
 
 /// A key of the configuration.
@@ -170,6 +172,52 @@ pub const KEYS: &[Key] = &[
         "32MiB",
         "bytes a second that a capture with --background reads at most; 0 means no limit",
     ),
+    key(
+        "node.stats",
+        Form::Time,
+        "10s",
+        "how often the node measures itself, 1 s at least; more often while somebody looks",
+    ),
+    key(
+        "node.domain",
+        Form::Words,
+        "",
+        "where the node stands, a name for each of place.levels: ams/row-2/rack-7",
+    ),
+    key("node.labels", Form::Words, "", "what requests may ask for: disk=nvme, tier=gold"),
+    key("node.functions", Form::Words, "", "what the node is there for: web, build"),
+    key("node.tenants", Form::Words, "", "the only tenants whose guests it takes; all unless set"),
+    key(
+        "node.risk_most",
+        Form::Words,
+        "",
+        "the highest risk class that it takes, 0 to 255; any unless set",
+    ),
+    key(
+        "node.licences",
+        Form::Words,
+        "",
+        "licences that it holds, each with how many guests it is good for (* for any number) and what one more costs: \
+         windows=4@0.5, sql=*@2",
+    ),
+    key(
+        "node.strengths",
+        Form::Words,
+        "",
+        "how much of what the bare machine does its guests reached, of CPU, disk and network: qemu=0.97/0.8/0.9",
+    ),
+    key(
+        "node.network",
+        Form::Size,
+        "0",
+        "bits a second that its network carries; 0: as its interfaces say",
+    ),
+    key(
+        "node.architecture",
+        Form::Words,
+        "",
+        "its CPU architecture; as the kernel says unless set",
+    ),
     key("node.socket", Form::Path, "", "the node daemon's socket; DATA/node/node.sock unless set"),
     key("volumes.dir", Form::Path, "", "directory of the node's volumes; DATA/volumes unless set"),
     key(
@@ -196,6 +244,12 @@ pub const KEYS: &[Key] = &[
         Form::Number,
         "0",
         "threads that hash and compress; 0 means one per core",
+    ),
+    key(
+        "place.levels",
+        Form::Words,
+        "",
+        "levels of failure domains, the widest first: site/row/rack; below all is the node",
     ),
     key("place.head_room_cpu", Form::Number, "0", "thousandths of each node's CPUs that stay free"),
     key("place.head_room_memory", Form::Number, "0", "the same of memory"),
@@ -310,7 +364,7 @@ fn check(key: &Key, text: &str) -> std::result::Result<(), String> {
         },
         Form::Address => text.parse::<std::net::SocketAddr>().map(drop).map_err(|e| e.to_string()),
         Form::Ip => text.parse::<std::net::IpAddr>().map(drop).map_err(|e| e.to_string()),
-        Form::Path | Form::Word(&[]) => Ok(()),
+        Form::Path | Form::Words | Form::Word(&[]) => Ok(()),
         Form::Word(words) if words.contains(&text) => Ok(()),
         Form::Word(words) => Err(format!("must be one of {}", words.join(", "))),
     }

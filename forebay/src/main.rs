@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod connect;
+mod declared;
 mod grid;
 mod output;
 mod report;
@@ -113,6 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tag(args) => Ok(commands::images::tag(&config, &args, output)?),
         Command::Rm(args) => Ok(commands::images::remove(&config, &args, output)?),
         Command::Prune(args) => Ok(commands::prune::run(&config, &args, output)?),
+        Command::Top(args) => Ok(commands::top::run(&config, &args, output)?),
         Command::Place(args) => Ok(commands::place::run(&config, &args, output)?),
         Command::Store(args) => Ok(commands::store::run(&config, &args.command, output)?),
         Command::Placement(args) => Ok(commands::placement::run(&config, &args.command, output)?),

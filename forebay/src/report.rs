@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use api::node::Progress;
-use api::place::{Decision, Miss, Scored};
+use api::place::Placed;
 use image::record::{ImageKind, Unread};
 use image::{Digest, Ref};
 use node::diff::{FileSystemDiff, SideReport, Span};
@@ -84,21 +84,7 @@ pub struct PruneReport {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlaceReport {
     /// A line for each request, in their order.
-    pub placed: Vec<PlaceLine>,
-}
-
-/// What was decided on a request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlaceLine {
-    /// The decision.
-    #[serde(flatten)]
-    pub decision: Decision,
-    /// Nodes that could be chosen, the best first; if it was to be explained.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scored: Option<Vec<Scored>>,
-    /// Nodes that could not, the one that lacks least first; if it was to be explained.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub misses: Option<Vec<Miss>>,
+    pub placed: Vec<Placed>,
 }
 
 /// A name, and what became of it.

@@ -84,6 +84,53 @@ fn describe() {
         "captures whose guest's file systems did not hold still, and were to"
     );
     describe_counter!("forebay_capture_waits_total", Count, "how often they waited for the grid");
+    describe_gauge!("forebay_node_cores", Count, "CPUs of this node");
+    describe_gauge!("forebay_node_cpu_busy", Count, "how busy they are, 0 to 1");
+    describe_gauge!(
+        "forebay_node_stall",
+        Count,
+        "share of a minute in which tasks waited, by what"
+    );
+    describe_gauge!("forebay_node_memory_bytes", Bytes, "memory of this node");
+    describe_gauge!("forebay_node_memory_available_bytes", Bytes, "what of it can be had");
+    describe_gauge!("forebay_node_space_bytes", Bytes, "a file system, by what it holds");
+    describe_gauge!("forebay_node_space_free_bytes", Bytes, "what of it can be written");
+    describe_gauge!("forebay_node_disk_reads", Count, "reads a second, by disk");
+    describe_gauge!("forebay_node_disk_writes", Count, "writes a second, by disk");
+    describe_gauge!("forebay_node_disk_read_seconds", Seconds, "how long a read took, by disk");
+    describe_gauge!("forebay_node_disk_write_seconds", Seconds, "how long a write took, by disk");
+    describe_gauge!("forebay_node_disk_busy", Count, "how busy a disk is, 0 to 1");
+    describe_gauge!("forebay_node_disk_errors", Count, "requests of a disk that failed");
+    describe_gauge!("forebay_node_raid_degraded", Count, "devices that an array lacks");
+    describe_gauge!("forebay_node_raid_errors", Count, "errors of an array's devices");
+    describe_gauge!("forebay_node_received_bytes", Bytes, "what came in a second, by interface");
+    describe_gauge!("forebay_node_sent_bytes", Bytes, "what went in a second, by interface");
+    describe_gauge!("forebay_node_interface_errors", Count, "bad packets, by interface");
+    describe_gauge!("forebay_node_vms", Count, "running guests");
+    describe_gauge!("forebay_node_vm_cpus", Count, "their CPUs");
+    describe_gauge!("forebay_node_vm_memory_bytes", Bytes, "their memory");
+    describe_gauge!("forebay_node_hypervisor_info", Count, "1; kind and version are labels");
+    describe_counter!("forebay_node_failed_total", Count, "pulls, captures and goals that failed");
+    describe_counter!("forebay_node_retried_total", Count, "what was asked again");
+    describe_gauge!(
+        "forebay_fleet_nodes",
+        Count,
+        "nodes that are heard of, and those that are not"
+    );
+    describe_gauge!("forebay_fleet_cores", Count, "CPUs of all nodes that are heard of");
+    describe_gauge!("forebay_fleet_memory_bytes", Bytes, "their memory");
+    describe_gauge!("forebay_fleet_memory_available_bytes", Bytes, "what of it can be had");
+    describe_gauge!("forebay_fleet_disk_bytes", Bytes, "where their volumes lie");
+    describe_gauge!("forebay_fleet_disk_free_bytes", Bytes, "what of it can be written");
+    describe_gauge!("forebay_fleet_vms", Count, "guests that run on them");
+    describe_gauge!("forebay_fleet_volumes", Count, "volumes on them");
+    describe_gauge!("forebay_fleet_node_away", Count, "1 while a node is not heard of");
+    describe_gauge!("forebay_fleet_node_cpu_busy", Count, "how busy a node is, 0 to 1");
+    describe_gauge!("forebay_fleet_node_stall", Count, "share of a minute in which tasks waited");
+    describe_gauge!("forebay_fleet_node_memory_available_bytes", Bytes, "memory that can be had");
+    describe_gauge!("forebay_fleet_node_disk_free_bytes", Bytes, "what can be written");
+    describe_gauge!("forebay_fleet_node_disk_errors", Count, "errors of disks and arrays");
+    describe_gauge!("forebay_fleet_node_raid_degraded", Count, "devices that arrays lack");
     describe_gauge!("forebay_rehearsal_passed", Count, "1 if the last restore was good");
     describe_gauge!("forebay_rehearsal_timestamp_seconds", Seconds, "when that was, since 1970");
     describe_gauge!("forebay_rehearsal_pull_seconds", Seconds, "until all of it was restored");

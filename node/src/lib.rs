@@ -14,5 +14,6 @@ pub mod pull;
 pub mod rate;
 pub mod restore;
 pub mod spread;
+pub mod stats;
 mod tools;
 pub mod volumes;

@@ -91,6 +91,8 @@ pub struct Config {
     pub lease_secs: u64,
     /// What holds wherever something is placed.
     pub policy: api::place::Policy,
+    /// Levels of failure domains, the widest first.
+    pub levels: Vec<String>,
     /// What peers may take.
     pub limits: Limits,
     /// Tells the time.
@@ -171,6 +173,7 @@ impl Placement {
             care,
             lease_secs,
             policy,
+            levels,
             limits,
             clock,
             ..
@@ -198,7 +201,8 @@ impl Placement {
         };
         let (catalog, tokens) = (Arc::new(catalog), Arc::new(tokens));
         let me = PlacementInfo { name: own.name, address };
-        let terms = fleet::Terms { lease_secs, policy, me };
+        let stats = fleet::Stats::new(levels)?;
+        let terms = fleet::Terms { lease_secs, policy, me, stats };
         let fleet = fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), terms);
         let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })

@@ -1,9 +1,11 @@
 //! Choosing a node: what is asked, by which rules and weights, what was chosen, and why.
 
 mod answer;
+mod live;
 mod policy;
 
 pub use answer::*;
+pub use live::*;
 pub use policy::*;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,6 +8,7 @@ mod placement;
 mod placing;
 mod pools;
 mod serve;
+mod top;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub use placement::*;
 pub use placing::*;
 pub use pools::*;
 pub use serve::*;
+pub use top::*;
 
 /// Brings disk images to machines, verified chunk by chunk, and makes images of disks, of which only
 /// what is new is sent and stored.
@@ -144,7 +146,9 @@ pub enum Command {
     Lease(LeaseArgs),
     /// List what was asked of placement and takes its time, or wait for it
     Operations(OperationsArgs),
-    /// Choose nodes for what is to be placed, and say why
+    /// Show how busy nodes are, and what runs on them
+    Top(TopArgs),
+    /// Choose nodes for what is to be placed, and say why; reserve them
     Place(PlaceArgs),
     /// Show the configuration in force, and where each value came from
     Config,

@@ -21,6 +21,7 @@ pub mod release;
 pub mod restore;
 pub mod save;
 pub mod store;
+pub mod top;
 pub mod volume;
 
 use std::future::Future;

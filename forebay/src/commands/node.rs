@@ -19,6 +19,7 @@ use node::leases::watchdog::{Watchdog, watch};
 use node::leases::{Leases, boottime};
 use node::pools::{Agent, AgentOptions, Ready, Reports};
 use node::rate::{Rate, RealTime};
+use node::stats::{Knows, Roots, Sampler, SamplerOptions, known};
 use node::volumes::{CoreOptions, Holder, Signs, VolumeOptions, Volumes};
 use placement::Papers;
 
@@ -41,10 +42,7 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             let list = with_grid(config, |grid| async move { grid.placement.members().await })?;
             output.result(&list, human_members)
         }
-        Some(NodeCommand::Status) => {
-            let list = with_grid(config, |grid| async move { grid.placement.nodes().await })?;
-            output.result(&list, super::pool::node_rows)
-        }
+        Some(NodeCommand::Status) => super::top::status(config, output),
         Some(NodeCommand::Remove(RemoveArgs { name })) => {
             let removed = async |grid: Grid| grid.placement.remove_member(&name).await;
             output.result(&with_grid(config, removed)?, human_removed)
@@ -309,7 +307,9 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         thaw: thaw()?,
         background_rate: background_rate(config),
     };
+    let sampler = sampler(config)?;
     let agent_options = AgentOptions {
+        sampler: sampler.clone(),
         dir: config.data.join("node"),
         builds: config.number("node.builds").max(1) as usize,
         run: super::drawn()?,
@@ -324,10 +324,21 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let volumes = Volumes::start(located.clone(), volume_options).await?;
         let captures = Captures::new(located.clone(), volumes.clone(), capture_options);
         let ready = Ready::open(volumes.clone()).await?;
-        let agent = tokio::spawn(
-            Agent::new(ready.clone(), volumes.clone(), leases, agent_options)?.run(located),
-        );
-        let metrics = crate::serve::volumes::metrics(config, captures.clone())?;
+        let agent = Agent::new(ready.clone(), volumes.clone(), leases, agent_options)?;
+        let knows = Arc::new(Knows {
+            daemon: daemon.clone(),
+            volumes: volumes.clone(),
+            ready: ready.clone(),
+            captures: captures.clone(),
+            agent: agent.clone(),
+        });
+        let measured = sampler.clone();
+        let measuring = tokio::spawn(sampler.clone().run(move || {
+            let (knows, measured) = (Arc::clone(&knows), measured.clone());
+            async move { known(&knows, measured.tallies()).await }
+        }));
+        let agent = tokio::spawn(agent.run(located));
+        let metrics = crate::serve::volumes::metrics(config, captures.clone(), sampler)?;
         let serving = NodeServing { socket: socket.clone() };
         let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());
         line(output.is_json(), &serving, said)?;
@@ -335,6 +346,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let all = (daemon, volumes.clone(), captures.clone(), ready);
         let served = http::serve(all, metrics, listener, interrupted).await;
         agent.abort();
+        measuring.abort();
         captures.stop().await;
         volumes.stop().await;
         served
@@ -343,6 +355,21 @@ fn serve(config: &Config, output: Output) -> Result<()> {
     runtime.shutdown_background();
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// What measures this node.
+fn sampler(config: &Config) -> Result<Sampler> {
+    let spaces = vec![
+        ("volumes".to_owned(), config.path("volumes.dir", "volumes")),
+        ("data".to_owned(), config.data.clone()),
+    ];
+    Ok(Sampler::new(SamplerOptions {
+        roots: Roots::of_the_system(spaces),
+        every: config.time("node.stats"),
+        declared: crate::declared::declared(config)?,
+        now: super::unix_now,
+        millis: boottime,
+    }))
 }
 
 /// Bytes a second that captures read at most for which nobody waits, if there is a limit.

@@ -1,31 +1,85 @@
-//! `forebay place`: chooses nodes for what a file asks for, on the fleet that it describes.
+//! `forebay place`: chooses nodes, on the fleet as it is by placement, or here on a fleet that a file describes.
 
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
 use api::place::{
-    Decision, HeadRoom, Miss, PlaceRequest, Points, Policy, Scored, Simulation, Weights,
+    Decision, HeadRoom, LeftOut, Miss, PlaceAnswer, PlaceAsk, PlaceRequest, Placed, Points, Policy,
+    Reservation, ReservationList, Scored, Simulation, Weights,
 };
 use image::error::At;
 use image::{Error, Kind, Result};
 use placement::decide::{View, decide, explain};
 
+use super::with_grid;
 use crate::cli::PlaceArgs;
 use crate::config::Config;
-use crate::output::{Output, table};
-use crate::report::{PlaceLine, PlaceReport};
+use crate::grid::Grid;
+use crate::output::{Output, table, time};
+use crate::report::PlaceReport;
 
 /// Runs the command.
 pub fn run(config: &Config, args: &PlaceArgs, output: Output) -> Result<()> {
-    let name = args.simulate.display();
-    let text = read(&args.simulate)?;
+    if let Some(file) = &args.simulate {
+        return simulated(config, file, args.explain, output);
+    }
+    if args.reserved {
+        let all = with_grid(config, |grid| async move { grid.placement.reservations().await })?;
+        return output.result(&all, reserved);
+    }
+    if let Some(id) = &args.release {
+        let released = async |grid: Grid| grid.placement.release_reservation(id).await;
+        let was = with_grid(config, released)?;
+        return output
+            .result(&was, |was| format!("{} is not reserved on {} any more\n", was.id, was.node));
+    }
+    let ask = PlaceAsk {
+        requests: args.requests.iter().map(|text| request(text)).collect::<Result<_>>()?,
+        explain: args.explain,
+        reserve: args.reserve,
+        term_secs: u32::try_from(args.term.as_secs()).unwrap_or(u32::MAX),
+    };
+    ask.check()?;
+    let placed = async |grid: Grid| grid.placement.place(&ask).await;
+    let answer = with_grid(config, placed)?;
+    output.result(&answer, live)?;
+    all_placed(&answer.placed)
+}
+
+/// A request, as JSON or in a file.
+fn request(text: &str) -> Result<PlaceRequest> {
+    let (name, json) = match text.trim_start().starts_with('{') {
+        true => ("request".to_owned(), text.to_owned()),
+        false => (text.to_owned(), read(Path::new(text))?),
+    };
+    serde_json::from_str(&json).map_err(|e| Error::caused(Kind::Invalid, format!("{name}: {e}"), e))
+}
+
+fn live(answer: &PlaceAnswer) -> String {
+    let out = |of: &LeftOut| format!("{} was left out: {}\n", of.node, of.why);
+    let placed = answer.placed.iter().map(told);
+    placed.chain(answer.left_out.iter().map(out)).collect()
+}
+
+fn reserved(list: &ReservationList) -> String {
+    let head = ["ID", "NODE", "BY", "UNTIL"].map(str::to_owned).to_vec();
+    let rows = list
+        .reservations
+        .iter()
+        .map(|r| vec![r.id.clone(), r.node.clone(), r.owner.clone(), time(r.until)]);
+    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn simulated(config: &Config, file: &Path, explained: bool, output: Output) -> Result<()> {
+    let name = file.display();
+    let text = read(file)?;
     let simulation: Simulation = serde_json::from_str(&text)
         .map_err(|e| Error::caused(Kind::Invalid, format!("{name}: {e}"), e))?;
     let policy = simulation.policy.map_or_else(|| policy(config), Ok)?;
-    let report = simulate(simulation, &policy, args.explain).at(|| &name)?;
+    let report = simulate(simulation, &policy, explained).at(|| &name)?;
     output.result(&report, human)?;
-    all_placed(&report)
+    all_placed(&report.placed)
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -101,29 +155,19 @@ fn check(view: &View, requests: &[PlaceRequest]) -> Result<()> {
     Ok(())
 }
 
-fn judge(
-    view: &View,
-    request: &PlaceRequest,
-    policy: &Policy,
-    explained: bool,
-) -> Result<PlaceLine> {
-    match explained {
-        false => {
-            Ok(PlaceLine { decision: decide(view, request, policy)?, scored: None, misses: None })
-        }
+fn judge(view: &View, request: &PlaceRequest, policy: &Policy, explained: bool) -> Result<Placed> {
+    let (decision, scored, misses) = match explained {
+        false => (decide(view, request, policy)?, None, None),
         true => {
             let why = explain(view, request, policy)?;
-            Ok(PlaceLine {
-                decision: why.decision,
-                scored: Some(why.scored),
-                misses: Some(why.misses),
-            })
+            (why.decision, Some(why.scored), Some(why.misses))
         }
-    }
+    };
+    Ok(Placed { decision, scored, misses, reservation: None })
 }
 
-fn all_placed(report: &PlaceReport) -> Result<()> {
-    let unplaced = report.placed.iter().filter(|line| line.decision.chosen.is_none());
+fn all_placed(placed: &[Placed]) -> Result<()> {
+    let unplaced = placed.iter().filter(|line| line.decision.chosen.is_none());
     let names: Vec<&str> = unplaced.map(|line| line.decision.request.as_str()).collect();
     let (first, more) = match names.as_slice() {
         [] => return Ok(()),
@@ -137,7 +181,7 @@ fn human(report: &PlaceReport) -> String {
     report.placed.iter().map(told).collect()
 }
 
-fn told(line: &PlaceLine) -> String {
+fn told(line: &Placed) -> String {
     let Decision { request, chosen, fit, nodes, .. } = &line.decision;
     let head = match chosen {
         Some(chosen) => {
@@ -154,7 +198,9 @@ fn told(line: &PlaceLine) -> String {
         line.scored.iter().flatten().map(|of| row(&of.node, format!("{:.3}", of.score), sum(of)));
     let misses =
         line.misses.iter().flatten().map(|miss| row(&miss.node, "-".to_owned(), reasons(miss)));
-    head + &table(&scored.chain(misses).collect::<Vec<_>>())
+    let until = |of: &Reservation| format!("  reserved until {}\n", time(of.until));
+    let until: String = line.reservation.iter().map(until).collect();
+    head + &until + &table(&scored.chain(misses).collect::<Vec<_>>())
 }
 
 fn row(node: &str, score: String, why: String) -> Vec<String> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::ErrorBody;
-use api::goal::{NodeInfo, NodeList, ReadyVolume};
+use api::goal::ReadyVolume;
 use api::layout::Layout;
 use api::operation::{Operation, OperationList};
 use api::pool::{Claimed, LocalClaim, NewClaim, PoolInfo, PoolList, SetPool, VolumeKind};
@@ -266,21 +266,6 @@ fn operation_rows(list: &OperationList) -> String {
         let state = o.state.name().to_owned();
         let since = time(o.created);
         vec![o.id.clone(), o.kind.clone(), o.object.clone(), o.owner.clone(), since, state, said]
-    });
-    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
-}
-
-/// What nodes have said last.
-pub fn node_rows(list: &NodeList) -> String {
-    let head = ["NODE", "HEARD", "READY", "TO DO", "FREE", "OF"].map(str::to_owned).to_vec();
-    let heard = |n: &NodeInfo| match (n.heard, n.away) {
-        (None, _) => "not yet".to_owned(),
-        (Some(s), false) => format!("{s} s ago"),
-        (Some(s), true) => format!("away: {s} s ago"),
-    };
-    let rows = list.nodes.iter().map(|n| {
-        let (free, size) = (bytes(n.disk.free), bytes(n.disk.size));
-        vec![n.name.clone(), heard(n), n.ready.to_string(), n.open.to_string(), free, size]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }

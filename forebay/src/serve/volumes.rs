@@ -8,8 +8,9 @@ use metrics::{counter, gauge};
 use node::captures::{Captures, Saves};
 use node::daemon::http::Metrics;
 use node::restore::Record;
+use node::stats::Sampler;
 
-use super::{captures, rehearsals};
+use super::{captures, measures, rehearsals};
 use crate::config::Config;
 use crate::telemetry;
 
@@ -29,7 +30,11 @@ const TROUBLES: [&str; 11] = [
 ];
 
 /// Writes the metrics of this process, those of its volumes, its captures and of rehearsed restores brought up to date.
-pub fn metrics(config: &Config, captures: Captures<impl Saves>) -> Result<Metrics> {
+pub fn metrics(
+    config: &Config,
+    captures: Captures<impl Saves>,
+    sampler: Sampler,
+) -> Result<Metrics> {
     let handle = telemetry::metrics()?;
     gauge!("forebay_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     let record = rehearsals::path(config);
@@ -41,6 +46,9 @@ pub fn metrics(config: &Config, captures: Captures<impl Saves>) -> Result<Metric
         gauge!("forebay_volumes").set(volumes.len() as f64);
         volumes.iter().for_each(publish);
         captures::publish(&captures.totals());
+        if let Some(stats) = sampler.last() {
+            measures::publish(&stats);
+        }
         handle.render()
     }))
 }

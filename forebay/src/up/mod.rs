@@ -26,6 +26,7 @@ use crate::output::line;
 use crate::report::Serving;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::Keeper;
+use crate::serve::measures;
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store, tell_systemd,
     weight,
@@ -98,6 +99,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         care: Some(keeper),
         lease_secs: config.time("placement.lease").as_secs().max(SHORTEST_LEASE),
         policy: crate::commands::place::policy(config)?,
+        levels: crate::declared::levels(config)?,
         limits: placement::Limits::default(),
         clock: clock.clone(),
     };
@@ -118,7 +120,10 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     };
     if let Ok(true) = result {
         announce(data, &serving, json)?;
-        interrupted.await;
+        tokio::select! {
+            () = &mut interrupted => {}
+            () = measures::of_the_fleet(&ready) => {}
+        }
     }
     tracing::info!("stopping");
     let _ = stop.send(());

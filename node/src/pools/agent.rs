@@ -15,6 +15,7 @@ use super::items::{Items, Outcome};
 use super::ready::{Ready, request_of};
 use crate::daemon::Grid;
 use crate::leases::{Leases, boottime};
+use crate::stats::Sampler;
 use crate::volumes::{Birth, Volumes};
 
 const STATE: &str = "items.json";
@@ -50,6 +51,8 @@ pub struct AgentOptions {
     pub run: [u8; 16],
     /// Tells the time, in seconds since 1970.
     pub now: fn() -> u64,
+    /// What measures this node.
+    pub sampler: Sampler,
 }
 
 /// Tells placement what the node has, and does what it is told. Clones share it.
@@ -105,12 +108,23 @@ impl<G: Grid> Agent<G> {
         loop {
             number += 1;
             let (asked, sent) = (self.report(number), boottime());
+            let sampler = &self.0.options.sampler;
+            let wait = WAIT.min(self.0.leases.patience()).min(sampler.every());
+            let changed = async {
+                tokio::select! {
+                    () = self.0.changed.notified() => {}
+                    () = self.0.ready.changed() => {}
+                    () = self.0.leases.changed() => {}
+                }
+            };
             let told = tokio::select! {
-                told = reports.report(&asked, WAIT.min(self.0.leases.patience())) => told,
+                told = reports.report(&asked, wait) => told,
                 // What has changed is news: the answer to it is the newer one.
-                () = self.0.changed.notified() => continue,
-                () = self.0.ready.changed() => continue,
-                () = self.0.leases.changed() => continue,
+                () = changed => {
+                    sampler.touch();
+                    continue;
+                }
+                () = sampler.news() => continue,
                 () = self.leases_are_over() => {
                     self.0.volumes.fence_all().await;
                     continue;
@@ -127,6 +141,7 @@ impl<G: Grid> Agent<G> {
                 }
                 Ok(()) => {}
                 Err(error) => {
+                    sampler.tallies().retried();
                     // Once: it may take long.
                     if pause == FIRST_PAUSE {
                         tracing::warn!(%error, "placement is not told what this node has");
@@ -161,7 +176,18 @@ impl<G: Grid> Agent<G> {
             disk: DiskRoom { size, free },
             leases,
             released,
+            stats: self.0.options.sampler.untold().map(|stats| Box::new((*stats).clone())),
         }
+    }
+
+    /// Bytes of what is to be built still.
+    pub fn promised(&self) -> u64 {
+        let items = self.0.items.lock().expect(UNPOISONED).unfinished();
+        let sizes = items.iter().map(|item| match &item.goal {
+            Goal::Build { kind, .. } | Goal::Claim { build: Some(kind), .. } => kind.size,
+            Goal::Claim { build: None, .. } | Goal::Discard { .. } | Goal::Unknown => 0,
+        });
+        sizes.fold(0, u64::saturating_add)
     }
 
     /// Ends when leases are over, and there is something to be stopped.
@@ -183,6 +209,8 @@ impl<G: Grid> Agent<G> {
             }
         }
         self.0.leases.answered(sent, told.lease_secs, &asked.released)?;
+        let number = asked.stats.as_ref().map(|stats| stats.number);
+        self.0.options.sampler.told(number, told.stats_secs);
         let new = self.change(|items| items.take(told.goal))?;
         new.into_iter().for_each(|item| self.spawn(item));
         Ok(())
@@ -208,7 +236,10 @@ impl<G: Grid> Agent<G> {
             let result = agent.one(&item).await;
             match &result {
                 Ok(_) => tracing::info!(item = item.id, goal = ?item.goal, "done"),
-                Err(error) => tracing::warn!(item = item.id, goal = ?item.goal, %error, "not done"),
+                Err(error) => {
+                    agent.0.options.sampler.tallies().failed();
+                    tracing::warn!(item = item.id, goal = ?item.goal, %error, "not done");
+                }
             }
             if let Err(error) = agent.change(|items| items.end(&item.id, &result)) {
                 // It is done again after a restart, which then changes nothing.

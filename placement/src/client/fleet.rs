@@ -5,7 +5,9 @@ use std::time::Duration;
 use api::goal::{GoalState, NodeList, StatusReport, Told};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease};
 use api::operation::{Operation, OperationList};
+use api::place::{PlaceAnswer, PlaceAsk, Reservation, ReservationList};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
+use api::stats::{NodeHistory, StatsList};
 use hyper::Method;
 use image::Result;
 
@@ -27,6 +29,32 @@ impl Client {
     pub async fn report(&self, node: &str, report: &StatusReport, wait: Duration) -> Result<Told> {
         let path = format!("/v1/nodes/{}/report?wait={}", segment(node)?, wait.as_secs());
         self.ask(Method::POST, &path, Some(report), Patience::Asked(wait)).await
+    }
+
+    /// What nodes have measured last; with `every`, they measure so many seconds apart for a while.
+    pub async fn stats(&self, every: u32) -> Result<StatsList> {
+        self.get(&format!("/v1/stats?every={every}")).await
+    }
+
+    /// What a node has measured, of what is later than `since`, in seconds since 1970.
+    pub async fn node_stats(&self, node: &str, since: u64) -> Result<NodeHistory> {
+        self.get(&format!("/v1/nodes/{}/stats?since={since}", segment(node)?)).await
+    }
+
+    /// Has nodes chosen, and reserved if that is asked for. May be asked again.
+    pub async fn place(&self, asked: &PlaceAsk) -> Result<PlaceAnswer> {
+        self.send(Method::POST, "/v1/place", Some(asked)).await
+    }
+
+    /// All reservations.
+    pub async fn reservations(&self) -> Result<ReservationList> {
+        self.get("/v1/reservations").await
+    }
+
+    /// Gives a reservation back; returns it as it was.
+    pub async fn release_reservation(&self, id: &str) -> Result<Reservation> {
+        let path = format!("/v1/reservations/{}", segment(id)?);
+        self.send(Method::DELETE, &path, None::<&()>).await
     }
 
     /// All leases that nodes have.

@@ -32,6 +32,7 @@ use index::At;
 use view::Slot;
 
 pub use view::View;
+pub(crate) use view::instance;
 
 /// Chooses a node. That none can be is no error: the decision says why.
 ///

@@ -203,18 +203,7 @@ impl View {
             return Err(Error::new(Kind::Gone, format!("node {node} is not known")));
         };
         self.must_have(request, at)?;
-        self.add(Instance {
-            id: request.id.clone(),
-            node: node.to_owned(),
-            takes: request.needs,
-            tenant: request.tenant.clone(),
-            alone: request.alone,
-            risk: request.risk,
-            beside_risk: request.beside_risk,
-            group: request.group.clone(),
-            licences: request.licences.clone(),
-            builds: request.builds.is_some(),
-        })?;
+        self.add(instance(request, node))?;
         let (facts, known) = (&mut self.facts[at as usize], &mut self.known);
         if let Some(image) = request.image {
             let bytes = facts.images.entry(image).or_default();
@@ -333,6 +322,22 @@ impl View {
     /// The path of the domain of a node at a level, the widest of which is 1.
     pub(super) fn domain(&self, at: At, level: usize) -> &str {
         prefix(&self.places[at as usize], level)
+    }
+}
+
+/// What a request is once it is placed.
+pub(crate) fn instance(request: &PlaceRequest, node: &str) -> Instance {
+    Instance {
+        id: request.id.clone(),
+        node: node.to_owned(),
+        takes: request.needs,
+        tenant: request.tenant.clone(),
+        alone: request.alone,
+        risk: request.risk,
+        beside_risk: request.beside_risk,
+        group: request.group.clone(),
+        licences: request.licences.clone(),
+        builds: request.builds.is_some(),
     }
 }
 

@@ -101,6 +101,7 @@ mod tests {
             disk: Default::default(),
             leases: vec![],
             released: vec![],
+            stats: None,
         }
     }
 

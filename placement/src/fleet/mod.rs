@@ -11,6 +11,7 @@
 
 pub(crate) mod claims;
 mod control;
+mod facts;
 mod goals;
 mod heard;
 mod hearing;
@@ -18,6 +19,8 @@ pub(crate) mod leases;
 mod operations;
 mod plan;
 pub(crate) mod pools;
+mod reserve;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -31,6 +34,7 @@ use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
 use api::grid::PlacementInfo;
 use api::operation::{Operation, OperationList};
 use api::place::Policy;
+use api::stats::{NodeHistory, StatsList};
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -48,6 +52,8 @@ use waiting::Waiting;
 pub(crate) use hearing::Answers;
 pub(crate) use leases::Lease;
 pub(crate) use operations::Kept;
+pub(crate) use reserve::Book;
+pub(crate) use stats::Stats;
 
 /// How long an answer waits at most for what is asked for.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -74,16 +80,16 @@ pub(crate) struct Terms {
     pub policy: Policy,
     /// This placement, as others find it.
     pub me: PlacementInfo,
+    /// What nodes measure, of which there is nothing yet.
+    pub stats: Stats,
 }
 
 #[cfg(test)]
 impl Default for Terms {
     fn default() -> Self {
-        Self {
-            lease_secs: 900,
-            policy: Policy::default(),
-            me: PlacementInfo { name: "t".into(), address: "t:1".into() },
-        }
+        let stats = Stats::new(Vec::new()).expect("no levels are good levels");
+        let me = PlacementInfo { name: "t".into(), address: "t:1".into() };
+        Self { lease_secs: 900, policy: Policy::default(), me, stats }
     }
 }
 
@@ -99,6 +105,9 @@ pub(crate) struct Fleet {
     /// Seconds for which a node has its leases after it was heard of.
     lease_secs: u64,
     hearing: Hearing,
+    stats: Stats,
+    /// One choice that is reserved at a time.
+    choosing: tokio::sync::Mutex<()>,
     /// What was planned last, by pool: for people.
     planned: Mutex<BTreeMap<String, Plan>>,
     /// It is at its end.
@@ -116,7 +125,7 @@ impl Fleet {
         state: State,
         clock: Clock,
         catalog: Arc<Catalog>,
-        Terms { lease_secs, policy, me }: Terms,
+        Terms { lease_secs, policy, me, stats }: Terms,
     ) -> Arc<Self> {
         Arc::new(Self {
             lease_secs,
@@ -126,6 +135,8 @@ impl Fleet {
             clock,
             catalog,
             hearing: Hearing::default(),
+            stats,
+            choosing: tokio::sync::Mutex::default(),
             planned: Mutex::default(),
             over: watch::Sender::new(false),
             wake: Notify::new(),
@@ -138,10 +149,11 @@ impl Fleet {
     pub(crate) async fn report(
         &self,
         node: &str,
-        report: StatusReport,
+        mut report: StatusReport,
         wait: Duration,
     ) -> Result<Told> {
         check_name(node)?;
+        let (measured, run) = (report.stats.take(), report.run.clone());
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
         let (leases, released) = (report.leases.clone(), report.released.clone());
         let ticks = self.clock.ticks();
@@ -150,6 +162,9 @@ impl Fleet {
             let news = reign.reports.take(node, report, ticks);
             news.map(|news| news.then_some(known))
         })??;
+        if let Some(measured) = measured {
+            self.stats.take(node, &run, *measured, ticks);
+        }
         if news == Some(false) {
             self.know(node, now).await?;
         }
@@ -160,7 +175,8 @@ impl Fleet {
         }
         let look = || async {
             let (goal, lost) = (self.goal(node).await?, self.lost(node, &leases).await?);
-            Ok(Told { goal, lease_secs: self.lease_secs, lost })
+            let stats_secs = self.stats.wanted(self.clock.ticks());
+            Ok(Told { goal, lease_secs: self.lease_secs, lost, stats_secs })
         };
         let news = |told: &Told| {
             (told.goal.generation, told.goal.version) > answers || !told.lost.is_empty()
@@ -266,6 +282,17 @@ impl Fleet {
             }
         };
         Ok(NodeList { nodes: known.into_iter().map(info).collect() })
+    }
+
+    /// What nodes have measured last; with `every`, nodes measure so many seconds apart for a while.
+    pub(crate) fn stats(&self, every: u32) -> StatsList {
+        self.stats.list(every, self.clock.ticks())
+    }
+
+    /// What a node has measured, of what is later than `since`.
+    pub(crate) fn node_stats(&self, node: &str, since: u64) -> Result<NodeHistory> {
+        check_name(node)?;
+        self.stats.history(node, since, self.clock.ticks())
     }
 
     /// What was asked for lately, the newest first.

@@ -72,6 +72,7 @@ impl Node {
             disk: DiskRoom { size: 1000 * SIZE, free: self.free },
             leases: self.leases.clone(),
             released: std::mem::take(&mut self.released),
+            stats: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{care, fleet, handlers};
+use super::{care, fleet, handlers, stats};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -38,6 +38,11 @@ use super::{care, fleet, handlers};
         fleet::nodes,
         fleet::goal,
         fleet::report,
+        stats::node_stats,
+        stats::stats,
+        stats::place,
+        stats::reservations,
+        stats::release,
         fleet::pools,
         fleet::pool,
         fleet::set_pool,

@@ -15,6 +15,7 @@ mod patient;
 mod peer;
 mod places;
 mod serve;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -77,6 +78,12 @@ const ROUTES: &[Route] = &[
     ("GET", "/v1/nodes/{name}/goal", Access::Member),
     // Each only for its own name: the handler sees to that.
     ("POST", "/v1/nodes/{name}/report", Access::Writer),
+    ("GET", "/v1/nodes/{name}/stats", Access::Member),
+    ("GET", "/v1/stats", Access::Member),
+    // To reserve is for writers, and to give back for the owner: the handlers see to that.
+    ("POST", "/v1/place", Access::Member),
+    ("GET", "/v1/reservations", Access::Member),
+    ("DELETE", "/v1/reservations/{name}", Access::Writer),
     ("GET", "/v1/pools", Access::Member),
     ("GET", "/v1/pools/{name}", Access::Member),
     ("PUT", "/v1/pools/{name}", Access::Admin),
@@ -137,6 +144,11 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/nodes", get(fleet::nodes))
         .route("/v1/nodes/{name}/goal", get(fleet::goal))
         .route("/v1/nodes/{name}/report", post(fleet::report))
+        .route("/v1/nodes/{name}/stats", get(stats::node_stats))
+        .route("/v1/stats", get(stats::stats))
+        .route("/v1/place", post(stats::place))
+        .route("/v1/reservations", get(stats::reservations))
+        .route("/v1/reservations/{name}", delete(stats::release))
         .route("/v1/pools", get(fleet::pools))
         .route("/v1/pools/{name}", get(fleet::pool).put(fleet::set_pool).delete(fleet::delete_pool))
         .route("/v1/pools/{name}/claims", post(fleet::claim))

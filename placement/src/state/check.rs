@@ -11,7 +11,7 @@ use super::generation::{GENERATION, NOT_BEFORE, RESTORING};
 use super::keys::{Versioned, decode};
 use super::place::StatePlace;
 use super::{FORMAT, GRID, Holder, LEADERS, SEQ, STORE, Server, Target, Token, VERSION};
-use crate::fleet::{Kept, Lease, NodeEntry};
+use crate::fleet::{Book, Kept, Lease, NodeEntry};
 
 /// Looks at one value; `name` is what follows the family in its key.
 type Look = fn(key: &str, name: &str, value: &Versioned) -> Result<()>;
@@ -37,6 +37,7 @@ const FAMILIES: &[(&str, Look)] = &[
     ("pools/", json::<SetPool>),
     ("refs/", |key, name, value| named::<Ref>(name).and(json::<Target>(key, name, value))),
     ("removed/", json::<u64>),
+    ("reserved/", json::<Book>),
     ("servers/", |key, name, value| match decode::<Server>(key, value)?.info.name {
         own if own == name => Ok(()),
         own => Err(wrong(&format!("the server goes by another name, `{own}`"))),

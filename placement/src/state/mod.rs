@@ -15,6 +15,7 @@
 //! goals/<name>     what it is to do
 //! pools/<name>     what a pool shall be
 //! operations/<id>  what was asked for and takes its time
+//! reserved/<name>  what is reserved on a node, and until when
 //! leaders/<name>   who leads, by the name of what is led
 //! generation       how often the state was restored; not there if it never was
 //! not_before       since a restore: before when no lease may be handed out, in seconds since 1970

@@ -86,6 +86,7 @@ impl Grid {
             servers: vec![a_server()],
             lease_secs: 900,
             policy: api::place::Policy::default(),
+            levels: Vec::new(),
             limits: self.limits.clone(),
             clock,
         };
