@@ -41,6 +41,7 @@ mod saves;
 mod services;
 mod shared;
 mod snapshots;
+mod stats;
 mod tour;
 mod traces;
 mod volumes;
