@@ -3,21 +3,23 @@
 //! | method and path | body → answer | who |
 //! |---|---|---|
 //! | `GET /v1/stats?every=S` | → [`StatsList`]; nodes are asked to measure so often for a while | any member |
-//! | `GET /v1/nodes/{name}/stats?since=T` | → [`NodeHistory`]: what came after that time | any member |
+//! | `GET /v1/nodes/{name}/stats?since=T&every=S` | → [`NodeHistory`]: what came after that time | any member |
 //!
 //! One schema and one set of units: bytes, microseconds, seconds, thousandths (`per-mille`), counts. What ends in `-total` or
 //! is called `errors` only grows while the machine or the daemon is up; what ends in `-per-sec` is the mean since the sample
 //! before. What a kernel or a hypervisor does not say is left out, never 0.
 
 mod bounds;
+mod past;
 
 pub use bounds::{MAX_EVENTS, MAX_LIST, MAX_TEXT};
+pub use past::*;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use image::Digest;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 /// The version of what is said. A later one that says the same things otherwise is refused by name.
 pub const SCHEMA: u32 = 1;
@@ -414,117 +416,6 @@ pub struct DeclaredStrengths {
     pub network_per_mille: u32,
 }
 
-/// The essentials of a sample: what is kept of the past.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct StatsPoint {
-    /// When, in seconds since 1970, by the node's clock.
-    pub at: u64,
-    /// CPUs.
-    pub cores: u32,
-    /// How busy they are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_per_mille: Option<u32>,
-    /// [`Pressures::load_per_mille`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub load_per_mille: Option<u32>,
-    /// Memory.
-    pub memory_total_bytes: u64,
-    /// What of it can be had.
-    pub memory_available_bytes: u64,
-    /// Where volumes lie.
-    pub disk_total_bytes: u64,
-    /// What of it can be written.
-    pub disk_free_bytes: u64,
-    /// Reads of all disks.
-    pub reads_per_sec: u32,
-    /// Writes of all disks.
-    pub writes_per_sec: u32,
-    /// How long either took, on average; `None` if there was none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub io_micros: Option<u32>,
-    /// What came, over physical interfaces.
-    pub received_bytes_per_sec: u64,
-    /// What went.
-    pub sent_bytes_per_sec: u64,
-    /// Running guests.
-    pub vms: u32,
-    /// Volumes that are somebody's.
-    pub volumes: u32,
-    /// Errors of disks and arrays.
-    pub disk_errors: u32,
-    /// Devices that arrays lack.
-    pub degraded: u32,
-    /// [`RequestStats::failed_total`].
-    pub failed_total: u32,
-    /// [`RequestStats::retried_total`].
-    pub retried_total: u32,
-}
-
-/// The last that a node has said.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct NodeSummary {
-    /// The node.
-    pub name: String,
-    /// Seconds since placement got it.
-    pub heard: u64,
-    /// It is not heard of any more.
-    pub away: bool,
-    /// What it was.
-    pub last: StatsPoint,
-    /// Its hypervisors: kind and version.
-    pub hypervisors: Vec<String>,
-    /// Why it cannot be chosen for anything, if what it says of itself makes no sense.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unfit: Option<String>,
-}
-
-/// The last of all nodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct StatsList {
-    /// In the order of their names.
-    pub nodes: Vec<NodeSummary>,
-}
-
-/// What is known of a node, and what is remembered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct NodeHistory {
-    /// As in the list.
-    #[serde(flatten)]
-    pub summary: NodeSummary,
-    /// All of the last sample.
-    pub stats: NodeStats,
-    /// The last samples, the newest first.
-    pub samples: Vec<StatsPoint>,
-    /// One of each minute of the last hour, the newest first.
-    pub minutes: Vec<StatsPoint>,
-    /// What has happened, the newest first.
-    pub events: Vec<Event>,
-}
-
-/// How closely somebody looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Every {
-    /// Seconds from one sample of each node to the next, for the next half minute; 0: as nodes are configured.
-    #[serde(default)]
-    pub every: u32,
-}
-
-/// Which part of a history is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub struct Since {
-    /// What is later than this, in seconds since 1970 by the node's clock.
-    #[serde(default)]
-    pub since: u64,
-}
-
 impl NodeStats {
     /// The file system that volumes lie on.
     pub fn volumes_space(&self) -> Option<&SpaceStats> {
@@ -535,58 +426,4 @@ impl NodeStats {
     pub fn carriers(&self) -> impl Iterator<Item = &InterfaceStats> {
         self.interfaces.iter().filter(|interface| interface.physical && interface.up)
     }
-
-    /// The essentials.
-    pub fn point(&self) -> StatsPoint {
-        let memory = self.memory.clone().unwrap_or_default();
-        let space = self.volumes_space().cloned().unwrap_or_default();
-        let work = || self.disks.iter().filter_map(|disk| disk.work);
-        let sum = |of: fn(&DiskWork) -> u32| work().fold(0_u32, |a, w| a.saturating_add(of(&w)));
-        let net = |of: fn(&InterfaceStats) -> Option<u64>| {
-            self.carriers().filter_map(of).fold(0_u64, u64::saturating_add)
-        };
-        let arrays = self.raids.iter().filter_map(|raid| raid.errors);
-        let errors = self.disks.iter().filter_map(|disk| disk.errors).chain(arrays);
-        StatsPoint {
-            at: self.at,
-            cores: self.cpu.as_ref().map_or(0, |cpu| cpu.cores),
-            cpu_per_mille: self.cpu.as_ref().and_then(|cpu| cpu.busy_per_mille),
-            load_per_mille: self.pressure.load_per_mille(),
-            memory_total_bytes: memory.total_bytes,
-            memory_available_bytes: memory.available_bytes,
-            disk_total_bytes: space.total_bytes,
-            disk_free_bytes: space.free_bytes,
-            reads_per_sec: sum(|work| work.reads_per_sec),
-            writes_per_sec: sum(|work| work.writes_per_sec),
-            io_micros: mean_micros(work()),
-            received_bytes_per_sec: net(|of| of.received_bytes_per_sec),
-            sent_bytes_per_sec: net(|of| of.sent_bytes_per_sec),
-            vms: self.guests.vms,
-            volumes: self.holdings.volumes,
-            disk_errors: small(errors.fold(0, u64::saturating_add)),
-            degraded: self.raids.iter().fold(0, |sum, raid| sum.saturating_add(raid.degraded)),
-            failed_total: small(self.requests.failed_total),
-            retried_total: small(self.requests.retried_total),
-        }
-    }
-}
-
-fn small(count: u64) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Of reads and writes of all disks, each counted as often as there were such.
-fn mean_micros(works: impl Iterator<Item = DiskWork>) -> Option<u32> {
-    let (mut count, mut micros) = (0_u128, 0_u128);
-    for work in works {
-        for (many, each) in
-            [(work.reads_per_sec, work.read_micros), (work.writes_per_sec, work.write_micros)]
-        {
-            // Fewer than one a second count as one, or their time would count for nothing.
-            let Some(each) = each else { continue };
-            count += u128::from(many.max(1));
-            micros += u128::from(many.max(1)) * u128::from(each);
-        }
-    }
-    (count > 0).then(|| u32::try_from(micros / count).unwrap_or(u32::MAX))
 }

@@ -57,10 +57,10 @@ pub fn run(config: &Config, args: &TopArgs, output: Output) -> Result<()> {
 
 async fn look(placement: &Client, args: &TopArgs) -> Result<Shown> {
     let every = args.watch.map_or(0, |every| every.as_secs().clamp(1, 3600) as u32);
-    let mut list = placement.stats(every).await?;
     if let Some(node) = &args.node {
-        return Ok(Shown::One(Box::new(placement.node_stats(node, 0).await?)));
+        return Ok(Shown::One(Box::new(placement.node_stats(node, 0, every).await?)));
     }
+    let mut list = placement.stats(every).await?;
     sort(&mut list.nodes, args.sort);
     Ok(Shown::All(list))
 }

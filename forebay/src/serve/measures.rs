@@ -105,7 +105,7 @@ pub async fn of_the_fleet(placement: &Client) {
 fn fleet(list: &StatsList) {
     let here = || list.nodes.iter().filter(|node| !node.away);
     let sum = |what: &'static str, of: fn(&NodeSummary) -> u64| {
-        gauge!(what).set(here().map(|node| of(node) as f64).sum::<f64>());
+        gauge!(what).set(here().fold(0.0, |sum, node| sum + of(node) as f64));
     };
     let away = list.nodes.len() - here().count();
     gauge!("forebay_fleet_nodes", "heard" => "yes").set(here().count() as f64);

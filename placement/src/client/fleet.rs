@@ -36,9 +36,11 @@ impl Client {
         self.get(&format!("/v1/stats?every={every}")).await
     }
 
-    /// What a node has measured, of what is later than `since`, in seconds since 1970.
-    pub async fn node_stats(&self, node: &str, since: u64) -> Result<NodeHistory> {
-        self.get(&format!("/v1/nodes/{}/stats?since={since}", segment(node)?)).await
+    /// What a node has measured, of what is later than `since`, in seconds since 1970; with `every`, it measures so many
+    /// seconds apart for a while.
+    pub async fn node_stats(&self, node: &str, since: u64, every: u32) -> Result<NodeHistory> {
+        let path = format!("/v1/nodes/{}/stats?since={since}&every={every}", segment(node)?);
+        self.get(&path).await
     }
 
     /// Has nodes chosen, and reserved if that is asked for. May be asked again.

@@ -34,7 +34,7 @@ use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
 use api::grid::PlacementInfo;
 use api::operation::{Operation, OperationList};
 use api::place::Policy;
-use api::stats::{NodeHistory, StatsList};
+use api::stats::{NodeHistory, Since, StatsList};
 use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -162,8 +162,9 @@ impl Fleet {
             let news = reign.reports.take(node, report, ticks);
             news.map(|news| news.then_some(known))
         })??;
-        if let Some(measured) = measured {
-            self.stats.take(node, &run, *measured, ticks);
+        match measured {
+            Some(measured) => self.stats.take(node, &run, *measured, ticks),
+            None => self.stats.heard(node, ticks),
         }
         if news == Some(false) {
             self.know(node, now).await?;
@@ -175,7 +176,7 @@ impl Fleet {
         }
         let look = || async {
             let (goal, lost) = (self.goal(node).await?, self.lost(node, &leases).await?);
-            let stats_secs = self.stats.wanted(self.clock.ticks());
+            let stats_secs = self.stats.wanted(node, self.clock.ticks());
             Ok(Told { goal, lease_secs: self.lease_secs, lost, stats_secs })
         };
         let news = |told: &Told| {
@@ -289,8 +290,8 @@ impl Fleet {
         self.stats.list(every, self.clock.ticks())
     }
 
-    /// What a node has measured, of what is later than `since`.
-    pub(crate) fn node_stats(&self, node: &str, since: u64) -> Result<NodeHistory> {
+    /// What a node has measured, and a part of its past.
+    pub(crate) fn node_stats(&self, node: &str, since: Since) -> Result<NodeHistory> {
         check_name(node)?;
         self.stats.history(node, since, self.clock.ticks())
     }

@@ -170,7 +170,7 @@ impl Fleet {
         let mut trial = Trial::new(&mut known.view);
         trial.cordon(&seen.cordoned)?;
         for (node, hold) in seen.holds() {
-            trial.hold(&hold.request, node)?;
+            trial.hold(&hold.request, node);
         }
         let placed = requests.iter().map(|request| trial.place(request, &self.policy, explained));
         Ok(PlaceAnswer { placed: placed.collect::<Result<_>>()?, left_out })
@@ -278,17 +278,20 @@ impl<'a> Trial<'a> {
     }
 
     /// Counts what is reserved, be there room or not.
-    fn hold(&mut self, request: &PlaceRequest, node: &str) -> Result<()> {
+    fn hold(&mut self, request: &PlaceRequest, node: &str) {
         if self.view.node(node).is_none() {
-            return Ok(());
+            return;
         }
         self.remember(node);
-        match self.view.reserve(request, node) {
-            Err(error) if error.kind() == Kind::Full => self.view.add(instance(request, node))?,
-            done => done?,
+        let held = match self.view.reserve(request, node) {
+            Err(error) if error.kind() == Kind::Full => self.view.add(instance(request, node)),
+            done => done,
+        };
+        match held {
+            Ok(()) => self.added.push(request.id.clone()),
+            // With it the node has more taken than numbers reach, so that it has no room for anything anyway.
+            Err(error) => tracing::warn!(%error, node, "a node says what cannot be"),
         }
-        self.added.push(request.id.clone());
-        Ok(())
     }
 
     fn place(

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::fleet::Resources;
 use api::place::{Among, Of, PlaceAsk, PlaceRequest};
-use api::stats::{CpuStats, NodeStats, SCHEMA};
+use api::stats::{CpuStats, GuestTotals, Holdings, NodeStats, SCHEMA, SpaceStats};
 use image::{Digest, Kind};
 use proptest::prelude::*;
 
@@ -55,6 +55,18 @@ impl Grid {
             let stats =
                 NodeStats { schema: SCHEMA, number, cpu: cpu.clone(), ..NodeStats::default() };
             fleet.stats.take(node, "run", stats, fleet.clock.ticks());
+        }
+    }
+
+    /// All nodes have a disk, too.
+    fn space(&self) {
+        for node in &self.nodes {
+            let space = SpaceStats { holds: "volumes".into(), total_bytes: 100, free_bytes: 100 };
+            let cpu = Some(CpuStats { cores: 4, ..CpuStats::default() });
+            let spaces = vec![space];
+            let stats =
+                NodeStats { schema: SCHEMA, number: 2, cpu, spaces, ..NodeStats::default() };
+            self.fleets[0].stats.take(node, "run", stats, NOW);
         }
     }
 
@@ -162,6 +174,23 @@ async fn however_many_race_no_node_is_promised_twice() {
         won += usize::from(racer.await.unwrap());
     }
     assert_eq!((won, grid.is_right().await), (12, 12), "all there is, and no more");
+}
+
+#[tokio::test]
+async fn a_node_that_says_what_cannot_be_keeps_nobody_from_choosing_others() {
+    let grid = Grid::new(1, 2).await;
+    let first =
+        PlaceRequest::new("x", Resources { cpu_milli: 1000, disk: 1, ..Resources::default() });
+    grid.space();
+    let first = grid.ask("a", reserve(vec![first])).await.unwrap();
+    let node = first.placed[0].reservation.clone().unwrap().node;
+    let guests = GuestTotals { cpus: u32::MAX, memory_bytes: u64::MAX, ..GuestTotals::default() };
+    let holdings =
+        Holdings { volume_bytes: u64::MAX, promised_bytes: u64::MAX, ..Holdings::default() };
+    let wild = NodeStats { schema: SCHEMA, number: 9, guests, holdings, ..NodeStats::default() };
+    grid.fleets[0].stats.take(&node, "run", wild, NOW);
+    let placed = grid.ask("a", reserve(vec![wants("y", 1000)])).await.unwrap();
+    assert_ne!(placed.placed[0].reservation.as_ref().unwrap().node, node);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
-use api::stats::{Event, NodeHistory, NodeStats, NodeSummary, StatsList, StatsPoint};
+use api::stats::{Event, NodeHistory, NodeStats, NodeSummary, Since, StatsList, StatsPoint};
 use image::{Error, Kind, Result};
 
 use super::UNPOISONED;
@@ -27,6 +27,29 @@ pub(super) const EVENTS: usize = 64;
 const FORGOTTEN: u64 = 2 * 3600;
 /// Seconds for which nodes measure more often after somebody has looked.
 const LOOKING: u64 = 30;
+/// Nodes that measure in a second at most because somebody looks at all of them.
+const A_SECOND: usize = 1000;
+
+/// How often somebody wants to see what is measured, in seconds, and until when.
+#[derive(Clone, Copy, Default)]
+struct Look {
+    every: u32,
+    until: u64,
+}
+
+impl Look {
+    fn now(&self, ticks: u64) -> Option<u32> {
+        (ticks < self.until).then_some(self.every)
+    }
+
+    /// Who looks more closely counts.
+    fn look(&mut self, every: u32, ticks: u64) {
+        if every > 0 {
+            let every = self.now(ticks).map_or(every, |is| is.min(every));
+            *self = Self { every, until: ticks + LOOKING };
+        }
+    }
+}
 
 /// What is kept of a node.
 #[derive(Default)]
@@ -39,6 +62,7 @@ pub(super) struct Past {
     samples: VecDeque<StatsPoint>,
     minutes: VecDeque<StatsPoint>,
     events: VecDeque<Event>,
+    look: Look,
     /// Why it cannot be chosen.
     pub unfit: Option<String>,
 }
@@ -59,6 +83,18 @@ impl Past {
             push(&mut self.events, event.clone(), EVENTS);
         }
         self.last = stats;
+    }
+
+    /// It can be chosen by what it said last, if that makes sense.
+    fn is_here(&mut self, name: &str, view: &mut View, ticks: u64) {
+        self.ticks = ticks;
+        let cordoned = view.node(name).is_some_and(|before| before.cordoned);
+        let told = view.set_node(facts(name, &self.last, cordoned));
+        self.unfit = told.err().map(|error| error.to_string());
+        if let Some(why) = &self.unfit {
+            tracing::warn!(why, node = name, "a node cannot be chosen");
+            view.remove_node(name);
+        }
     }
 
     fn summary(&self, name: &str, now: u64) -> NodeSummary {
@@ -90,20 +126,21 @@ pub(super) struct Known {
     pub nodes: BTreeMap<String, Past>,
     /// Of those that are heard of, and make sense.
     pub view: View,
+    /// At all of them.
+    look: Look,
 }
 
 /// See the [module](self).
 pub(crate) struct Stats {
     known: Mutex<Known>,
-    /// How often somebody wants to see what nodes measure, and until when.
-    looked: Mutex<Option<(u32, u64)>>,
 }
 
 impl Stats {
     /// Of a fleet with these levels of failure domains.
     pub(crate) fn new(levels: Vec<String>) -> Result<Self> {
-        let known = Known { nodes: BTreeMap::new(), view: View::new(levels)? };
-        Ok(Self { known: Mutex::new(known), looked: Mutex::default() })
+        let view = View::new(levels)?;
+        let known = Known { nodes: BTreeMap::new(), view, look: Look::default() };
+        Ok(Self { known: Mutex::new(known) })
     }
 
     /// Takes what a node says. What makes no sense is said in the log, and changes nothing: a node's leases do not
@@ -113,25 +150,30 @@ impl Stats {
             tracing::warn!(%error, node, "what a node measures is not taken");
             return;
         }
-        let Known { nodes, view } = &mut *self.lock();
+        let Known { nodes, view, .. } = &mut *self.lock();
         let past = nodes.entry(node.to_owned()).or_default();
         if past.run == run && stats.number <= past.last.number {
             return;
         }
-        (past.ticks, past.run) = (ticks, run.to_owned());
-        let cordoned = view.node(node).is_some_and(|before| before.cordoned);
-        past.unfit = view.set_node(facts(node, &stats, cordoned)).err().map(|e| e.to_string());
-        if let Some(why) = &past.unfit {
-            tracing::warn!(why, node, "a node cannot be chosen");
-            view.remove_node(node);
-        }
+        run.clone_into(&mut past.run);
         past.add(stats);
+        past.is_here(node, view, ticks);
+    }
+
+    /// A node is there, and has measured nothing new.
+    pub(super) fn heard(&self, node: &str, ticks: u64) {
+        let Known { nodes, view, .. } = &mut *self.lock();
+        let Some(past) = nodes.get_mut(node) else { return };
+        match view.node(node).is_some() {
+            true => past.ticks = ticks,
+            false => past.is_here(node, view, ticks),
+        }
     }
 
     /// Everything, with nobody in it who is not heard of.
     pub(super) fn now(&self, ticks: u64) -> MutexGuard<'_, Known> {
         let mut known = self.lock();
-        let Known { nodes, view } = &mut *known;
+        let Known { nodes, view, .. } = &mut *known;
         nodes.retain(|_, past| ticks < past.ticks + FORGOTTEN);
         for (name, _) in nodes.iter().filter(|(_, past)| past.is_away(ticks)) {
             view.remove_node(name);
@@ -145,34 +187,38 @@ impl Stats {
 
     /// The last of all nodes. With `every`, they are asked for more, so many seconds apart.
     pub(super) fn list(&self, every: u32, ticks: u64) -> StatsList {
-        if every > 0 {
-            let mut looked = self.looked.lock().expect(UNPOISONED);
-            let closer = looked.filter(|(_, until)| ticks < *until).map(|(every, _)| every);
-            *looked = Some((closer.map_or(every, |is| is.min(every)), ticks + LOOKING));
-        }
-        let known = self.now(ticks);
-        StatsList {
-            nodes: known.nodes.iter().map(|(name, past)| past.summary(name, ticks)).collect(),
-        }
+        let mut known = self.now(ticks);
+        known.look.look(every, ticks);
+        let summaries = known.nodes.iter().map(|(name, past)| past.summary(name, ticks));
+        StatsList { nodes: summaries.collect() }
     }
 
-    /// How often somebody wants to see what nodes measure, in seconds.
-    pub(super) fn wanted(&self, ticks: u64) -> Option<u32> {
-        let looked = *self.looked.lock().expect(UNPOISONED);
-        looked.filter(|(_, until)| ticks < *until).map(|(every, _)| every)
+    /// How often somebody wants to see what a node measures, in seconds.
+    pub(super) fn wanted(&self, node: &str, ticks: u64) -> Option<u32> {
+        let known = self.lock();
+        let least = u32::try_from(known.nodes.len().div_ceil(A_SECOND)).unwrap_or(u32::MAX);
+        let all = known.look.now(ticks).map(|every| every.max(least));
+        let one = known.nodes.get(node).and_then(|past| past.look.now(ticks));
+        all.into_iter().chain(one).min()
     }
 
-    /// All that is kept of a node, of what is later than `since`.
+    /// All that is kept of a node, of what is later than `since`. With `every`, it is asked for more.
     ///
     /// # Errors
     ///
     /// [`Kind::Gone`] if it has said nothing.
-    pub(super) fn history(&self, node: &str, since: u64, ticks: u64) -> Result<NodeHistory> {
-        let known = self.lock();
-        let Some(past) = known.nodes.get(node) else {
+    pub(super) fn history(
+        &self,
+        node: &str,
+        Since { since, every }: Since,
+        ticks: u64,
+    ) -> Result<NodeHistory> {
+        let mut known = self.lock();
+        let Some(past) = known.nodes.get_mut(node) else {
             let what = format!("node {node}: it has measured nothing yet, or there is none");
             return Err(Error::new(Kind::Gone, what));
         };
+        past.look.look(every, ticks);
         let later = |points: &VecDeque<StatsPoint>| {
             points.iter().filter(|point| point.at > since).copied().collect()
         };
@@ -198,19 +244,23 @@ mod tests {
         NodeStats { schema: SCHEMA, number, at, cpu, events: vec![event], ..NodeStats::default() }
     }
 
+    fn since(since: u64) -> Since {
+        Since { since, every: 0 }
+    }
+
     #[test]
     fn the_past_is_bounded_and_the_newest_comes_first() {
         let all = Stats::new(Vec::new()).unwrap();
         for number in 1..=1000 {
             all.take("n", "run", stats(number, number * 10), number * 10);
         }
-        let history = all.history("n", 0, 10_000).unwrap();
+        let history = all.history("n", since(0), 10_000).unwrap();
         let ats: Vec<u64> = history.samples.iter().map(|point| point.at).collect();
         assert_eq!((ats.len(), ats[0], ats[59]), (SAMPLES, 10_000, 9410));
         assert_eq!((history.minutes.len(), history.minutes[1].at), (MINUTES, 9900));
         assert_eq!((history.events.len(), history.events[0].name.as_str()), (EVENTS, "1000"));
-        assert_eq!(all.history("n", 9990, 10_000).unwrap().samples.len(), 1);
-        assert_eq!(all.history("m", 0, 0).unwrap_err().kind(), Kind::Gone);
+        assert_eq!(all.history("n", since(9990), 10_000).unwrap().samples.len(), 1);
+        assert_eq!(all.history("m", since(0), 0).unwrap_err().kind(), Kind::Gone);
         let known = all.lock();
         let past = &known.nodes["n"];
         let points = (past.samples.capacity() + past.minutes.capacity()) * size_of::<StatsPoint>();
@@ -234,6 +284,8 @@ mod tests {
         // Who is not heard of cannot be chosen; nor can who makes no sense.
         assert_eq!(all.now(50 + AWAY).view.nodes(), 0);
         assert!(all.list(0, 50 + AWAY).nodes[0].away);
+        all.heard("n", 80);
+        assert_eq!(all.now(80).view.nodes(), 1, "it measures seldom");
         all.take("n", "b", stats(2, 90), 90);
         assert_eq!(all.now(90).view.nodes(), 1);
         let mut deep = stats(3, 100);
@@ -245,14 +297,20 @@ mod tests {
     }
 
     #[test]
-    fn nodes_measure_more_often_while_somebody_looks() {
+    fn nodes_measure_more_often_while_somebody_looks_and_not_all_of_many() {
         let all = Stats::new(Vec::new()).unwrap();
-        assert_eq!(all.wanted(0), None);
-        all.list(0, 0);
-        assert_eq!(all.wanted(0), None);
+        let wanted = |ticks| all.wanted("n", ticks);
+        all.take("n", "run", stats(1, 1), 10);
+        assert_eq!(wanted(10), None);
+        all.list(0, 10);
+        assert_eq!(wanted(10), None);
         all.list(5, 10);
         all.list(2, 11);
         all.list(5, 12);
-        assert_eq!((all.wanted(12), all.wanted(12 + LOOKING)), (Some(2), None));
+        assert_eq!((wanted(12), wanted(12 + LOOKING)), (Some(2), None));
+        (0..2500).for_each(|n| all.take(&n.to_string(), "run", stats(1, 1), 12));
+        assert_eq!((wanted(12), all.wanted("7", 12)), (Some(3), Some(3)), "of so many seldom");
+        all.history("n", Since { since: 0, every: 1 }, 12).unwrap();
+        assert_eq!((wanted(12), all.wanted("7", 12)), (Some(1), Some(3)), "of one as often");
     }
 }

@@ -38,7 +38,7 @@ pub(super) async fn stats(
 pub(super) async fn node_stats(
     State(app): State<App>,
     Name(name): Name,
-    Asked(Since { since }): Asked<Since>,
+    Asked(since): Asked<Since>,
 ) -> Answer<NodeHistory> {
     Ok(Json(app.fleet.node_stats(&name, since)?))
 }
