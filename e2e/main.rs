@@ -22,6 +22,7 @@ mod house;
 mod journeys;
 mod kills;
 mod leases;
+mod life;
 mod member;
 mod nbd;
 mod operator;

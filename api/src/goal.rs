@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 
 use crate::error::ErrorBody;
 use crate::lease::HeldLease;
+use crate::life::{NodeVolume, Standing};
 use crate::pool::VolumeKind;
 use crate::stats::NodeStats;
 
@@ -165,6 +166,9 @@ pub struct StatusReport {
     /// What is there of what was made ahead, and is nobody's.
     #[serde(default)]
     pub ready: Vec<ReadyVolume>,
+    /// What is there that is somebody's.
+    #[serde(default)]
+    pub volumes: Vec<NodeVolume>,
     /// Room for volumes.
     #[serde(default)]
     pub disk: DiskRoom,
@@ -205,6 +209,9 @@ pub struct NodeInfo {
     pub heard: Option<u64>,
     /// It is not heard of any more, and nothing of it counts.
     pub away: bool,
+    /// What may be put there.
+    #[serde(default)]
+    pub standing: Standing,
     /// The goal that it was last told, and the one that it answers.
     pub goal: u64,
     /// See there.

@@ -10,6 +10,7 @@ pub mod goal;
 pub mod grid;
 pub mod layout;
 pub mod lease;
+pub mod life;
 pub mod node;
 pub mod operation;
 pub mod place;

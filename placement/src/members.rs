@@ -5,7 +5,7 @@
 //! was taken anew is heard. Certificates that the name had before that stay refused, however many.
 //! Tokens that were made by or for the name go with the member.
 
-use api::grid::{MemberInfo, MemberList};
+use api::grid::{MemberInfo, MemberList, Role};
 use image::{Error, Kind, Result};
 
 use crate::clock::Clock;
@@ -51,12 +51,24 @@ impl Members {
         })
     }
 
+    /// Refuses the certificate of a node that is no more; says whether it had one. Whoever else has the name (the
+    /// daemon beside `forebay up` has the admin's papers) keeps it.
+    pub(crate) async fn revoke_node(&self, name: &str) -> Result<bool> {
+        match self.state.holder(name).await? {
+            Some((holder, _)) if holder.role == Role::Node => self.remove(name).await.map(|_| true),
+            _ => Ok(false),
+        }
+    }
+
     /// Refuses who was removed.
     pub(crate) async fn check(&self, member: &Member) -> Result<()> {
         if self.state.hears(&member.name, &member.holder).await? {
             return Ok(());
         }
-        let what = format!("the certificate is refused: {member} was removed from the grid");
+        let what = format!(
+            "the certificate is refused: {member} was removed from the grid; to come back it joins anew, with a new \
+             token"
+        );
         Err(Error::new(Kind::Denied, what))
     }
 }

@@ -122,6 +122,8 @@ impl Tokens {
             .map_err(|e| Error::caused(Kind::Io, "the certificate that was signed", e))?;
         let expires = now + CERTIFICATE_SECS;
         let holder = Holder { role, expires, certificate: Some(holder_of(&der)), own: false };
+        // The node of that name that was forgotten was another.
+        crate::fleet::life::welcome(&self.state, name).await?;
         match self.state.redeem(&hash, name, seen.as_ref(), &holder).await {
             Err(e) if e.kind() == Kind::Conflict => {
                 let what = "join token: it, or the name, was taken by somebody else just now";

@@ -30,6 +30,7 @@ async fn report(client: &Client, node: &str, stats: NodeStats) -> Result<Option<
         goal: 0,
         items: Vec::new(),
         ready: Vec::new(),
+        volumes: vec![],
         disk: Default::default(),
         leases: Vec::new(),
         released: Vec::new(),

@@ -23,6 +23,15 @@ pub enum NodeCommand {
     List,
     /// List the nodes that report to placement, and what they have
     Status,
+    /// Put nothing new on a node
+    Cordon(NodeNameArgs),
+    /// Put new things on a node again; one that was forgotten may report again
+    Uncordon(NodeNameArgs),
+    /// Put nothing new on a node, and have what is ready there built elsewhere and then removed; volumes that are
+    /// somebody's are listed
+    Drain(DrainNodeArgs),
+    /// Forget a node that is away or drained, and refuse its certificate
+    Forget(ForgetArgs),
     /// Take a member's name and rights away; tickets that it holds are good for some minutes more
     Remove(RemoveArgs),
     /// List the daemon's transfers
@@ -44,6 +53,36 @@ pub enum NodeCommand {
     /// Keep the mounts of volumes while the daemon is away; the daemon starts it
     #[command(hide = true)]
     Hold(HoldArgs),
+}
+
+/// `forebay node cordon` and `uncordon`.
+#[derive(Args, Debug)]
+pub struct NodeNameArgs {
+    /// The node
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// `forebay node drain`.
+#[derive(Args, Debug)]
+pub struct DrainNodeArgs {
+    /// The node
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Wait until nothing is left that goes by itself, at most so long
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "1h", value_parser = crate::config::parse_time)]
+    pub wait: Option<std::time::Duration>,
+}
+
+/// `forebay node forget`.
+#[derive(Args, Debug)]
+pub struct ForgetArgs {
+    /// The node
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Though it is there, and something is left on it: what is on its disks alone is lost to the grid
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `forebay node token`.

@@ -8,6 +8,7 @@ pub mod export;
 pub mod images;
 pub mod import;
 pub mod lease;
+pub mod life;
 pub mod lineage;
 pub mod mend;
 pub mod node;

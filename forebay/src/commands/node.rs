@@ -10,6 +10,7 @@ use api::catalog::{MoveRef, NewRecord};
 use api::goal::{StatusReport, Told};
 use api::grid::{MemberInfo, MemberList, NewToken, Role};
 use api::lease::{LeaseGrant, TakeLease};
+use api::life::Standing;
 use api::node::Transfer;
 use blockio::{BlockFile, OpenMode};
 use image::{BootTrace, Digest, Error, ImageRecord, Kind, Ref, Result};
@@ -23,7 +24,7 @@ use node::stats::{Knows, Roots, Sampler, SamplerOptions, known};
 use node::volumes::{CoreOptions, Holder, Signs, VolumeOptions, Volumes};
 use placement::Papers;
 
-use super::{block_on, interrupted, with_grid};
+use super::{block_on, interrupted, life, with_grid};
 use crate::cli::{CancelArgs, JoinArgs, NodeArgs, NodeCommand, RemoveArgs, RoleArg, TokenArgs};
 use crate::config::Config;
 use crate::connect::{self, Connector, Known};
@@ -43,6 +44,10 @@ pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
             output.result(&list, human_members)
         }
         Some(NodeCommand::Status) => super::top::status(config, output),
+        Some(NodeCommand::Cordon(args)) => life::stand(config, args, Standing::Cordoned, output),
+        Some(NodeCommand::Uncordon(args)) => life::stand(config, args, Standing::Open, output),
+        Some(NodeCommand::Drain(args)) => life::drain(config, args, output),
+        Some(NodeCommand::Forget(args)) => life::forget(config, args, output),
         Some(NodeCommand::Remove(RemoveArgs { name })) => {
             let removed = async |grid: Grid| grid.placement.remove_member(&name).await;
             output.result(&with_grid(config, removed)?, human_removed)

@@ -260,7 +260,10 @@ pub fn status(config: &Config, output: Output) -> Result<()> {
 }
 
 fn status_rows(list: &StatusList) -> String {
-    let head = ["NODE", "HEARD", "READY", "TO DO", "FREE", "OF", "CPU", "WAITS", "MEMORY", "VMS"];
+    let head = [
+        "NODE", "STANDING", "HEARD", "READY", "TO DO", "FREE", "OF", "CPU", "WAITS", "MEMORY",
+        "VMS",
+    ];
     let row = |NodeStatus { info: n, last }: &NodeStatus| {
         let heard = n.heard.map_or_else(|| "not yet".to_owned(), |secs| heard(secs, n.away));
         let (free, size) = (bytes(n.disk.free), bytes(n.disk.size));
@@ -268,6 +271,7 @@ fn status_rows(list: &StatusList) -> String {
             |text: fn(&StatsPoint) -> String| last.as_ref().map_or_else(|| "-".to_owned(), text);
         vec![
             n.name.clone(),
+            n.standing.name().to_owned(),
             heard,
             n.ready.to_string(),
             n.open.to_string(),

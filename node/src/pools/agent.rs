@@ -107,7 +107,7 @@ impl<G: Grid> Agent<G> {
         let (mut number, mut pause) = (0, FIRST_PAUSE);
         loop {
             number += 1;
-            let (asked, sent) = (self.report(number), boottime());
+            let (asked, sent) = (self.report(number).await, boottime());
             let sampler = &self.0.options.sampler;
             let wait = WAIT.min(self.0.leases.patience()).min(sampler.every());
             let changed = async {
@@ -157,7 +157,8 @@ impl<G: Grid> Agent<G> {
         }
     }
 
-    fn report(&self, number: u64) -> StatusReport {
+    async fn report(&self, number: u64) -> StatusReport {
+        let volumes = self.0.volumes.told().await;
         let items = self.0.items.lock().expect(UNPOISONED);
         let (generation, goal) = items.version();
         let room = self.0.ready.room();
@@ -173,6 +174,7 @@ impl<G: Grid> Agent<G> {
             goal,
             items: items.statuses(),
             ready: self.0.ready.list(),
+            volumes,
             disk: DiskRoom { size, free },
             leases,
             released,

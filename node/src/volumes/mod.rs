@@ -33,6 +33,7 @@ mod serving;
 mod shared;
 mod source;
 mod taken;
+mod told;
 pub(crate) mod tools;
 mod window;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
+use api::life::NodeVolume;
 use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, Scrubbed, VolumeInfo};
 use blockio::{BlockFile, Fs};
 use futures::FutureExt;
@@ -124,6 +125,8 @@ pub(super) struct Inner<G> {
     pub(super) signer: Arc<dyn Signs>,
     pub(super) leases: Arc<Leases>,
     pub(super) watchdog: Arc<Watchdog>,
+    /// What placement was told last.
+    pub(super) told: std::sync::Mutex<Vec<NodeVolume>>,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -176,6 +179,7 @@ impl<G: Grid> Volumes<G> {
             signer: options.signer,
             leases: options.leases,
             watchdog: options.watchdog,
+            told: std::sync::Mutex::default(),
             changing: std::sync::Mutex::default(),
         }));
         if let Err(error) = volumes.resume_erasures().await {

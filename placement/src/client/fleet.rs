@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use api::goal::{GoalState, NodeList, StatusReport, Told};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease};
+use api::life::{Forgotten, NodeLife, SetStanding, Standing};
 use api::operation::{Operation, OperationList};
 use api::place::{PlaceAnswer, PlaceAsk, Reservation, ReservationList};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
@@ -18,6 +19,23 @@ impl Client {
     /// The nodes that have reported.
     pub async fn nodes(&self) -> Result<NodeList> {
         self.get("/v1/nodes").await
+    }
+
+    /// A node, and what is left of it.
+    pub async fn node(&self, node: &str) -> Result<NodeLife> {
+        self.get(&format!("/v1/nodes/{}", segment(node)?)).await
+    }
+
+    /// Says what may be put on a node. May be asked again.
+    pub async fn set_standing(&self, node: &str, standing: Standing) -> Result<NodeLife> {
+        let path = format!("/v1/nodes/{}/standing", segment(node)?);
+        self.send(Method::PUT, &path, Some(&SetStanding { standing })).await
+    }
+
+    /// Forgets a node; returns it as it was. May be asked again.
+    pub async fn forget(&self, node: &str, force: bool) -> Result<Forgotten> {
+        let path = format!("/v1/nodes/{}?force={force}", segment(node)?);
+        self.send(Method::DELETE, &path, None::<&()>).await
     }
 
     /// What a node is to do.

@@ -1,18 +1,20 @@
 //! Claims: who is told to hand out a volume of a pool.
 //!
 //! The node that was asked for, if it has one that nobody else was promised; else the node that has the most to spare;
-//! else a node is told to build one. A node may have given away what it had by the time that it is told: then another
+//! else a node is told to build one. One that is cordoned, or drains, is told only if no other has one ready. A node may have given away what it had by the time that it is told: then another
 //! is, and it has cost nobody anything.
 
 use std::time::Duration;
 
 use api::goal::Goal;
+use api::life::Standing;
 use api::operation::{Operation, OperationState};
 use api::pool::{NewClaim, VolumeKind};
 use image::{Error, Kind, Result};
 
 use super::goals::{self, Goals};
 use super::heard::Reports;
+use super::life::Standings;
 use super::operations::{self, Kept, Work};
 use super::{Fleet, TRIES};
 use crate::member::check_name;
@@ -48,10 +50,11 @@ impl Fleet {
             let now = self.clock.now();
             let mut kept = new(owner, pool, &asked, now);
             let mut goals = Goals::load(&self.state).await?;
+            let standings = self.standings().await?;
             let when = (now, self.clock.ticks());
-            let told = self
-                .hearing
-                .with(|reign| tell(&mut kept, &kind, &reign.reports, &mut goals, when))?;
+            let told = self.hearing.with(|reign| {
+                tell(&mut kept, &kind, (&reign.reports, &standings), &mut goals, when)
+            })?;
             let write = told
                 .iter()
                 .fold(kept.write(None, Transaction::default()), |tx, node| goals.write(node, tx));
@@ -100,12 +103,12 @@ fn same(kept: &Kept, pool: &str, asked: &NewClaim) -> Result<()> {
 pub(super) fn tell(
     kept: &mut Kept,
     kind: &VolumeKind,
-    heard: &Reports,
+    (heard, standings): (&Reports, &Standings),
     goals: &mut Goals,
     (now, ticks): (u64, u64),
 ) -> Option<String> {
     let Work::Claim { pool, asked, told, tried } = &mut kept.work;
-    let choice = choose(pool, asked, kind, tried, (heard, goals), ticks);
+    let choice = choose(pool, asked, kind, tried, (heard, standings, goals), ticks);
     let (node, builds) = match choice {
         Ok(chosen) => chosen,
         Err(error) if tried.len() >= MOST_TRIES || error.kind() != Kind::Retry => {
@@ -139,20 +142,25 @@ fn choose(
     asked: &NewClaim,
     kind: &VolumeKind,
     tried: &[String],
-    (heard, goals): (&Reports, &Goals),
+    (heard, standings, goals): (&Reports, &Standings, &Goals),
     ticks: u64,
 ) -> Result<(String, bool)> {
-    let mut best: Option<(bool, u32, &str)> = None;
+    let mut best: Option<((bool, bool), u32, &str)> = None;
     let mut builder: Option<(bool, u64, &str)> = None;
     let mut least_missing: Option<(u64, &str)> = None;
     for (name, last) in heard.iter().filter(|(_, last)| !last.is_away(ticks)) {
         let wanted = asked.node.as_deref() == Some(name);
-        if (asked.only && !wanted) || tried.contains(name) {
+        let standing = standings.of(name);
+        let passed_over = (asked.only && !wanted) || tried.contains(name);
+        if passed_over || standing == Standing::Forgotten {
             continue;
         }
         let spare = spare(pool, kind, &last.report.ready, goals.items(name));
         if spare > 0 {
-            best = best.max(Some((wanted, spare, name)));
+            best = best.max(Some(((standing.is_open(), wanted), spare, name)));
+        }
+        if !standing.is_open() {
+            continue;
         }
         let free = last.report.disk.free;
         match kind.size.checked_sub(free) {

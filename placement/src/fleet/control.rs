@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
+use api::life::Standing;
 use api::operation::OperationState;
 use api::place::Policy;
 use api::pool::{Claimed, Served, SetPool, VolumeKind};
@@ -13,6 +14,7 @@ use image::{Error, Kind, Result};
 use super::goals::{self, Goals};
 use super::heard::{AWAY, Reports};
 use super::hearing::LED;
+use super::life::Standings;
 use super::operations::{self, Kept, Work};
 use super::plan::{NodeView, Plan, PoolView, plan, view};
 use super::{Fleet, NodeEntry, UNPOISONED, claims};
@@ -56,6 +58,7 @@ struct Pass<'a> {
     ticks: u64,
     heard: &'a Reports,
     known: BTreeMap<String, NodeEntry>,
+    standings: Standings,
     goals: Goals,
     /// Operations that are not over.
     open: Vec<(Kept, Versioned)>,
@@ -119,6 +122,7 @@ impl Fleet {
             ticks,
             heard: &heard,
             known: known.into_iter().map(|(name, entry, _)| (name, entry)).collect(),
+            standings: self.standings().await?,
             goals: Goals::load(&self.state).await?,
             open,
             touched: BTreeSet::new(),
@@ -169,7 +173,8 @@ impl Fleet {
             match kind {
                 Ok(kind) => {
                     let when = (pass.now, pass.ticks);
-                    claims::tell(kept, &kind, pass.heard, &mut pass.goals, when);
+                    let seen = (pass.heard, &pass.standings);
+                    claims::tell(kept, &kind, seen, &mut pass.goals, when);
                 }
                 Err(error) if error.kind() == Kind::Retry => {}
                 Err(error) => kept.fail(&error, pass.now),
@@ -283,7 +288,27 @@ impl Pass<'_> {
         for node in away.iter().filter(|node| self.heard.get(node).is_some()) {
             self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
         }
+        self.settle_standings();
         more
+    }
+
+    /// On who drains nothing more is built, and what a node that was forgotten had promised nobody keeps.
+    fn settle_standings(&mut self) {
+        for (node, standing) in self.standings.iter() {
+            if standing == Standing::Draining {
+                self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
+            }
+        }
+        for (at, (kept, _)) in self.open.iter_mut().enumerate() {
+            let node = kept.node().filter(|node| self.standings.of(node) == Standing::Forgotten);
+            if let Some(node) = node {
+                let what = format!(
+                    "node {node}, which was told to hand out a volume, was forgotten: ask anew, with another request"
+                );
+                kept.fail(&Error::new(Kind::Gone, what), self.now);
+                self.touched.insert(at);
+            }
+        }
     }
 
     fn is_away(&self, node: &str) -> bool {
@@ -359,6 +384,7 @@ impl Pass<'_> {
     ) -> Result<Vec<Plan>> {
         let mut nodes: Vec<NodeView<'_>> =
             self.heard.iter().map(|(name, _)| self.node(name, memory)).collect();
+        nodes.retain(|node| self.standings.of(node.name) != Standing::Forgotten);
         let mut seen = view(&nodes)?;
         let plans = pools.iter().map(|(name, set, kind)| {
             let filling = memory.filling.contains(name);
@@ -370,7 +396,9 @@ impl Pass<'_> {
     fn node<'a>(&'a self, name: &'a str, memory: &'a Memory) -> NodeView<'a> {
         let mut view = NodeView { name, away: self.is_away(name), ..NodeView::default() };
         let Some(last) = self.heard.get(name) else { return view };
-        view.cordoned = self.known.get(name).is_some_and(|entry| entry.cordoned);
+        let standing = self.standings.of(name);
+        view.cordoned = !standing.is_open();
+        view.leaves = standing == Standing::Draining;
         (view.size, view.free) = (last.report.disk.size, last.report.disk.free);
         let (mut going, mut taken) = (BTreeSet::new(), BTreeMap::<&str, u32>::new());
         for item in self.goals.items(name) {

@@ -34,6 +34,7 @@ fn is_news(before: &StatusReport, now: &StatusReport) -> bool {
     place(before) != place(now)
         || before.items != now.items
         || before.ready != now.ready
+        || before.volumes != now.volumes
         || before.released != now.released
 }
 
@@ -98,6 +99,7 @@ mod tests {
             goal: 0,
             items: vec![],
             ready: vec![],
+            volumes: vec![],
             disk: Default::default(),
             leases: vec![],
             released: vec![],

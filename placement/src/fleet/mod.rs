@@ -16,6 +16,7 @@ mod goals;
 mod heard;
 mod hearing;
 pub(crate) mod leases;
+pub(crate) mod life;
 mod operations;
 mod plan;
 pub(crate) mod pools;
@@ -32,6 +33,7 @@ use std::time::Duration;
 
 use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
 use api::grid::PlacementInfo;
+use api::life::Standing;
 use api::operation::{Operation, OperationList};
 use api::place::Policy;
 use api::stats::{NodeHistory, Since, StatsList};
@@ -51,6 +53,7 @@ use waiting::Waiting;
 
 pub(crate) use hearing::Answers;
 pub(crate) use leases::Lease;
+pub(crate) use life::Stood;
 pub(crate) use operations::Kept;
 pub(crate) use reserve::Book;
 pub(crate) use stats::Stats;
@@ -67,9 +70,6 @@ const TRIES: u32 = 16;
 pub(crate) struct NodeEntry {
     /// When it first did, in seconds since 1970.
     since: u64,
-    /// Nothing new is to be put there.
-    #[serde(default)]
-    cordoned: bool,
 }
 
 /// How the fleet is kept.
@@ -153,6 +153,7 @@ impl Fleet {
         wait: Duration,
     ) -> Result<Told> {
         check_name(node)?;
+        self.refuse_forgotten(node).await?;
         let (measured, run) = (report.stats.take(), report.run.clone());
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
         let (leases, released) = (report.leases.clone(), report.released.clone());
@@ -191,7 +192,7 @@ impl Fleet {
         if self.state.get::<NodeEntry>(&key).await?.is_some() {
             return Ok(());
         }
-        let entry = NodeEntry { since: now, cordoned: false };
+        let entry = NodeEntry { since: now };
         let made = Transaction::default().unchanged(&key, None).put(&key, encode(&entry));
         match self.hearing.lead()?.commit(made).await {
             // Another report of it was faster.
@@ -264,6 +265,7 @@ impl Fleet {
     pub(crate) async fn nodes(&self) -> Result<NodeList> {
         let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
         let goals = Goals::load(&self.state).await?;
+        let standings = self.standings().await?;
         let (heard, now) = (self.hearing.with(|r| r.reports.clone())?, self.clock.ticks());
         let told: BTreeMap<&str, &GoalState> = goals.iter().collect();
         let info = |(name, _, _): (String, NodeEntry, _)| {
@@ -274,6 +276,7 @@ impl Fleet {
             NodeInfo {
                 heard: last.map(|h| now.saturating_sub(h.ticks)),
                 away: last.is_none_or(|h| h.is_away(now)),
+                standing: standings.of(&name),
                 goal: goal.map_or(0, |g| g.version),
                 answers: report.map_or(0, |r| r.goal),
                 open: goal.map_or(0, |g| g.items.len() as u32),
@@ -282,7 +285,8 @@ impl Fleet {
                 name,
             }
         };
-        Ok(NodeList { nodes: known.into_iter().map(info).collect() })
+        let nodes = known.into_iter().map(info);
+        Ok(NodeList { nodes: nodes.filter(|n| n.standing != Standing::Forgotten).collect() })
     }
 
     /// What nodes have measured last; with `every`, nodes measure so many seconds apart for a while.

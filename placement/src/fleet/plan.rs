@@ -4,6 +4,7 @@
 //! among those that have the fewest of the pool.
 //!
 //! A volume counts as long as it is ready on a node that is heard of; so does one that such a node was told to build.
+//! What is on a node that drains counts until there is enough elsewhere, and then goes.
 //! Under the low threshold a pool begins to fill, and goes on until as many as its target are *ready*: what fails
 //! meanwhile is built elsewhere, and what is claimed meanwhile is built again. Never is more being built than what
 //! lacks.
@@ -36,6 +37,8 @@ pub(crate) struct NodeView<'a> {
     pub away: bool,
     /// Nothing new is to be put there.
     pub cordoned: bool,
+    /// What is ready there is to be built elsewhere, and then to go.
+    pub leaves: bool,
     /// Bytes that volumes and all else on their file system can have.
     pub size: u64,
     /// Bytes that are free of that, and that nothing was promised of.
@@ -115,8 +118,11 @@ pub(crate) fn plan<'a>(
         plan.why = "draining: what is ready is removed, and nothing is built".into();
         return plan;
     }
-    let have = plan.ready + plan.building;
-    plan.filling = (pool.filling && plan.ready < set.target) || have < set.low;
+    let leaves = |node: &&NodeView<'_>| node.leaves && !node.away;
+    let leaving: Vec<NodeView<'a>> = nodes.iter().filter(leaves).cloned().collect();
+    let stays = plan.ready - leaving.iter().map(|node| ready_on(pool, node)).sum::<u32>();
+    let have = stays + plan.building;
+    plan.filling = (pool.filling && stays < set.target) || have < set.low;
     plan.why = match plan.filling {
         true if have < set.low => {
             format!("{have} ready or building, under the threshold of {}", set.low)
@@ -135,19 +141,47 @@ pub(crate) fn plan<'a>(
             plan.why += &format!("; {error}");
         }
     }
+    empty(pool, &mut plan, &leaving, nodes);
+    let staying: Vec<NodeView<'a>> = nodes.iter().filter(|node| !node.leaves).cloned().collect();
     // What is of another kind serves until there is enough of the right one.
-    if plan.ready >= set.low {
-        discard(&mut plan, nodes, u32::MAX, |v| stale(&v));
+    if stays >= set.low {
+        discard(&mut plan, &staying, u32::MAX, |v| stale(&v));
     }
-    let excess = plan.ready.saturating_sub(set.most());
-    discard(&mut plan, nodes, excess, |v| v.pool == pool.name && v.kind == *pool.kind);
+    let excess = stays.saturating_sub(set.most());
+    discard(&mut plan, &staying, excess, |v| v.pool == pool.name && v.kind == *pool.kind);
     plan
+}
+
+/// Removes what is on nodes that drain, as far as the pool stays at its threshold without it; all of it, if nobody else
+/// can build any.
+fn empty(pool: &PoolView<'_>, plan: &mut Plan, leaving: &[NodeView<'_>], nodes: &[NodeView<'_>]) {
+    if leaving.is_empty() {
+        return;
+    }
+    // Who has failed to build is told again in a while.
+    let waits =
+        nodes.iter().any(|node| !node.away && !node.cordoned && node.shunned.contains(&pool.name));
+    let hopeless = plan.filling && plan.building == 0 && plan.build.is_empty() && !waits;
+    let spare = match hopeless {
+        true => u32::MAX,
+        false => plan.ready.saturating_sub(pool.set.low),
+    };
+    discard(plan, leaving, spare, |v| is_of(pool, v));
+    discard(plan, leaving, u32::MAX, |v| v.pool == pool.name && !is_of(pool, v));
+    plan.why += &format!(
+        "; {} on nodes that drain",
+        leaving.iter().map(|n| ready_on(pool, n)).sum::<u32>()
+    );
+}
+
+fn ready_on(pool: &PoolView<'_>, node: &NodeView<'_>) -> u32 {
+    node.ready.iter().filter(|v| is_of(pool, v)).count() as u32
 }
 
 fn count(pool: &PoolView<'_>, nodes: &[NodeView<'_>]) -> Plan {
     let mut plan = Plan::default();
     for node in nodes {
-        let ready = node.ready.iter().filter(|v| is_of(pool, v)).count() as u32;
+        let ready = ready_on(pool, node);
         let building = node.building.get(pool.name).copied().unwrap_or(0);
         if !node.away {
             plan.ready += ready;
@@ -225,8 +259,7 @@ fn fewest_first(
 
 /// How many of a pool are on a node, or will be.
 fn on(pool: &PoolView<'_>, node: &NodeView<'_>) -> u32 {
-    let ready = node.ready.iter().filter(|v| is_of(pool, v)).count() as u32;
-    ready + node.building.get(pool.name).copied().unwrap_or(0)
+    ready_on(pool, node) + node.building.get(pool.name).copied().unwrap_or(0)
 }
 
 /// Whether a pool is not to be built for there, whatever room there is.

@@ -144,7 +144,10 @@ impl Fleet {
             books.insert(node, (book, seen));
         }
         let nodes = self.state.list_versioned::<NodeEntry>("nodes/").await?;
-        let cordoned = nodes.into_iter().map(|(name, entry, _)| (name, entry.cordoned));
+        let standings = self.standings().await?;
+        let is_shut = |name: &str| !standings.of(name).is_open();
+        let cordoned = nodes.into_iter().map(|(name, _, _)| (is_shut(&name), name));
+        let cordoned = cordoned.map(|(is_shut, name)| (name, is_shut));
         Ok(Seen { now, books, cordoned: cordoned.collect() })
     }
 

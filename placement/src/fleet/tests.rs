@@ -1,6 +1,8 @@
 //! A fleet of modelled nodes under the real control: pools fill and refill, claims are served once, nodes go and
 //! come back.
 
+mod life;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +13,7 @@ use api::goal::{
     DiskRoom, Goal, GoalItem, GoalState, ItemState, ItemStatus, ReadyVolume, StatusReport,
 };
 use api::lease::{BreakLease, HeldLease, TakeLease, TransferLease};
+use api::life::{NodeVolume, Standing};
 use api::operation::OperationState;
 use api::pool::{Claimed, NewClaim, PoolInfo, Served, SetPool};
 use image::{Error, Kind};
@@ -39,6 +42,7 @@ struct Node {
     built: BTreeSet<String>,
     fails: bool,
     free: u64,
+    volumes: Vec<NodeVolume>,
     leases: Vec<HeldLease>,
     released: Vec<HeldLease>,
 }
@@ -55,6 +59,7 @@ impl Node {
             built: BTreeSet::new(),
             fails: false,
             free: 300 * SIZE,
+            volumes: Vec::new(),
             leases: Vec::new(),
             released: Vec::new(),
         }
@@ -69,6 +74,7 @@ impl Node {
             goal: self.goal.version,
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
+            volumes: self.volumes.clone(),
             disk: DiskRoom { size: 1000 * SIZE, free: self.free },
             leases: self.leases.clone(),
             released: std::mem::take(&mut self.released),

@@ -3,6 +3,7 @@
 use api::goal::{GoalState, NodeList, StatusReport, Told};
 use api::grid::{PlacementStatus, Role};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease};
+use api::life::{Forget, Forgotten, NodeLife, SetStanding};
 use api::operation::{Operation, OperationList, Wait};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
 use axum::extract::State;
@@ -70,6 +71,48 @@ fn is_itself(peer: &Peer, name: &str) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::new(Kind::Denied, format!("only the node {name} itself may say this")))
+}
+
+/// A node, and what is left of it
+#[utoipa::path(
+    get, path = "/v1/nodes/{name}",
+    params(("name" = String, Path, description = "The node's name")),
+    responses((status = 200, body = NodeLife), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn node(State(app): State<App>, Name(name): Name) -> Answer<NodeLife> {
+    Ok(Json(app.fleet.life(&name).await?))
+}
+
+/// What may be put on a node from now on (admins)
+#[utoipa::path(
+    put, path = "/v1/nodes/{name}/standing", request_body = SetStanding,
+    params(("name" = String, Path, description = "The node's name")),
+    responses((status = 200, body = NodeLife), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn set_standing(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(name): Name,
+    Body(SetStanding { standing }): Body<SetStanding>,
+) -> Answer<NodeLife> {
+    Ok(Json(app.fleet.set_standing(&name, standing, &peer.member()?.name).await?))
+}
+
+/// Forgets a node, and refuses its certificate; the answer is the node as it was (admins)
+#[utoipa::path(
+    delete, path = "/v1/nodes/{name}",
+    params(("name" = String, Path, description = "The node's name"), Forget),
+    responses((status = 200, body = Forgotten), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn forget(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(name): Name,
+    Asked(Forget { force }): Asked<Forget>,
+) -> Answer<Forgotten> {
+    let mut forgotten = app.fleet.forget(&name, &peer.member()?.name, force).await?;
+    forgotten.revoked = app.members.revoke_node(&name).await?;
+    Ok(Json(forgotten))
 }
 
 /// All leases that nodes have

@@ -75,6 +75,9 @@ const ROUTES: &[Route] = &[
     // A ticket to push is for writers: the handler sees to that.
     ("POST", "/v1/tickets", Access::Member),
     ("GET", "/v1/nodes", Access::Member),
+    ("GET", "/v1/nodes/{name}", Access::Member),
+    ("DELETE", "/v1/nodes/{name}", Access::Admin),
+    ("PUT", "/v1/nodes/{name}/standing", Access::Admin),
     ("GET", "/v1/nodes/{name}/goal", Access::Member),
     // Each only for its own name: the handler sees to that.
     ("POST", "/v1/nodes/{name}/report", Access::Writer),
@@ -142,6 +145,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/refs/{ref}", delete(h::delete_ref))
         .route("/v1/tickets", post(h::ticket))
         .route("/v1/nodes", get(fleet::nodes))
+        .route("/v1/nodes/{name}", get(fleet::node).delete(fleet::forget))
+        .route("/v1/nodes/{name}/standing", put(fleet::set_standing))
         .route("/v1/nodes/{name}/goal", get(fleet::goal))
         .route("/v1/nodes/{name}/report", post(fleet::report))
         .route("/v1/nodes/{name}/stats", get(stats::node_stats))

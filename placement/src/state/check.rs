@@ -11,7 +11,7 @@ use super::generation::{GENERATION, NOT_BEFORE, RESTORING};
 use super::keys::{Versioned, decode};
 use super::place::StatePlace;
 use super::{FORMAT, GRID, Holder, LEADERS, SEQ, STORE, Server, Target, Token, VERSION};
-use crate::fleet::{Book, Kept, Lease, NodeEntry};
+use crate::fleet::{Book, Kept, Lease, NodeEntry, Stood};
 
 /// Looks at one value; `name` is what follows the family in its key.
 type Look = fn(key: &str, name: &str, value: &Versioned) -> Result<()>;
@@ -42,6 +42,7 @@ const FAMILIES: &[(&str, Look)] = &[
         own if own == name => Ok(()),
         own => Err(wrong(&format!("the server goes by another name, `{own}`"))),
     }),
+    ("standing/", json::<Stood>),
     ("tokens/", |key, name, value| named::<Digest>(name).and(json::<Token>(key, name, value))),
     ("traces/", |_, name, value| match *BootTrace::parse(&value.value)?.image() {
         image if name == image.to_string() => Ok(()),

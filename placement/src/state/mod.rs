@@ -12,7 +12,8 @@
 //! servers/<name>   a server of chunks, where it listens, and until when it counts
 //! traces/<digest>  what guests of an image touch first
 //! nodes/<name>     a node that has reported
-//! goals/<name>     what it is to do
+//! goals/<name>     what it is to do; kept when the node is forgotten: ids of items follow from its versions
+//! standing/<name>  that a node is cordoned, drains, or was forgotten; not there of all others
 //! pools/<name>     what a pool shall be
 //! operations/<id>  what was asked for and takes its time
 //! reserved/<name>  what is reserved on a node, and until when
