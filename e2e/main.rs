@@ -45,5 +45,6 @@ mod snapshots;
 mod stats;
 mod tour;
 mod traces;
+mod trust;
 mod volumes;
 mod words;

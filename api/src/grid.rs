@@ -9,12 +9,16 @@
 //! | `POST /v1/tokens` | [`NewToken`] → [`JoinToken`] | admin |
 //! | `GET /v1/members` | → [`MemberList`] | admin |
 //! | `DELETE /v1/members/{name}` | → [`MemberInfo`] as it was | admin |
+//! | `GET /v1/revoked?known=V` | → [`Revocations`] | any member |
+//! | `POST /v1/renew` | [`RenewRequest`] → [`JoinAnswer`] | any member, for itself |
 //! | `POST /v1/join` | [`JoinRequest`] → [`JoinAnswer`] | who has a token (no certificate) |
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use image::Digest;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// What a member of the grid may do. Stands in its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -208,6 +212,41 @@ pub struct JoinAnswer {
     pub certificate: String,
     /// The CA's certificate, PEM.
     pub ca: String,
+}
+
+/// Asks for a new certificate, of the same name and role. What is asked with stays good until it expires.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RenewRequest {
+    /// Certificate signing request, PEM, by a new key.
+    pub request: String,
+}
+
+/// Which revocations one knows already.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct KnownRevocations {
+    /// Their version: if there are no others the answer has none.
+    pub known: Option<String>,
+}
+
+/// Certificates that are refused though they have not expired: those of names that were taken from members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Revocations {
+    /// Of this list: another list has another.
+    pub version: String,
+    /// The names, and which of their certificates are good all the same: that with which a name was taken anew, and
+    /// what it was renewed from. Unset if the list is the one that is known.
+    #[schema(value_type = Option<BTreeMap<String, Vec<String>>>)]
+    pub names: Option<BTreeMap<String, Vec<Digest>>>,
+}
+
+impl Revocations {
+    /// Whether a certificate, known by its [holder](crate::ticket::holder_of), is refused.
+    pub fn refuses(&self, name: &str, certificate: &Digest) -> bool {
+        let good = self.names.as_ref().and_then(|names| names.get(name));
+        good.is_some_and(|good| !good.contains(certificate))
+    }
 }
 
 #[cfg(test)]

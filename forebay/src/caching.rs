@@ -12,20 +12,20 @@ use api::grid::{Health, Role, Serving};
 use image::error::At;
 use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
-use placement::{Client, Clock, Papers};
+use placement::{Clock, Papers, Shown};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::commands::interrupted;
 use crate::config::Config;
-use crate::grid::{self, MEMBER};
+use crate::grid::{self, Finder, MEMBER};
 use crate::output::line;
 use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::{Drain, DrainOrders, Keeper};
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read,
-    tell_systemd, weight,
+    tell_systemd, trust, weight,
 };
 use crate::telemetry;
 
@@ -40,18 +40,25 @@ pub fn run(config: &Config, json: bool) -> Result<()> {
 
 async fn serve(config: &Config, json: bool) -> Result<()> {
     let metrics = telemetry::metrics()?;
-    let (placement, papers) = membership(&config.data)?;
-    let name = papers.member()?.name;
+    let (finder, shown) = membership(&config.data)?;
+    let name = shown.papers().member()?.name;
+    let placement = finder.find()?.placement;
     let health = placement.health().await.at(|| "asking placement about the grid")?;
     let key = verifying_key(&health)?;
     let clock = Clock::system();
+    let renewed = trust::renew(config.data.clone(), Some(Arc::clone(&shown)), clock.clone());
+    tokio::spawn(renewed);
+    let every = config.time("serve.revocations");
+    let (revoked, asking) = trust::revocations(finder.clone(), every).await;
+    tokio::spawn(asking);
     let store = open_store_to_read(config, health.store).await?;
     let cache = open_cache(config)?;
     let chunks = Chunks {
         store: &store,
         cache: &cache,
         receives: false,
-        papers: &papers,
+        shown: &shown,
+        revoked: revoked.clone(),
         key,
         clock: &clock,
     };
@@ -65,7 +72,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let (stop, stopped) = oneshot::channel::<()>();
     let care = Arc::clone(&keeper);
     let api = async {
-        placement::care::serve(listener, &papers, care, &clock, async move {
+        placement::care::serve(listener, shown, care, (&clock, revoked), async move {
             let _ = stopped.await;
         })
         .await
@@ -84,7 +91,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     )?;
     let until = async {
         tokio::select! {
-            () = keep_serving(&placement, &name, at, lease.lease_secs, orders) => {}
+            () = keep_serving(&finder, &name, at, lease.lease_secs, orders) => {}
             () = keeper.drained() => tracing::info!("drained"),
             () = interrupted => {}
         }
@@ -94,7 +101,8 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let ((), served) = tokio::join!(until, api);
     served?;
     // If placement is away the lease ends by itself.
-    if let Err(error) = placement.leave(&name).await {
+    let left = async { finder.find()?.placement.leave(&name).await };
+    if let Err(error) = left.await {
         tracing::warn!(%error, "placement was not told that this cache leaves");
     }
     cores.stop().await;
@@ -103,8 +111,8 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
 }
 
 /// Who this machine is in the grid that it joined.
-fn membership(data: &Path) -> Result<(Client, Papers)> {
-    let joined = grid::joined(data)?;
+fn membership(data: &Path) -> Result<(Finder, Arc<Shown>)> {
+    grid::joined(data)?;
     let papers = Papers::load(&data.join(MEMBER))?;
     let member = papers.member()?;
     if member.role != Role::Server {
@@ -115,7 +123,7 @@ fn membership(data: &Path) -> Result<(Client, Papers)> {
         );
         return Err(Error::new(Kind::Denied, what));
     }
-    Ok((Client::new(&joined.placement, &papers)?, papers))
+    Ok((Finder::new(data.to_owned()), Shown::new(papers)?))
 }
 
 fn verifying_key(health: &Health) -> Result<VerifyingKey> {
@@ -137,7 +145,7 @@ async fn listen(config: &Config) -> Result<TcpListener> {
 
 /// Renews the lease, for ever, and at once when it begins to drain or stays after all.
 async fn keep_serving(
-    placement: &Client,
+    finder: &Finder,
     name: &str,
     mut at: Serving,
     lease_secs: u64,
@@ -148,7 +156,8 @@ async fn keep_serving(
         // Its keeper outlives this.
         let _ = tokio::time::timeout(pause, orders.ordered.changed()).await;
         at.draining = *orders.ordered.borrow_and_update();
-        pause = match placement.serving(name, &at).await {
+        let told = async { finder.find()?.placement.serving(name, &at).await };
+        pause = match told.await {
             Ok(lease) => {
                 orders.told.send_replace(at.draining);
                 Duration::from_secs(lease.lease_secs) / 3

@@ -80,6 +80,12 @@ pub const KEYS: &[Key] = &[
         "how long a node that is not heard of has its volumes for itself, 4 s at least: it stops writing before that is over",
     ),
     key(
+        "placement.certificates",
+        Form::Time,
+        "365d",
+        "how long certificates of members are good for, 365 d at most; members renew them when a third of that is left",
+    ),
+    key(
         "placement.state",
         Form::Path,
         "",
@@ -115,6 +121,12 @@ pub const KEYS: &[Key] = &[
         Form::Size,
         "256MiB",
         "memory for what is on its way, over all connections; each takes 768 KiB at least",
+    ),
+    key(
+        "serve.revocations",
+        Form::Time,
+        "20s",
+        "how often a server of chunks asks placement whose certificates are refused",
     ),
     key(
         "store.at",

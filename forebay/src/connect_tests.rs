@@ -71,9 +71,10 @@ impl Served {
         let auth = Auth {
             key: authority.verifying_key(),
             clock: Arc::new(move || now() + clock.load(Ordering::Relaxed)),
+            revoked: None,
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let tls = quic_server(&papers).unwrap();
+        let tls = quic_server(&placement::Shown::new(papers).unwrap()).unwrap();
         let endpoint = Tuning::default().server_endpoint(address, tls).unwrap();
         let address = endpoint.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -9,7 +9,7 @@ use api::catalog::{MoveRef, RefInfo};
 use api::grid::CacheInfo;
 use image::{Digest, Error, Kind, Ref, Result};
 use node::patience::Patience;
-use placement::{CareClient, Client, Member, Papers};
+use placement::{CareClient, Client, Member, Papers, Shown};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Serving;
@@ -41,6 +41,8 @@ pub struct Grid {
     /// Its placement.
     pub placement: Client,
     papers: Papers,
+    /// Where these are kept.
+    dir: PathBuf,
 }
 
 /// What a data directory says of its grid.
@@ -48,15 +50,16 @@ pub struct Grid {
 struct Whereabouts {
     address: String,
     papers: Papers,
+    dir: PathBuf,
 }
 
 impl Whereabouts {
     fn read(data: &Path) -> Result<Self> {
-        let (address, papers) = match read::<Serving>(&data.join(UP))? {
-            Some(serving) => (serving.placement.to_string(), Papers::load(&data.join(ADMIN))?),
-            None => (joined(data)?.placement, Papers::load(&data.join(MEMBER))?),
+        let (address, dir) = match read::<Serving>(&data.join(UP))? {
+            Some(serving) => (serving.placement.to_string(), data.join(ADMIN)),
+            None => (joined(data)?.placement, data.join(MEMBER)),
         };
-        Ok(Self { address, papers })
+        Ok(Self { address, papers: Papers::load(&dir)?, dir })
     }
 }
 
@@ -140,7 +143,8 @@ impl Grid {
     }
 
     fn of(at: Whereabouts) -> Result<Self> {
-        Ok(Self { placement: Client::new(&at.address, &at.papers)?, papers: at.papers })
+        let Whereabouts { address, papers, dir } = at;
+        Ok(Self { placement: Client::new(&address, &papers)?, papers, dir })
     }
 
     /// Who this is in the grid.
@@ -153,9 +157,9 @@ impl Grid {
         self.papers.sign(bytes)
     }
 
-    /// Whether a signature is this member's.
-    pub fn has_signed(&self, bytes: &[u8], signature: &[u8]) -> Result<bool> {
-        Ok(placement::papers::is_signed(&self.papers.certificate()?, bytes, signature))
+    /// Whether a signature is this member's, also if its certificate was renewed since.
+    pub fn has_signed(&self, bytes: &[u8], signature: &[u8]) -> bool {
+        placement::papers::was_signed(&self.dir, bytes, signature)
     }
 
     /// TLS for QUIC connections to the grid's servers.
@@ -218,6 +222,7 @@ pub fn quic_client(papers: &Papers) -> Result<Arc<TlsClient>> {
 }
 
 /// TLS for QUIC connections from the grid's members.
-pub fn quic_server(papers: &Papers) -> Result<Arc<TlsServer>> {
-    stream::transport::server_config(stream_papers(papers))
+pub fn quic_server(shown: &Arc<Shown>) -> Result<Arc<TlsServer>> {
+    let ca = shown.papers().ca_pem;
+    stream::transport::server_config_showing(ca.as_bytes(), Arc::clone(shown) as _)
 }

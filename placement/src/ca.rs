@@ -32,12 +32,12 @@ use crate::member::{self, Member, PLACEMENT, check_name, dns_name, grid_uri, mem
 use crate::papers::{Papers, expiry, one};
 use crate::tls;
 
-/// Seconds that a member's certificate is good for.
+/// Seconds that a member's certificate is good for, at most.
 pub const CERTIFICATE_SECS: u64 = 365 * DAY;
 /// Seconds that the CA's certificate is good for.
 pub const CA_SECS: u64 = 3652 * DAY;
 /// Seconds by which certificates begin earlier: other machines' clocks may be behind.
-const EARLY_SECS: u64 = 3600;
+pub(crate) const EARLY_SECS: u64 = 3600;
 /// Longest certificate signing request, in bytes.
 const MAX_REQUEST: usize = 16 << 10;
 const DAY: u64 = 24 * 3600;
@@ -55,6 +55,8 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     signing: SigningKey,
     expires: u64,
+    /// Seconds that certificates of members are good for.
+    validity: u64,
 }
 
 impl std::fmt::Debug for Authority {
@@ -79,6 +81,17 @@ impl Authority {
             return Err(Error::new(Kind::Denied, what));
         }
         Ok(authority)
+    }
+
+    /// Issues certificates that are good for so many seconds from now on, [`CERTIFICATE_SECS`] at most.
+    #[must_use]
+    pub fn with_validity(self, secs: u64) -> Self {
+        Self { validity: secs.min(CERTIFICATE_SECS), ..self }
+    }
+
+    /// Seconds that certificates of members are good for.
+    pub fn validity(&self) -> u64 {
+        self.validity
     }
 
     /// The id of the grid whose authority is in a directory, if there is one.
@@ -187,7 +200,7 @@ impl Authority {
         let mut params = params(&format!("forebay {}", role.name()), names);
         params.not_before = date(now.saturating_sub(EARLY_SECS))?;
         // A certificate that outlives its CA would fail later, and less clearly.
-        params.not_after = date((now + CERTIFICATE_SECS).min(self.expires))?;
+        params.not_after = date((now + self.validity).min(self.expires))?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = match role {
             // A server also connects: to placement, and to other servers.
@@ -232,7 +245,7 @@ impl Authority {
         if papers.ca()? != self.ca || !self.issued(&certificate, now) {
             return stale("they are of another CA, or not good now");
         }
-        if papers.expires()?.saturating_sub(now) < CERTIFICATE_SECS / 3 {
+        if papers.expires()?.saturating_sub(now) < self.validity / 3 {
             return stale("less than a third of their life is left");
         }
         if found_names(&certificate)? != wanted_names(names) {
@@ -299,7 +312,8 @@ fn load(dir: &Path) -> Result<Authority> {
     let expires = expiry(&ca)?;
     let issuer = Issuer::from_ca_cert_der(&ca, key).map_err(|e| corrupt(CA, e.to_string()))?;
     let signing = SigningKey::from_bytes(&signing).map_err(|e| corrupt(SIGNING_KEY, e.to_string()));
-    Ok(Authority { grid, ca_pem, ca, issuer, signing: signing?, expires })
+    let (signing, validity) = (signing?, CERTIFICATE_SECS);
+    Ok(Authority { grid, ca_pem, ca, issuer, signing, expires, validity })
 }
 
 fn belong_together(ca: &[u8], key: &KeyPair, grid: &str) -> Result<()> {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use api::care::{CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, ScrubStatus, Warming};
+use api::grid::Revocations;
 use image::{Digest, Error, Result};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -11,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::archive::Answer;
 use crate::clock::Clock;
 use crate::http::{self, Limits};
-use crate::papers::Papers;
+use crate::shown::Shown;
 use crate::tls;
 
 /// A cache, as its API uses it. Any call may be cancelled by dropping its future; what it ordered
@@ -53,21 +54,25 @@ pub trait Care: Send + Sync + 'static {
     fn metrics(&self) -> String;
 }
 
-/// Serves a cache's API on `listener`, to members of the grid of `papers`, until `shutdown` is done.
+/// The certificates that are refused, as placement said last.
+pub type Revoked = tokio::sync::watch::Receiver<Arc<Revocations>>;
+
+/// Serves a cache's API on `listener`, to members of the grid of what is `shown`, until `shutdown` is done.
 /// Returns early only if it cannot begin.
 pub async fn serve(
     listener: TcpListener,
-    papers: &Papers,
+    shown: Arc<Shown>,
     care: Arc<dyn Care>,
-    clock: &Clock,
+    (clock, revoked): (&Clock, Revoked),
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let local = listener.local_addr().map_err(|e| Error::io("the listener's address", e))?;
-    let config = tls::server(papers, tls::Clients::Required, &[b"http/1.1"], clock)?;
+    let grid = shown.papers().member()?.grid;
+    let config = tls::server(shown, tls::Clients::Required, &[b"http/1.1"], clock)?;
     let limits = Limits::default();
     let server = http::Server {
-        grid: papers.member()?.grid,
-        router: http::care::alone(care, limits.clone()),
+        grid,
+        router: http::care::alone(care, limits.clone(), revoked),
         tls: TlsAcceptor::from(Arc::new(config)),
         limits,
     };

@@ -15,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use image::{Error, Kind, Result};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// Longest file that is read, in bytes; ours have a few thousand.
 const MAX_FILE: u64 = 1 << 20;
@@ -63,20 +64,20 @@ pub(crate) fn tidy(dir: &Path, probe: Probe) -> Result<()> {
     remove(&old, probe)
 }
 
-/// As [`create_set`], in place of whatever `dir` holds. A crash may leave nothing there: only for
-/// what its owner can make again.
+/// As [`create_set`], in place of whatever `dir` holds: at every instant it holds all of the one or all of the other.
 pub(crate) fn replace_set(dir: &Path, files: &[(&str, &[u8])], probe: Probe) -> Result<()> {
     let place = Place::of(dir)?;
     make_dirs(place.parent)?;
     let _lock = place.lock()?;
-    let old = place.beside("old");
-    remove(&old, probe)?;
-    if exists(dir)? {
-        probe(Step::Rename, dir)?;
-        std::fs::rename(dir, &old).map_err(|e| Error::io(dir.display(), e))?;
+    if !exists(dir)? {
+        return place.write(files, probe);
     }
-    place.write(files, probe)?;
-    remove(&old, probe)
+    let new = place.lay_out(files, probe)?;
+    probe(Step::Rename, &new)?;
+    let exchanged = renameat_with(CWD, &new, CWD, dir, RenameFlags::EXCHANGE);
+    exchanged.map_err(|e| Error::io(dir.display(), e.into()))?;
+    sync_dir(place.parent, probe)?;
+    remove(&new, probe)
 }
 
 /// Where a set goes.
@@ -109,6 +110,14 @@ impl<'a> Place<'a> {
     }
 
     fn write(&self, files: &[(&str, &[u8])], probe: Probe) -> Result<()> {
+        let new = self.lay_out(files, probe)?;
+        probe(Step::Rename, &new)?;
+        std::fs::rename(&new, self.dir).map_err(|e| Error::io(self.dir.display(), e))?;
+        sync_dir(self.parent, probe)
+    }
+
+    /// A synced directory with these files, beside the place.
+    fn lay_out(&self, files: &[(&str, &[u8])], probe: Probe) -> Result<PathBuf> {
         let new = self.beside("new");
         remove(&new, probe)?;
         probe(Step::MakeDir, &new)?;
@@ -117,9 +126,7 @@ impl<'a> Place<'a> {
             write_file(&new.join(name), bytes, probe)?;
         }
         sync_dir(&new, probe)?;
-        probe(Step::Rename, &new)?;
-        std::fs::rename(&new, self.dir).map_err(|e| Error::io(self.dir.display(), e))?;
-        sync_dir(self.parent, probe)
+        Ok(new)
     }
 }
 

@@ -40,6 +40,7 @@ mod names;
 pub mod papers;
 mod refs;
 pub mod retention;
+pub mod shown;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,7 @@ pub use clock::{Clock, Uptime};
 pub use http::Limits;
 pub use member::Member;
 pub use papers::Papers;
+pub use shown::Shown;
 pub use tokens::{JoinCode, MAX_LIFETIME_SECS};
 
 /// What placement is to be.
@@ -74,7 +76,7 @@ pub struct Config {
     /// The grid's authority.
     pub authority: Arc<Authority>,
     /// What placement shows of itself: [`Authority::server_papers`].
-    pub papers: Papers,
+    pub shown: Arc<Shown>,
     /// Where the state is.
     pub state: StatePlace,
     /// The id of the store behind the archive. The grid keeps to the first one.
@@ -157,7 +159,11 @@ impl Placement {
         let members = self.app.members.clone();
         let mut router = http::router(self.app);
         if let Some(care) = self.care {
-            router = router.merge(http::care::router(care, limits.clone(), Some(members)));
+            router = router.merge(http::care::router(
+                care,
+                limits.clone(),
+                http::Removed::Known(members),
+            ));
         }
         http::Server { grid, router, tls: self.tls, limits }
     }
@@ -165,7 +171,7 @@ impl Placement {
     async fn open(config: Config, address: String, archive: Arc<dyn Archive>) -> Result<Self> {
         let Config {
             authority,
-            papers,
+            shown,
             state,
             store,
             servers,
@@ -178,13 +184,13 @@ impl Placement {
             clock,
             ..
         } = config;
-        let tls = tls::server(&papers, tls::Clients::Optional, &[b"http/1.1"], &clock)?;
+        let own = shown.papers().member()?;
+        let tls = tls::server(shown, tls::Clients::Optional, &[b"http/1.1"], &clock)?;
         let state = State::open(&state, authority.grid()).await?;
         state.adopt_store(&store).await?;
         // Nobody who joins may take the names that placement itself goes by.
-        let own = papers.member()?;
-        state.reserve(&own.name, own.role, papers.expires()?).await?;
         let ca_ends = clock.now() + ca::CA_SECS;
+        state.reserve(&own.name, own.role, ca_ends).await?;
         state.reserve(ca::FIRST_ADMIN, Role::Admin, ca_ends).await?;
         let key = authority.signing_key().clone();
         let catalog =

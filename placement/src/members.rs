@@ -5,12 +5,16 @@
 //! was taken anew is heard. Certificates that the name had before that stay refused, however many.
 //! Tokens that were made by or for the name go with the member.
 
-use api::grid::{MemberInfo, MemberList, Role};
-use image::{Error, Kind, Result};
+use std::collections::BTreeMap;
 
+use api::grid::{MemberInfo, MemberList, Revocations, Role};
+use image::{Digest, Error, Kind, Result};
+
+use crate::ca::{CERTIFICATE_SECS, EARLY_SECS};
 use crate::clock::Clock;
 use crate::member::{Member, check_name};
 use crate::state::State;
+use crate::state::keys::encode;
 
 /// The members of the grid. Cheap to clone.
 #[derive(Clone)]
@@ -62,13 +66,34 @@ impl Members {
 
     /// Refuses who was removed.
     pub(crate) async fn check(&self, member: &Member) -> Result<()> {
-        if self.state.hears(&member.name, &member.holder).await? {
-            return Ok(());
+        match self.state.hears(&member.name, &member.holder).await? {
+            true => Ok(()),
+            false => Err(removed(member)),
         }
-        let what = format!(
-            "the certificate is refused: {member} was removed from the grid; to come back it joins anew, with a new \
-             token"
-        );
-        Err(Error::new(Kind::Denied, what))
     }
+
+    /// The certificates that are refused; nothing of them if `known` is their version. Those of names that were
+    /// removed so long ago that all their certificates have expired are not among them.
+    pub(crate) async fn revocations(&self, known: Option<&str>) -> Result<Revocations> {
+        let expired = self.clock.now().saturating_sub(CERTIFICATE_SECS + EARLY_SECS);
+        let mut names = BTreeMap::new();
+        for (name, at) in self.state.removed().await? {
+            if at >= expired {
+                let holder = self.state.holder(&name).await?.map(|(holder, _)| holder);
+                names.insert(name, holder.map(|holder| holder.heard()).unwrap_or_default());
+            }
+        }
+        let version = Digest::of_stored(&encode(&names)).to_string();
+        let same = known == Some(&version);
+        Ok(Revocations { version, names: (!same).then_some(names) })
+    }
+}
+
+/// That a certificate is refused.
+pub(crate) fn removed(member: &Member) -> Error {
+    let what = format!(
+        "the certificate is refused: {member} was removed from the grid; to come back it joins anew, with a new \
+         token"
+    );
+    Error::new(Kind::Denied, what)
 }

@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use crate::ca::EARLY_SECS;
 use crate::files::{self, Probe};
 use crate::member::{Member, parse};
 use crate::tls;
@@ -19,6 +20,12 @@ const CERTIFICATE: &str = "cert.pem";
 /// By which members sign.
 const SIGNATURE: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
 const KEY: &str = "key.pem";
+/// Certificates that were renewed since, the newest first.
+const BEFORE: &str = "before.pem";
+/// So many of them.
+const MOST_BEFORE: usize = 1000;
+/// What ends one.
+const END: &str = "-----END CERTIFICATE-----\n";
 
 /// What a member needs to speak to its grid, as PEM texts. On disk a directory of three files,
 /// readable by their owner alone.
@@ -45,6 +52,11 @@ impl fmt::Debug for Papers {
 impl Papers {
     /// Reads papers. Refuses a key that others can read, and one that is not the certificate's.
     pub fn load(dir: &Path) -> Result<Self> {
+        // Renewed meanwhile, what was read is of two of them, or was gone in between: the next time it is not.
+        Self::load_once(dir).or_else(|_| Self::load_once(dir))
+    }
+
+    fn load_once(dir: &Path) -> Result<Self> {
         let missing = |e: Error| match e.kind() {
             Kind::Gone => {
                 let why = "no papers of a member there; join the grid, or name another directory";
@@ -72,9 +84,17 @@ impl Papers {
         Err(Error::new(Kind::Conflict, what))
     }
 
-    /// As [`Papers::store`], in place of what is there.
+    /// Stores renewed papers in place of those in a directory.
+    pub fn renew(&self, dir: &Path) -> Result<()> {
+        self.check()?;
+        self.replace(dir, &files::no_probe)
+    }
+
+    /// As [`Papers::store`], in place of what is there. The certificates of those stay, for what they have signed.
     pub(crate) fn replace(&self, dir: &Path, probe: Probe) -> Result<()> {
-        files::replace_set(dir, &self.files(), probe)
+        let before = earlier(dir);
+        let [ca, certificate, key] = self.files();
+        files::replace_set(dir, &[ca, certificate, key, (BEFORE, before.as_bytes())], probe)
     }
 
     fn files(&self) -> [(&'static str, &[u8]); 3] {
@@ -98,6 +118,17 @@ impl Papers {
     /// Until when the certificate is good, in seconds since 1970.
     pub fn expires(&self) -> Result<u64> {
         expiry(&self.certificate()?)
+    }
+
+    /// Seconds from `now` (seconds since 1970) until the certificate is to be renewed: when a third of its life is
+    /// left.
+    pub fn renewed_in(&self, now: u64) -> Result<u64> {
+        let certificate = self.certificate()?;
+        let begins = parse(&certificate)?.validity().not_before.timestamp();
+        let issued = u64::try_from(begins).unwrap_or(0) + EARLY_SECS;
+        let expires = expiry(&certificate)?;
+        let due = expires - expires.saturating_sub(issued) / 3;
+        Ok(due.saturating_sub(now))
     }
 
     /// The certificate (DER).
@@ -138,6 +169,22 @@ impl Papers {
         let why = |e| format!("{KEY} and {CERTIFICATE} do not belong together: {e}");
         pair.map(drop).map_err(|e| Error::new(Kind::Corrupt, why(e)))
     }
+}
+
+/// The certificates that papers in a directory have had, the newest first.
+fn earlier(dir: &Path) -> String {
+    let read = |name| files::read_text(&dir.join(name)).unwrap_or_default();
+    let all = read(CERTIFICATE) + &read(BEFORE);
+    let ends = all.match_indices(END).map(|(at, _)| at + END.len()).take(MOST_BEFORE);
+    all[..ends.last().unwrap_or(0)].to_owned()
+}
+
+/// Whether a signature over some bytes is by the key of papers in a directory, or of some that these took the place of.
+pub fn was_signed(dir: &Path, bytes: &[u8], signature: &[u8]) -> bool {
+    let all = earlier(dir);
+    CertificateDer::pem_slice_iter(all.as_bytes())
+        .flatten()
+        .any(|certificate| is_signed(&certificate, bytes, signature))
 }
 
 /// Whether a signature over some bytes is by the key of a certificate (DER). Whether that is good is not looked at.

@@ -128,6 +128,9 @@ fn a_renewal_interrupted_anywhere_is_made_good_by_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let (authority, ..) = first_start(dir.path(), NOW, usize::MAX).unwrap();
         let done = first_start(dir.path(), later, steps);
+        // What they take the place of, or they.
+        Papers::load(&dir.path().join("server")).unwrap();
+        Papers::load(&dir.path().join("admin")).unwrap();
         let (again, server, admin) = first_start(dir.path(), later, usize::MAX).unwrap();
         assert_eq!(again.grid(), authority.grid());
         assert!(server.expires().unwrap() > later && admin.expires().unwrap() > later);

@@ -18,6 +18,7 @@ use rustls::{
 
 use crate::clock::Clock;
 use crate::papers::Papers;
+use crate::shown::Shown;
 
 /// Whether who connects must show a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +32,13 @@ pub enum Clients {
 /// Configuration of a server of the grid. TLS 1.3 alone, no resumption: every connection shows its
 /// certificate and has it checked.
 pub fn server(
-    papers: &Papers,
+    shown: Arc<Shown>,
     clients: Clients,
     alpn: &[&[u8]],
     clock: &Clock,
 ) -> Result<ServerConfig> {
-    let builder = WebPkiClientVerifier::builder_with_provider(roots(papers.ca()?)?, provider());
+    let builder =
+        WebPkiClientVerifier::builder_with_provider(roots(shown.papers().ca()?)?, provider());
     let verifier = match clients {
         Clients::Required => builder.build(),
         Clients::Optional => builder.allow_unauthenticated().build(),
@@ -47,8 +49,7 @@ pub fn server(
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| invalid("TLS 1.3", e))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(papers.chain()?, papers.key()?)
-        .map_err(|e| invalid("server certificate", e))?;
+        .with_cert_resolver(shown);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();

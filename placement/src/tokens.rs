@@ -8,13 +8,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use api::grid::{JoinAnswer, JoinRequest, JoinToken, NewToken};
+use api::grid::{JoinAnswer, JoinRequest, JoinToken, NewToken, RenewRequest};
 use api::ticket::holder_of;
 use image::{Digest, Error, Kind, Result};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::ca::{Authority, CERTIFICATE_SECS};
+use crate::ca::Authority;
 use crate::clock::Clock;
 use crate::member::{Member, PLACEMENT, check_name, dns_name};
 use crate::state::keys::Versioned;
@@ -120,8 +120,9 @@ impl Tokens {
         let certificate = self.authority.sign_request(&request.request, role, name, now)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes())
             .map_err(|e| Error::caused(Kind::Io, "the certificate that was signed", e))?;
-        let expires = now + CERTIFICATE_SECS;
-        let holder = Holder { role, expires, certificate: Some(holder_of(&der)), own: false };
+        let expires = now + self.authority.validity();
+        let certified = Some(holder_of(&der));
+        let holder = Holder { role, expires, certificate: certified, before: None, own: false };
         // The node of that name that was forgotten was another.
         crate::fleet::life::welcome(&self.state, name).await?;
         match self.state.redeem(&hash, name, seen.as_ref(), &holder).await {
@@ -132,11 +133,50 @@ impl Tokens {
             done => done?,
         }
         tracing::info!(name, role = role.name(), "joined the grid");
-        Ok(JoinAnswer {
-            grid: self.authority.grid().into(),
-            certificate,
-            ca: self.authority.ca_pem().into(),
-        })
+        Ok(self.answer(certificate))
+    }
+
+    /// A new certificate for a member, which shows its present one. That stays good until it expires.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Denied`] if placement goes by the name itself, or the role is not the member's; [`Kind::Gone`] if
+    /// nobody of that name is known.
+    pub(crate) async fn renew(&self, member: &Member, asked: &RenewRequest) -> Result<JoinAnswer> {
+        let (name, role, now) = (member.name.as_str(), member.role, self.clock.now());
+        let unknown = || {
+            let what =
+                format!("{member}: no member is known of that name: join anew, with a new token");
+            Error::new(Kind::Gone, what)
+        };
+        let (before, seen) = self.state.holder(name).await?.ok_or_else(unknown)?;
+        if before.own || before.role != role {
+            let what = format!("{member}: its certificate is not renewed here");
+            return Err(Error::new(Kind::Denied, what));
+        }
+        let certificate = self.authority.sign_request(&asked.request, role, name, now)?;
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .map_err(|e| Error::caused(Kind::Io, "the certificate that was signed", e))?;
+        let holder = Holder {
+            expires: now + self.authority.validity(),
+            certificate: Some(holder_of(&der)),
+            before: Some(member.holder),
+            ..before
+        };
+        match self.state.renew(name, &seen, &holder).await {
+            Err(e) if e.kind() == Kind::Conflict => {
+                let what = format!("{member}: it was changed by somebody else just now");
+                return Err(Error::new(Kind::Retry, what));
+            }
+            done => done?,
+        }
+        tracing::info!(name, "has a new certificate");
+        Ok(self.answer(certificate))
+    }
+
+    fn answer(&self, certificate: String) -> JoinAnswer {
+        let (grid, ca) = (self.authority.grid().into(), self.authority.ca_pem().into());
+        JoinAnswer { grid, certificate, ca }
     }
 
     /// Whether this token gives this name: a name that is held goes only to a token made for it.
@@ -148,7 +188,7 @@ impl Tokens {
             if only != name {
                 return denied(format!("name `{name}`: the token is for `{only}`"));
             }
-        } else if let Some((holder, _)) = held.as_ref().filter(|(h, _)| now < h.expires) {
+        } else if let Some((holder, _)) = held.as_ref().filter(|(h, _)| h.own || now < h.expires) {
             let role = holder.role.name();
             return denied(format!(
                 "name `{name}`: a member ({role}) has it; take another, or a token made for this name"

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use api::care::{
     CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, ScrubStatus, WarmState, Warming,
 };
-use api::grid::{CacheInfo, Role};
+use api::grid::{CacheInfo, Revocations, Role};
 use common::Grid;
 use image::{Digest, Error, Kind};
 use placement::{Answer, Care, CareClient, Papers};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Writes down what it is asked for.
 #[derive(Default)]
@@ -96,6 +96,7 @@ impl Care for Notes {
 struct Cache {
     info: CacheInfo,
     notes: Arc<Notes>,
+    revoke: watch::Sender<Arc<Revocations>>,
     _stop: oneshot::Sender<()>,
 }
 
@@ -107,9 +108,11 @@ async fn cache(grid: &Grid) -> Cache {
     let notes = Arc::new(Notes::default());
     let (stop, stopped) = oneshot::channel::<()>();
     let (care, clock) = (notes.clone(), grid.clock());
+    let shown = placement::Shown::new(papers).unwrap();
+    let (revoke, revoked) = watch::channel(Arc::default());
     tokio::spawn(async move {
         let shutdown = async move { drop(stopped.await) };
-        placement::care::serve(listener, &papers, care, &clock, shutdown).await.unwrap();
+        placement::care::serve(listener, shown, care, (&clock, revoked), shutdown).await.unwrap();
     });
     let info = CacheInfo {
         name: "c1".into(),
@@ -120,7 +123,7 @@ async fn cache(grid: &Grid) -> Cache {
         weight: 1.0,
         draining: false,
     };
-    Cache { info, notes, _stop: stop }
+    Cache { info, notes, revoke, _stop: stop }
 }
 
 fn client(cache: &Cache, papers: &Papers) -> CareClient {
@@ -187,4 +190,23 @@ async fn a_cache_without_an_api_says_so() {
     let info = CacheInfo { api: None, ..cache(&grid).await.info };
     let error = CareClient::new(&info, &grid.admin_papers()).unwrap_err();
     assert_eq!(error.kind(), Kind::Unsupported);
+}
+
+#[tokio::test]
+async fn a_cache_refuses_whose_certificate_was_revoked() {
+    let grid = Grid::start().await;
+    let cache = cache(&grid).await;
+    let papers = grid.member(Role::Admin, "boss");
+    let boss = client(&cache, &papers);
+    boss.status().await.unwrap();
+    let names = [("boss".to_owned(), vec![])].into();
+    let told = |names| Arc::new(Revocations { version: "1".into(), names: Some(names) });
+    cache.revoke.send_replace(told(names));
+    // On the connection that it has, too.
+    let refused = boss.status().await.unwrap_err();
+    assert!(refused.kind() == Kind::Denied && refused.message().contains("removed"), "{refused}");
+    // One that was issued to the name since is good.
+    let good = api::ticket::holder_of(&papers.certificate().unwrap());
+    cache.revoke.send_replace(told([("boss".to_owned(), vec![good])].into()));
+    boss.status().await.unwrap();
 }

@@ -168,7 +168,7 @@ impl Grid {
     fn start_servers(&self, tuning: Tuning) -> (SocketAddr, SocketAddr) {
         let (tell, told) = std::sync::mpsc::channel();
         let tls = server_config(papers(&self.ca, &self.server)).expect("good papers");
-        let auth = Auth { key: self.key.verifying_key(), clock: Arc::new(|| NOW) };
+        let auth = Auth { key: self.key.verifying_key(), clock: Arc::new(|| NOW), revoked: None };
         let section = self.section.clone();
         thread::spawn(move || {
             runtime().block_on(async {

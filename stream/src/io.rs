@@ -23,6 +23,9 @@ pub(crate) fn connection_error(e: &ConnectionError) -> Error {
         ConnectionError::ApplicationClosed(a) if a.error_code == close_code::PROTOCOL => {
             Kind::Invalid
         }
+        ConnectionError::ApplicationClosed(a) if a.error_code == close_code::REVOKED => {
+            Kind::Denied
+        }
         ConnectionError::ApplicationClosed(a) if a.error_code == close_code::BUSY => {
             Kind::Busy(Duration::from_secs(1))
         }

@@ -31,7 +31,7 @@ use crate::connect::{self, Connector, Known};
 use crate::grid::{self, Finder, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, line, table, time};
 use crate::report::NodeServing;
-use crate::serve::lock;
+use crate::serve::{lock, trust};
 
 /// Runs the command.
 pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
@@ -343,6 +343,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
             async move { known(&knows, measured.tallies()).await }
         }));
         let agent = tokio::spawn(agent.run(located));
+        let renewed = trust::renew(config.data.clone(), None, placement::Clock::system());
+        let renewed = tokio::spawn(renewed);
         let metrics = crate::serve::volumes::metrics(config, captures.clone(), sampler)?;
         let serving = NodeServing { socket: socket.clone() };
         let said = |s: &NodeServing| format!("forebay node serves at {}", s.socket.display());
@@ -352,6 +354,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         let served = http::serve(all, metrics, listener, interrupted).await;
         agent.abort();
         measuring.abort();
+        renewed.abort();
         captures.stop().await;
         volumes.stop().await;
         served

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use api::grid::Revocations;
 use blockio::{Engine, EngineChoice, EngineOptions};
 use cache::Cache;
 use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
-use placement::{Clock, Papers};
+use placement::{Clock, Shown};
 use store::{Receiver, Store};
 use stream::transport::Tuning;
 use stream::{Auth, Memory, ServerLimits};
@@ -45,6 +46,7 @@ struct Core {
     receives: bool,
     memory: Memory,
     key: VerifyingKey,
+    revoked: watch::Receiver<Arc<Revocations>>,
     clock: Clock,
     stop: watch::Receiver<bool>,
 }
@@ -58,7 +60,9 @@ pub struct Chunks<'a> {
     /// Whether pushes are taken.
     pub receives: bool,
     /// What the server shows of itself.
-    pub papers: &'a Papers,
+    pub shown: &'a Arc<Shown>,
+    /// Whose certificates are refused.
+    pub revoked: watch::Receiver<Arc<Revocations>>,
     /// Verifies tickets.
     pub key: VerifyingKey,
     /// Tells the time.
@@ -81,13 +85,14 @@ impl Cores {
             };
             let core = Core {
                 address: SocketAddr::new(super::ip(config, "serve.ip")?, port),
-                tls: quic_server(chunks.papers)?,
+                tls: quic_server(chunks.shown)?,
                 engine,
                 store: chunks.store.clone(),
                 cache: Arc::clone(chunks.cache),
                 receives: chunks.receives,
                 memory: cores.memory.clone(),
                 key: chunks.key.clone(),
+                revoked: chunks.revoked.clone(),
                 clock: chunks.clock.clone(),
                 stop: stopped.clone(),
             };
@@ -153,7 +158,8 @@ fn run(core: Core, listening: oneshot::Sender<Result<SocketAddr>>) {
             return;
         }
         let clock = core.clock.clone();
-        let auth = Auth { key: core.key.clone(), clock: Arc::new(move || clock.now()) };
+        let (key, revoked) = (core.key.clone(), Some(core.revoked.clone()));
+        let auth = Auth { key, clock: Arc::new(move || clock.now()), revoked };
         let sinks = core.receives.then(|| {
             let receiver = Receiver::new(&core.store);
             move |owner: Digest| receiver.for_owner(owner)

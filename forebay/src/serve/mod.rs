@@ -8,6 +8,7 @@ pub mod measures;
 mod publish;
 pub mod rehearsals;
 pub mod timed;
+pub mod trust;
 pub mod volumes;
 mod warmings;
 

@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 use api::grid::CacheInfo;
 use image::{Error, Kind, Result};
-use placement::{Authority, Clock, Placement};
+use placement::{Authority, Clock, Papers, Placement, Shown};
 use tokio::net::TcpListener;
 
 use crate::commands::interrupted;
 use crate::commands::placement::state_place;
 use crate::config::Config;
-use crate::grid::{self, ADMIN};
+use crate::grid::{self, ADMIN, Finder};
 use crate::output::line;
 use crate::report::Serving;
 use crate::serve::cores::{Chunks, Cores};
@@ -29,13 +29,15 @@ use crate::serve::keeper::Keeper;
 use crate::serve::measures;
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store, tell_systemd,
-    weight,
+    trust, weight,
 };
 use crate::telemetry;
 use archive::StoreArchive;
 
 /// Seconds. A node asks for more four times in its term.
 const SHORTEST_LEASE: u64 = 4;
+/// Seconds. Certificates are renewed when a third of that is left.
+const SHORTEST_VALIDITY: u64 = 6;
 
 /// Serves until SIGTERM or Ctrl-C.
 pub fn run(config: &Config, json: bool) -> Result<()> {
@@ -47,13 +49,21 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let metrics = telemetry::metrics()?;
     let clock = Clock::system();
     let data = &config.data;
-    let authority = Arc::new(Authority::open(&data.join("ca"), clock.now())?);
+    let authority = Authority::open(&data.join("ca"), clock.now())?;
+    let validity = config.time("placement.certificates").as_secs().max(SHORTEST_VALIDITY);
+    let authority = Arc::new(authority.with_validity(validity));
     let advertise = advertised_ip(config)?;
     let placement_ip = placement_ip(config, advertise)?;
     let ips = [ip(config, "serve.ip")?, advertise];
     let name = config.text("up.name");
     let papers = authority.server_papers(&data.join("server"), name, &ips, clock.now())?;
     let admin = authority.admin_papers(&data.join(ADMIN), clock.now())?;
+    let shown = Shown::new(papers)?;
+    let issue = issuer(&authority, data, (name, ips), &clock);
+    let reissued = tokio::spawn(trust::reissue(Arc::clone(&shown), clock.clone(), issue));
+    let every = config.time("serve.revocations");
+    let (revoked, asking) = trust::revocations(Finder::new(data.clone()), every).await;
+    let asking = tokio::spawn(asking);
     let state = state_place(config)?;
     let known = placement::known_store(&state, authority.grid()).await?;
     let store = open_store(config, known).await?;
@@ -62,7 +72,8 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         store: &store,
         cache: &cache,
         receives: true,
-        papers: &papers,
+        shown: &shown,
+        revoked,
         key: authority.verifying_key(),
         clock: &clock,
     };
@@ -82,7 +93,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     let server_name = format!("{name}.{}", placement::member::DOMAIN);
     let placement = placement::Config {
         authority,
-        papers,
+        shown,
         state,
         store: store.id().to_owned(),
         address: Some(SocketAddr::new(placement_ip, address.port()).to_string()),
@@ -126,12 +137,30 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         }
     }
     tracing::info!("stopping");
+    reissued.abort();
+    asking.abort();
     let _ = stop.send(());
     let ended = flatten(serving_task.await);
     cores.stop().await;
     close_cache(&cache, json).await;
     grid::forget_serving(data);
     result.map(drop).and(ended)
+}
+
+/// What issues placement's own papers anew when they are to be renewed, and the admin's.
+fn issuer(
+    authority: &Arc<Authority>,
+    data: &Path,
+    (name, ips): (&str, [IpAddr; 2]),
+    clock: &Clock,
+) -> impl Fn() -> Result<Papers> + use<> {
+    let (authority, data, clock) = (Arc::clone(authority), data.to_owned(), clock.clone());
+    let name = name.to_owned();
+    move || {
+        let now = clock.now();
+        authority.admin_papers(&data.join(ADMIN), now)?;
+        authority.server_papers(&data.join("server"), &name, &ips, now)
+    }
 }
 
 fn flatten(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {

@@ -12,7 +12,7 @@ use api::catalog::{
 };
 use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
-    MemberList, NewToken, PlacementStatus, Serving,
+    MemberList, NewToken, PlacementStatus, RenewRequest, Revocations, Serving,
 };
 use api::trace::{TraceBody, TraceInfo};
 use hyper::Method;
@@ -59,22 +59,34 @@ impl Client {
         let clock = Clock::system();
         let tls = tls::joiner(code.ca, ALPN, &clock)?;
         let wire = Wire::new("placement", "forebay up", PLACEMENT, &code.address, tls)?;
-        let key = new_key()?;
-        let request = rcgen::CertificateParams::default()
-            .serialize_request(&key)
-            .and_then(|request| request.pem())
-            .map_err(|e| Error::caused(Kind::Io, "making a certificate signing request", e))?;
+        let (key_pem, request) = signing_request()?;
         let body = JoinRequest { secret: code.secret, name: name.into(), request };
         let client = Self { wire };
         let answer: JoinAnswer = client.send(Method::POST, "/v1/join", Some(&body)).await?;
-        let papers = Papers {
-            ca_pem: answer.ca,
-            cert_pem: answer.certificate,
-            key_pem: key.serialize_pem(),
-        };
+        let papers = Papers { ca_pem: answer.ca, cert_pem: answer.certificate, key_pem };
         check_joined(&papers, &code.ca, name, &answer.grid, clock.now())
             .at(|| format!("placement at {}: the papers that it issued", client.wire.address()))?;
         Ok(papers)
+    }
+
+    /// Has a new certificate issued to who has these papers, which are this client's, for a new key, which stays here.
+    pub async fn renew(&self, papers: &Papers) -> Result<Papers> {
+        let (key_pem, request) = signing_request()?;
+        let body = RenewRequest { request };
+        let answer: JoinAnswer = self.send(Method::POST, "/v1/renew", Some(&body)).await?;
+        let new = Papers { ca_pem: answer.ca, cert_pem: answer.certificate, key_pem };
+        let (name, now) = (papers.member()?.name, Clock::system().now());
+        check_joined(&new, &papers.ca_digest()?, &name, &answer.grid, now)
+            .at(|| format!("placement at {}: the papers that it issued", self.wire.address()))?;
+        Ok(new)
+    }
+
+    /// The certificates that are refused, if they are not those of a version that is known.
+    pub async fn revocations(&self, known: &str) -> Result<Revocations> {
+        match known {
+            "" => self.get("/v1/revoked").await,
+            known => self.get(&format!("/v1/revoked?known={}", segment(known)?)).await,
+        }
     }
 
     /// That placement serves, and for which grid.
@@ -220,6 +232,16 @@ impl Client {
     ) -> Result<T> {
         self.wire.call(method, path, json(body), patience).await
     }
+}
+
+/// A new key (PEM), and a request to have it certified (PEM).
+fn signing_request() -> Result<(String, String)> {
+    let key = new_key()?;
+    let request = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .map_err(|e| Error::caused(Kind::Io, "making a certificate signing request", e))?;
+    Ok((key.serialize_pem(), request))
 }
 
 fn json(body: Option<&impl Serialize>) -> Option<Vec<u8>> {

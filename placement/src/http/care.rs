@@ -12,10 +12,9 @@ use axum::{Json, Router};
 use image::Digest;
 
 use super::body::{Body, Failure, Name};
-use super::guard::{self, Door};
+use super::guard::{self, Door, Removed};
 use super::{Access, Limits, Route, handlers};
-use crate::care::Care;
-use crate::members::Members;
+use crate::care::{Care, Revoked};
 use crate::names::parse_digest;
 
 /// Method, path, who.
@@ -46,7 +45,7 @@ impl AsRef<Limits> for App {
 }
 
 /// The routes of a cache beside others.
-pub(crate) fn router(care: Arc<dyn Care>, limits: Limits, members: Option<Members>) -> Router {
+pub(crate) fn router(care: Arc<dyn Care>, limits: Limits, removed: Removed) -> Router {
     let image = get(held).delete(evict);
     let warming = get(warming).put(warm).delete(stop_warming);
     Router::new()
@@ -57,13 +56,13 @@ pub(crate) fn router(care: Arc<dyn Care>, limits: Limits, members: Option<Member
         .route("/v1/cache/scrub", put(scrub))
         .route("/v1/cache/drain", put(drain))
         .route("/metrics", get(metrics))
-        .route_layer(from_fn_with_state(Door { routes: ROUTES, members }, guard::guard))
+        .route_layer(from_fn_with_state(Door { routes: ROUTES, removed }, guard::guard))
         .with_state(App { care, limits })
 }
 
 /// The routes of a cache that is a process of its own.
-pub(crate) fn alone(care: Arc<dyn Care>, limits: Limits) -> Router {
-    router(care, limits, None)
+pub(crate) fn alone(care: Arc<dyn Care>, limits: Limits, revoked: Revoked) -> Router {
+    router(care, limits, Removed::Told(revoked))
         .method_not_allowed_fallback(handlers::no_such_method)
         .fallback(handlers::no_such_route)
 }

@@ -22,6 +22,8 @@ use super::{care, fleet, handlers, stats};
         handlers::leave,
         handlers::new_token,
         handlers::members,
+        handlers::revoked,
+        handlers::renew,
         handlers::remove_member,
         handlers::images,
         handlers::image,

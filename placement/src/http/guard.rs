@@ -11,22 +11,38 @@ use image::{Error, Kind, Result};
 use super::body::{Failure, Logged};
 use super::peer::Peer;
 use super::{Access, Route};
+use crate::care::Revoked;
 use crate::member::Member;
-use crate::members::Members;
+use crate::members::{Members, removed};
 
 /// Who may use which routes.
 #[derive(Clone)]
 pub(super) struct Door {
     pub routes: &'static [Route],
-    /// Who was removed; a cache on another machine is not told.
-    pub members: Option<Members>,
+    /// Who was removed.
+    pub removed: Removed,
+}
+
+/// How is known who was removed.
+#[derive(Clone)]
+pub(crate) enum Removed {
+    /// By the state.
+    Known(Members),
+    /// By what placement has said last.
+    Told(Revoked),
 }
 
 impl Door {
     async fn refuse_removed(&self, member: Option<Arc<Member>>) -> Result<()> {
-        match (&self.members, member) {
-            (Some(members), Some(member)) => members.check(&member).await,
-            _ => Ok(()),
+        let Some(member) = member else { return Ok(()) };
+        match &self.removed {
+            Removed::Known(members) => members.check(&member).await,
+            Removed::Told(revoked) => {
+                match revoked.borrow().refuses(&member.name, &member.holder) {
+                    true => Err(removed(&member)),
+                    false => Ok(()),
+                }
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use api::catalog::{
     StoreReport, TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
 };
 use api::grid::{
-    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
-    MemberList, NewToken, Role, Serving,
+    CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, KnownRevocations, Lease,
+    MemberInfo, MemberList, NewToken, RenewRequest, Revocations, Role, Serving,
 };
 use api::trace::{TraceBody, TraceInfo};
 use axum::extract::State;
@@ -115,6 +115,31 @@ pub(super) async fn new_token(
 )]
 pub(super) async fn members(State(app): State<App>) -> Answer<MemberList> {
     Ok(Json(app.members.list().await?))
+}
+
+/// The certificates that are refused; nothing of them if they are those that are known already
+#[utoipa::path(
+    get, path = "/v1/revoked", params(KnownRevocations),
+    responses((status = 200, body = Revocations), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn revoked(
+    State(app): State<App>,
+    Asked(asked): Asked<KnownRevocations>,
+) -> Answer<Revocations> {
+    Ok(Json(app.members.revocations(asked.known.as_deref()).await?))
+}
+
+/// A new certificate for a member, for a key of its own (the member itself)
+#[utoipa::path(
+    post, path = "/v1/renew", request_body = RenewRequest,
+    responses((status = 200, body = JoinAnswer), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn renew(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Body(request): Body<RenewRequest>,
+) -> Answer<JoinAnswer> {
+    Ok(Json(app.tokens.renew(peer.member()?, &request).await?))
 }
 
 /// Frees a name and refuses whoever held it; the answer is the member as it was (admins)

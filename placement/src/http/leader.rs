@@ -24,6 +24,8 @@ const ANYWHERE: &[(&str, &str)] = &[
     ("DELETE", "/v1/caches/{name}"),
     ("POST", "/v1/tokens"),
     ("GET", "/v1/members"),
+    ("GET", "/v1/revoked"),
+    ("POST", "/v1/renew"),
     ("DELETE", "/v1/members/{name}"),
     ("GET", "/v1/images"),
     ("GET", "/v1/images/{name}"),

@@ -30,6 +30,7 @@ use crate::fleet::Fleet;
 use crate::members::Members;
 use crate::tokens::Tokens;
 
+pub(crate) use guard::Removed;
 pub use serve::Limits;
 pub(crate) use serve::{Server, serve};
 
@@ -63,6 +64,8 @@ const ROUTES: &[Route] = &[
     ("DELETE", "/v1/caches/{name}", Access::Server),
     ("POST", "/v1/tokens", Access::Admin),
     ("GET", "/v1/members", Access::Admin),
+    ("GET", "/v1/revoked", Access::Member),
+    ("POST", "/v1/renew", Access::Member),
     ("DELETE", "/v1/members/{name}", Access::Admin),
     ("GET", "/v1/images", Access::Member),
     ("GET", "/v1/images/{name}", Access::Member),
@@ -125,7 +128,7 @@ impl AsRef<Limits> for App {
 pub(crate) fn router(app: App) -> Router {
     use handlers as h;
     let led = from_fn_with_state(app.clone(), leader::at_the_leader);
-    let door = guard::Door { routes: ROUTES, members: Some(app.members.clone()) };
+    let door = guard::Door { routes: ROUTES, removed: Removed::Known(app.members.clone()) };
     Router::new()
         .route("/v1/health", get(h::health))
         .route("/v1/join", post(h::join))
@@ -135,6 +138,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/caches/{name}", put(h::serving).delete(h::leave))
         .route("/v1/tokens", post(h::new_token))
         .route("/v1/members", get(h::members))
+        .route("/v1/revoked", get(h::revoked))
+        .route("/v1/renew", post(h::renew))
         .route("/v1/members/{name}", delete(h::remove_member))
         .route("/v1/images", get(h::images))
         .route("/v1/images/{name}", get(h::image))

@@ -262,7 +262,8 @@ async fn run() -> Run {
         state.add_token(hash, &token).await.unwrap();
         run.note(&disk).await;
     }
-    let holder = Holder { role: Role::Node, expires: 99, certificate: Some(used), own: false };
+    let holder =
+        Holder { role: Role::Node, expires: 99, certificate: Some(used), before: None, own: false };
     state.redeem(&used, "n1", None, &holder).await.unwrap();
     run.note(&disk).await;
     state.lease_server(&server("c1"), 50).await.unwrap();

@@ -120,9 +120,19 @@ pub(crate) struct Holder {
     /// The certificate with which it took the name; not known of those who did long ago.
     #[serde(default)]
     pub certificate: Option<Digest>,
+    /// The one from which that was renewed: it is good until it expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Digest>,
     /// Placement itself goes by this name.
     #[serde(default)]
     pub own: bool,
+}
+
+impl Holder {
+    /// The certificates that are heard though the name was removed before.
+    pub(crate) fn heard(&self) -> Vec<Digest> {
+        self.certificate.into_iter().chain(self.before).collect()
+    }
 }
 
 /// A server of chunks, as it is kept.
@@ -423,12 +433,24 @@ impl State {
             return Ok(true);
         }
         let held = self.holder(name).await?;
-        Ok(held.is_some_and(|(holder, _)| holder.certificate.as_ref() == Some(certificate)))
+        Ok(held.is_some_and(|(holder, _)| holder.heard().contains(certificate)))
+    }
+
+    /// The names that were taken from members, and when, in seconds since 1970.
+    pub(crate) async fn removed(&self) -> Result<Vec<(String, u64)>> {
+        self.list("removed/").await
+    }
+
+    /// Notes that a member has a new certificate, as long as it is a member: `seen` is what was read of its name.
+    pub(crate) async fn renew(&self, name: &str, seen: &Versioned, holder: &Holder) -> Result<()> {
+        let member = member_key(name);
+        let renew = Transaction::default().unchanged(&member, Some(seen));
+        self.0.commit(renew.put(&member, encode(holder))).await
     }
 
     /// Gives a name to placement itself, whoever had it.
     pub(crate) async fn reserve(&self, name: &str, role: Role, expires: u64) -> Result<()> {
-        let holder = encode(&Holder { role, expires, certificate: None, own: true });
+        let holder = encode(&Holder { role, expires, certificate: None, before: None, own: true });
         self.0.commit(Transaction::default().put(&member_key(name), holder)).await
     }
 

@@ -78,7 +78,7 @@ impl Grid {
         let config = Config {
             care: None,
             authority,
-            papers,
+            shown: placement::Shown::new(papers)?,
             state: self.state_file().into(),
             store: self.store.clone(),
             address: None,

@@ -217,7 +217,7 @@ impl CacheHost {
         let core = format!("core {}", address.port() - PORT);
         let trace = world.trace.clone();
         let clock = Arc::new(move || START + trace.now().as_secs());
-        let auth = Auth { key: authority().verifying_key(), clock };
+        let auth = Auth { key: authority().verifying_key(), clock, revoked: None };
         let chance = Chance::new(seed, &format!("door of {life} {core}"));
         let cache = self.cache(&core, shared)?;
         let bare = self.origin(&format!("bare {core}"));

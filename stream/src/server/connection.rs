@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::account::Account;
 use super::push::PushState;
-use super::{ServerLimits, Shared, intake, pull, push};
+use super::{ServerLimits, Shared, intake, pull, push, revoked};
 use crate::io;
 use crate::messages::{Limits, Message};
 use crate::session::control::{Peer, ServerControl, ServerEvent};
@@ -193,7 +193,19 @@ where
         geometries: RefCell::new(HashMap::new()),
         shared: shared.clone(),
     };
-    drive(Rc::new(conn), opening, quic, send, recv).await;
+    let name = revoked::member_name(&certificate);
+    let revoked = revoked::until(shared.auth.revoked.clone(), name, holder);
+    let conn = Rc::new(conn);
+    let peer = conn.peer.clone();
+    let driven = drive(conn, opening, quic.clone(), send, recv);
+    tokio::select! {
+        biased;
+        () = revoked => {
+            tracing::warn!(%peer, "connection ended: its certificate was revoked");
+            quic.close(close_code::REVOKED, b"the certificate was revoked");
+        }
+        () = driven => {}
+    }
 }
 
 /// The TLS handshake, and the control stream, which the client opens first.

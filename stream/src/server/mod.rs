@@ -21,6 +21,7 @@ mod intake;
 mod memory;
 mod pull;
 mod push;
+mod revoked;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::grid::Revocations;
 use image::seam::{ImagePlan, ImageSession};
 use image::signing::VerifyingKey;
 use image::{
@@ -52,6 +54,9 @@ pub struct Auth {
     pub key: VerifyingKey,
     /// The time in seconds since 1970.
     pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// The certificates that are refused, as far as is known now; `None` where none can be. A connection of one that
+    /// comes to be among them is ended.
+    pub revoked: Option<watch::Receiver<Arc<Revocations>>>,
 }
 
 impl fmt::Debug for Auth {

@@ -18,7 +18,7 @@ use quinn::{EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, V
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use socket::{MAX_BATCH, SplitSocket};
-pub use tls::{ALPN, Papers, client_config, server_config};
+pub use tls::{ALPN, Papers, client_config, server_config, server_config_showing};
 
 /// Bytes of a connection that are taken by a server before they are looked at, until an image is sent on it
 /// ([`crate::ServerLimits::push_window`]): every request that a connection may have in flight, and an OFFER.
@@ -221,4 +221,6 @@ pub mod close_code {
     pub const BUSY: VarInt = VarInt::from_u32(3);
     /// No HELLO in time.
     pub const TIMEOUT: VarInt = VarInt::from_u32(4);
+    /// The peer's certificate was revoked.
+    pub const REVOKED: VarInt = VarInt::from_u32(5);
 }

@@ -6,7 +6,8 @@ use image::{Error, Kind, Result};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite};
 
 /// The name of the protocol in the TLS handshake.
@@ -42,7 +43,17 @@ pub fn client_config(papers: Papers<'_>) -> Result<Arc<ClientConfig>> {
 /// The server's TLS: shows its certificate, lets nobody in without one of the grid's CA.
 pub fn server_config(papers: Papers<'_>) -> Result<Arc<ServerConfig>> {
     let (chain, key) = own(papers)?;
-    let roots = Arc::new(roots(papers.ca)?);
+    let pair = CertifiedKey::from_der(chain, key, &provider());
+    let pair = pair.map_err(|e| bad("certificate and key", e))?;
+    server_config_showing(papers.ca, Arc::new(SingleCertAndKey::from(pair)))
+}
+
+/// The same, with what is shown chosen for each connection: papers may be renewed while it serves. `ca` is PEM.
+pub fn server_config_showing(
+    ca: &[u8],
+    shown: Arc<dyn ResolvesServerCert>,
+) -> Result<Arc<ServerConfig>> {
+    let roots = Arc::new(roots(ca)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
         .build()
         .map_err(|e| bad("CA certificate", e))?;
@@ -50,8 +61,7 @@ pub fn server_config(papers: Papers<'_>) -> Result<Arc<ServerConfig>> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| bad("TLS 1.3", e))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|e| bad("certificate and key", e))?;
+        .with_cert_resolver(shown);
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;

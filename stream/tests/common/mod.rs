@@ -483,7 +483,7 @@ impl World {
         let endpoint = self.tuning.server_endpoint(addr, tls).unwrap();
         let (addr, now) = (endpoint.local_addr().unwrap(), self.now.clone());
         let clock = Arc::new(move || now.load(Ordering::Relaxed));
-        let auth = Auth { key: self.key.verifying_key(), clock };
+        let auth = Auth { key: self.key.verifying_key(), clock, revoked: None };
         let (source, limits) = (self.source.clone(), self.limits.clone());
         let stopped = async move { stop.notified().await };
         (addr, serve(endpoint, source, sinks, auth, limits, stopped))
