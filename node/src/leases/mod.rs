@@ -153,21 +153,21 @@ impl Leases {
 
     /// A report that was sent at a time was answered: what it said of leases is known, and they are good for so long
     /// from then.
+    ///
+    /// # Errors
+    ///
+    /// If it could not be written down. Then they are good for as long as they were before: longer than the watchdog
+    /// knows of, it would kill a daemon that is in the right.
     pub fn answered(&self, sent: u64, lease_secs: u64, released: &[HeldLease]) -> Result<()> {
-        let mut held = self.held.lock().expect(UNPOISONED);
-        held.term = lease_secs.saturating_mul(1000);
-        held.until = held.until.max(sent.saturating_add(held.term));
-        for HeldLease { volume, epoch } in released {
-            if held.released.get(volume) == Some(epoch) {
-                held.released.remove(volume);
+        self.change(|held| {
+            held.term = lease_secs.saturating_mul(1000);
+            held.until = held.until.max(sent.saturating_add(held.term));
+            for HeldLease { volume, epoch } in released {
+                if held.released.get(volume) == Some(epoch) {
+                    held.released.remove(volume);
+                }
             }
-        }
-        // Lost in a power cut it is of no use anyway: that stops the writer.
-        let bytes = serde_json::to_vec(&*held).expect("our own types serialise");
-        let new = self.dir.join(format!("{STATE}.renewed"));
-        let written = std::fs::write(&new, bytes);
-        let written = written.and_then(|()| std::fs::rename(&new, self.dir.join(STATE)));
-        written.map_err(|e| Error::io(self.dir.join(STATE).display(), e))
+        })
     }
 
     /// How long an answer to a report may be waited for, so that there is time for some more before leases are over.
@@ -250,6 +250,22 @@ mod tests {
         assert_eq!(next.told().1, released);
         next.answered(now(), 100, &released).unwrap();
         assert!(next.told().1.is_empty());
+    }
+
+    #[test]
+    fn a_renewal_that_cannot_be_written_down_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("node");
+        std::fs::create_dir(&at).unwrap();
+        let leases = Leases::load(at.clone(), || 0).unwrap();
+        leases.given("v", "/disk".into(), GRANT, 0).unwrap();
+        // As on a disk that is full: nothing can be made there.
+        std::fs::rename(&at, dir.path().join("away")).unwrap();
+        leases.answered(50_000, 100, &[]).unwrap_err();
+        assert_eq!(leases.left(), Some(Duration::from_secs(90)), "the watchdog knows of no more");
+        std::fs::rename(dir.path().join("away"), &at).unwrap();
+        leases.answered(50_000, 100, &[]).unwrap();
+        assert_eq!(leases.left(), Some(Duration::from_secs(140)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use blockio::{BlockFile, OpenMode};
-use image::{Error, Kind, Result};
+use image::{Error, Result};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 
 use super::{Held, boot_id, boottime};
@@ -65,10 +65,10 @@ pub fn watch(dir: &Path) -> Result<()> {
     let lock = BlockFile::open(dir.join("watch.lock"), OpenMode::create());
     let lock = lock.map_err(|e| Error::io("the watchdog's lock", e))?;
     let boot = boot_id()?;
-    let mut watches = false;
+    let (mut watches, mut held) = (false, Held::default());
     while dir.exists() {
         watches = watches || lock.try_lock_exclusive().map_err(|e| Error::io("watchdog", e))?;
-        let held = read(dir)?;
+        held = read(dir, held);
         if held.leases.is_empty() && getppid() != daemon {
             break;
         }
@@ -82,14 +82,17 @@ pub fn watch(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A file that is being replaced is there a moment later.
-fn read(dir: &Path) -> Result<Held> {
+/// The leases as they are now; while they cannot be read, as they were when they last could: they are not longer than
+/// that for all that is known, and who writes then is stopped.
+fn read(dir: &Path, last: Held) -> Held {
     match Held::load(dir) {
-        Err(error) if error.kind() == Kind::Corrupt => {
-            tracing::error!(%error, "the leases cannot be read; nothing is watched");
-            Ok(Held::default())
+        // The daemon replaces the file, and never removes it.
+        Ok(now) if now.boot.is_empty() && !last.leases.is_empty() => last,
+        Ok(now) => now,
+        Err(error) => {
+            tracing::error!(%error, "the leases cannot be read; what was read last is watched");
+            last
         }
-        held => held,
     }
 }
 
@@ -146,6 +149,25 @@ fn is_writable(info: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leases_that_cannot_be_read_any_more_are_watched_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases.json");
+        let text = r#"{"boot":"b","until":5,"term":9,"leases":{"v":{"epoch":1,"disk":"/d"}}}"#;
+        fs::write(&path, text).unwrap();
+        let held = read(dir.path(), Held::default());
+        assert!(is_over(&held));
+        fs::write(&path, "rubbish").unwrap();
+        assert_eq!(read(dir.path(), held.clone()), held);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read(dir.path(), held.clone()), held);
+        fs::create_dir(&path).unwrap();
+        assert_eq!(read(dir.path(), held.clone()), held, "nor does it end by an error");
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, r#"{"boot":"b","until":5,"term":9,"leases":{}}"#).unwrap();
+        assert!(read(dir.path(), held).leases.is_empty());
+    }
 
     #[test]
     fn who_writes_is_killed_and_who_reads_is_not() {
