@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::harness::{Disk, Grid, until};
 use crate::member::Node;
+use crate::volumes::connect;
 
 fn node(grid: &Grid, args: &[&str]) -> Value {
     grid.run(&[&["node"], args].concat()).json()
@@ -37,6 +38,11 @@ fn a_node_is_cordoned_drained_forgotten_and_joins_anew() {
     let left = grid.run(&["node", "drain", "n1", "--wait", "60s"]);
     left.fails(75, &["0 ready volumes", "1 volumes of somebody"]);
     until("it is elsewhere", || all[0].ready().is_empty() && all[1].ready().len() == 2);
+    // It is erased as what is given back is.
+    until("it is recorded as erased", || {
+        let records = all[0].run(&["volume", "erasures", "--records", "--json"]).json();
+        records.as_array().unwrap().len() >= 2
+    });
     let life = node(&grid, &["drain", "n1"]);
     assert_eq!((&life["volumes"][0]["called"], &life["drained"]), (&"mine".into(), &false.into()));
     assert_eq!(all[0].run(&["volume", "rm", "mine"]).code, 0);
@@ -59,4 +65,36 @@ fn a_node_is_cordoned_drained_forgotten_and_joins_anew() {
     assert_eq!(joined.code, 0, "{}", joined.err);
     all[0].start();
     until("it is a node again", || nodes(&grid).contains(&("n1".into(), "open".into())));
+}
+
+#[test]
+fn an_image_stays_while_a_volume_reads_from_it_whatever_becomes_of_its_name() {
+    let mut grid = Grid::start();
+    let disk = Disk::new("abc.def");
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    grid.import(&grid.disk("e.raw", &Disk::new("xyz")), "e:1");
+    let node = Node::join(&grid, "n1");
+    assert_eq!(node.run(&["volume", "create", "d:1", "--name", "v"]).code, 0);
+    let reads = |grid: &Grid| grid.run(&["lease", "list"]).json()["reads"].clone();
+    until("it reads from its image", || reads(&grid)[0]["holder"] == "n1");
+    for name in ["d:1", "e:1"] {
+        grid.run(&["rm", name]).json();
+    }
+    // It knows of it after a restart, too, before the node has reported to it.
+    grid.kill();
+    grid.restart();
+    let collect = |grid: &Grid| grid.run(&["gc", "--grace", "0s"]).json();
+    for _ in 0..3 {
+        assert_eq!(collect(&grid)["images"], 1);
+    }
+    node.follow(&grid);
+    let info = node.run(&["volume", "attach", "v", "--json"]).json();
+    let mut guest = connect(info["attached"]["path"].as_str().unwrap().as_ref());
+    assert!(guest.read(0, disk.bytes.len()).unwrap() == disk.bytes);
+    drop(guest);
+    until("all of it is here", || {
+        node.run(&["volume", "show", "v", "--json"]).json()["plain"] == true
+    });
+    until("it reads from it no more", || reads(&grid).as_array().unwrap().is_empty());
+    assert_eq!(collect(&grid)["images"], 0);
 }

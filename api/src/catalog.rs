@@ -29,6 +29,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::grid::CacheInfo;
+use crate::lease::HeldLease;
 use crate::trace::TraceInfo;
 
 /// A ref and where it points.
@@ -224,6 +225,10 @@ pub struct MoveRef {
     /// What the mover believes of the ref now.
     #[serde(default)]
     pub expect: Expect,
+    /// The lease under which the image was captured: if another node has had the lease of that volume since, the move
+    /// is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<HeldLease>,
 }
 
 /// What is believed of a ref before it is moved; if it is not so, the move is a conflict.

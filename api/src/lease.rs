@@ -12,6 +12,7 @@
 //! placement from when it came, so that the node stops before anybody else may start. The epoch grows each time
 //! that a lease changes hands.
 
+use image::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -110,9 +111,25 @@ pub struct LeaseInfo {
     pub broken: Option<Broken>,
 }
 
+/// That a node reads from an image, which is not collected meanwhile whatever refs lead to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct ReadLease {
+    /// The image.
+    #[schema(value_type = String)]
+    pub image: Digest,
+    /// The node.
+    pub holder: String,
+    /// Seconds until it is over, if the node is not heard of again.
+    pub lapses: u64,
+}
+
 /// The leases of the grid.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaseList {
     /// In the order of the volumes' ids.
     pub leases: Vec<LeaseInfo>,
+    /// Who reads from which images, in the order of the nodes.
+    #[serde(default)]
+    pub reads: Vec<ReadLease>,
 }

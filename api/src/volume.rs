@@ -84,6 +84,12 @@ pub struct ReleaseVolume {
     pub proof: EraseProof,
 }
 
+impl Default for ReleaseVolume {
+    fn default() -> Self {
+        Self { method: EraseMethod::default(), passes: once(), proof: EraseProof::default() }
+    }
+}
+
 fn once() -> u32 {
     1
 }

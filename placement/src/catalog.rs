@@ -2,12 +2,13 @@
 
 mod listing;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::catalog::{
-    DeleteRef, Expect, GcReport, GcRequest, ImageInfo, NewRecord, RefInfo, StoreReport,
+    DeleteRef, GcReport, GcRequest, ImageInfo, MoveRef, NewRecord, RefInfo, StoreReport,
     TicketAnswer, TicketRequest, VerifyReport, VerifyStoreRequest,
 };
 use api::grid::{CacheInfo, Lease, Serving};
@@ -190,13 +191,8 @@ impl Catalog {
     }
 
     /// Moves or makes a ref; the image must exist.
-    pub(crate) async fn move_ref(
-        &self,
-        name: &str,
-        image: Digest,
-        expect: Expect,
-    ) -> Result<RefInfo> {
-        let name = names::parse_ref(name)?;
+    pub(crate) async fn move_ref(&self, name: &str, to: &MoveRef) -> Result<RefInfo> {
+        let (name, image) = (names::parse_ref(name)?, to.image);
         // One that is there already can be moved, and removed.
         if name.looks_like_digest() && self.state.get_ref(&name).await?.is_none() {
             let what = format!(
@@ -209,7 +205,7 @@ impl Catalog {
             Error::new(Kind::Busy(COME_BACK), what)
         })?;
         self.archive.facts(image).await.at(|| format!("moving ref {name} to image {image}"))?;
-        self.refs.set(&name, image, expect).await
+        self.refs.set(&name, image, to.expect, to.fence.as_ref()).await
     }
 
     /// Deletes a ref, if it is what is expected.
@@ -236,12 +232,13 @@ impl Catalog {
         self.archive.verify_store(asked).await
     }
 
-    /// Collects garbage: everything that no ref's image reaches.
+    /// Collects garbage: everything that neither a ref's image nor one of `held` reaches.
     /// Ends when this placement leads no longer: where another does, refs move meanwhile.
     pub(crate) async fn gc(
         self: Arc<Self>,
         lead: Arc<Lead>,
         request: GcRequest,
+        held: BTreeSet<Digest>,
     ) -> Result<GcReport> {
         // In a task of its own: the store's work does not stop when the caller hangs up, so neither
         // may what keeps refs from moving meanwhile.
@@ -254,9 +251,14 @@ impl Catalog {
                     (Some(turn), Some(self.collecting.clone().write_owned().await))
                 }
             };
-            let mut roots: Vec<_> = self.refs.all().await?.iter().map(|r| r.image).collect();
-            roots.sort_unstable();
-            roots.dedup();
+            let mut roots: BTreeSet<_> = self.refs.all().await?.iter().map(|r| r.image).collect();
+            for image in held {
+                // Who says that it reads from what is not there keeps nobody from collecting.
+                if !roots.contains(&image) && self.is_there(image).await? {
+                    roots.insert(image);
+                }
+            }
+            let roots: Vec<_> = roots.into_iter().collect();
             let swept = Box::new(move || drop(alone));
             let work = self.archive.gc(roots.clone(), request, self.clock.now(), swept);
             let done = lead.during(work).await;
@@ -270,6 +272,14 @@ impl Catalog {
         });
         let done = task.await;
         done.map_err(|e| Error::new(Kind::Io, format!("collection of garbage: {e}")))?
+    }
+
+    async fn is_there(&self, image: Digest) -> Result<bool> {
+        match self.archive.facts(image).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Kind::Gone => Ok(false),
+            Err(error) => Err(error.at(format!("image {image}, from which a node reads"))),
+        }
     }
 
     /// A ticket for who asks.

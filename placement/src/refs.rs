@@ -18,11 +18,13 @@
 use std::sync::Arc;
 
 use api::catalog::{Expect, RefInfo};
+use api::lease::HeldLease;
 use image::{Digest, Error, Kind, Ref, Result};
 use tokio::sync::Mutex;
 
 use crate::archive::{Archive, RefMove};
 use crate::clock::Clock;
+use crate::fleet::Lease;
 use crate::state::State;
 
 /// Times that a move is tried while other placements move too.
@@ -60,10 +62,20 @@ impl Refs {
         Ok(refs)
     }
 
-    /// Moves or makes a ref. An error other than `Conflict` leaves open whether it moved.
-    pub(crate) async fn set(&self, name: &Ref, image: Digest, expect: Expect) -> Result<RefInfo> {
+    /// Moves or makes a ref. An error other than `Conflict` and `Denied` leaves open whether it moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Denied`] if another node has had the lease that is the `fence` since.
+    pub(crate) async fn set(
+        &self,
+        name: &Ref,
+        image: Digest,
+        expect: Expect,
+        fence: Option<&HeldLease>,
+    ) -> Result<RefInfo> {
         let check = |now: Option<&RefInfo>| expected(name, now, expect);
-        let entry = self.record(name, Some(image), check).await?.0;
+        let entry = self.record(name, Some(image), fence, check).await?.0;
         Ok(RefInfo { name: name.clone(), image, moved: entry.at })
     }
 
@@ -74,7 +86,7 @@ impl Refs {
             let now = now.ok_or_else(|| no_such_ref(name))?;
             expect.map_or(Ok(()), |image| expected(name, Some(now), Expect::At(image)))
         };
-        let was = self.record(name, None, there).await?.1;
+        let was = self.record(name, None, None, there).await?.1;
         was.ok_or_else(|| no_such_ref(name))
     }
 
@@ -91,6 +103,7 @@ impl Refs {
         &self,
         name: &Ref,
         image: Option<Digest>,
+        fence: Option<&HeldLease>,
         check: impl Fn(Option<&RefInfo>) -> Result<()>,
     ) -> Result<(RefMove, Option<RefInfo>)> {
         let mut step = self.step.lock().await;
@@ -101,6 +114,7 @@ impl Refs {
             let seq = self.state.seq().await? + 1;
             let was = self.state.get_ref(name).await?;
             check(was.as_ref())?;
+            self.passes(name, fence).await?;
             let entry = RefMove { seq, name: name.clone(), image, at: self.clock.now() };
             *step = Step::Unsure;
             match self.archive.append_ref_move(entry.clone()).await {
@@ -119,6 +133,25 @@ impl Refs {
         }
         let what = format!("moving ref {name}: others move refs all the time; try again");
         Err(Error::new(Kind::Retry, what))
+    }
+
+    /// Refuses what was captured under a lease that another node has had since.
+    async fn passes(&self, name: &Ref, fence: Option<&HeldLease>) -> Result<()> {
+        let Some(fence) = fence else { return Ok(()) };
+        let Some(lease) = Lease::find(&self.state, &fence.volume).await? else { return Ok(()) };
+        match lease.passes(fence.epoch) {
+            true => Ok(()),
+            false => {
+                let what = format!(
+                    "moving ref {name}: it was captured from volume {} under its lease of epoch {}, and {} since: the \
+                     ref is left as it is",
+                    fence.volume,
+                    fence.epoch,
+                    lease.holders()
+                );
+                Err(Error::new(Kind::Denied, what))
+            }
+        }
     }
 
     async fn settle(&self, step: &mut Step) -> Result<()> {

@@ -21,7 +21,7 @@ async fn roles_may_do_what_the_tables_say() {
     let grid = Grid::start().await;
     let image = grid.archive.add_image("a");
     let name: Ref = "debian:12".parse().unwrap();
-    let to = MoveRef { image, expect: Expect::Anything };
+    let to = MoveRef { image, expect: Expect::Anything, fence: None };
     let push = TicketRequest::Push { domain: 0, parent: None };
     let pull = TicketRequest::Pull { image: "debian:12".into() };
     let token = NewToken { role: Role::Node, lifetime_secs: 60, name: None };
@@ -259,7 +259,7 @@ async fn what_a_query_asks_is_known_or_refused() {
     let grid = Grid::start().await;
     let admin = grid.admin_papers();
     let (a, b) = (grid.archive.add_image("a"), grid.archive.add_image("b"));
-    let to = MoveRef { image: a, expect: Expect::Absent };
+    let to = MoveRef { image: a, expect: Expect::Absent, fence: None };
     grid.admin().move_ref(&"x:1".parse().unwrap(), &to).await.unwrap();
     for (method, path, expected) in [
         ("GET", "/v1/images?ancestor=true".to_owned(), 400),

@@ -20,7 +20,7 @@ fn name(text: &str) -> Ref {
 }
 
 async fn set(client: &Client, text: &str, image: Digest, expect: Expect) -> image::Result<Digest> {
-    client.move_ref(&name(text), &MoveRef { image, expect }).await.map(|r| r.image)
+    client.move_ref(&name(text), &MoveRef { image, expect, fence: None }).await.map(|r| r.image)
 }
 
 #[tokio::test]
@@ -39,8 +39,10 @@ async fn an_image_is_named_described_listed_and_forgotten() {
     let info = node.record(&image, &said).await.unwrap();
     let record = info.record.unwrap();
     assert!(record.created >= before && record.image == image && record.parent == Some(nowhere));
-    let moved =
-        node.move_ref(&name("acme/web"), &MoveRef { image, expect: Expect::Absent }).await.unwrap();
+    let moved = node
+        .move_ref(&name("acme/web"), &MoveRef { image, expect: Expect::Absent, fence: None })
+        .await
+        .unwrap();
     assert_eq!((moved.name, moved.image), (name("acme/web:latest"), image));
     set(&node, "debian:12", image, Expect::Anything).await.unwrap();
 

@@ -27,7 +27,7 @@ async fn the_first_start_makes_everything_and_a_restart_keeps_it() {
         }
     }
     let image = grid.archive.add_image("a");
-    let to = MoveRef { image, expect: Expect::Absent };
+    let to = MoveRef { image, expect: Expect::Absent, fence: None };
     grid.admin().move_ref(&"debian:12".parse().unwrap(), &to).await.unwrap();
     assert_eq!(mode(&grid.state_file()), 0o600);
     let (id, admin) = (grid.authority.grid().to_owned(), grid.admin_papers());

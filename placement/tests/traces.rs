@@ -106,7 +106,7 @@ async fn a_trace_outlives_a_restart_and_goes_with_its_image() {
     let [kept, young, gone] = ["a", "b", "c"].map(|seed| grid.archive.add_image(seed));
     let papers = grid.member(Role::Node, "n1");
     let node = grid.client(&papers);
-    let to = MoveRef { image: kept, expect: Expect::Anything };
+    let to = MoveRef { image: kept, expect: Expect::Anything, fence: None };
     node.move_ref(&"a:1".parse().unwrap(), &to).await.unwrap();
     for image in [kept, young, gone] {
         node.add_trace(&recording(image, &[(1, 0)])).await.unwrap();

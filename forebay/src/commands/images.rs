@@ -158,7 +158,7 @@ pub fn tag(config: &Config, args: &TagArgs, output: Output) -> Result<()> {
     let expect = if args.only_new { Expect::Absent } else { Expect::Anything };
     let moved = with_grid(config, |grid| async move {
         let image = grid.resolve(&args.name).await?;
-        grid.move_ref(&args.new, &MoveRef { image, expect }).await
+        grid.move_ref(&args.new, &MoveRef { image, expect, fence: None }).await
     })?;
     output.result(&moved, human_ref)
 }

@@ -117,7 +117,7 @@ async fn transfer(
     let said = NewRecord { kind, unread: unread.clone(), ..said };
     grid.placement.record(&imported.image, &said).await?;
     let expect = if args.new { Expect::Absent } else { Expect::Anything };
-    let to = MoveRef { image: imported.image, expect };
+    let to = MoveRef { image: imported.image, expect, fence: None };
     grid.move_ref(&args.name, &to).await?;
     Ok(ImportReport {
         name: args.name.clone(),

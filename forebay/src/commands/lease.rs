@@ -35,7 +35,17 @@ fn rows(list: &LeaseList) -> String {
         let (epoch, since) = (l.epoch.to_string(), time(l.since));
         vec![l.volume.clone(), l.called.clone(), node, epoch, since, lapses, revoked.to_owned()]
     });
-    table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    let mut text = table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+    if !list.reads.is_empty() {
+        let head = ["IMAGE", "READ BY", "LAPSES"].map(str::to_owned).to_vec();
+        let rows = list.reads.iter().map(|read| {
+            let image = read.image.to_string();
+            vec![image, read.holder.clone(), format!("in {} s", read.lapses)]
+        });
+        text.push('\n');
+        text += &table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+    }
+    text
 }
 
 fn human(info: &LeaseInfo) -> String {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use api::ErrorBody;
 use api::capture::SaveVolume;
 use api::catalog::{Expect, MoveRef};
+use api::lease::HeldLease;
 use capture::{Changes, DiskSource, ImportOptions, Imported, Pace, Skipped, Stored};
 use image::{Digest, Error, Kind, Result};
 use volume_pool::Since;
@@ -100,6 +101,8 @@ impl<G: Saves> Work<G> {
             Some(image) => Expect::At(image),
         };
         let parent = self.parent(asked, taken.since(), named).await?;
+        // Before the point in time is fixed: what is captured then is captured under this lease, or a later one.
+        let fence = self.volumes.lease_of(&asked.volume);
         let image = self.stored(told, asked, taken, parent).await?.image;
         told.tell(|now| now.image = Some(image));
         let parent = asked.parent.as_ref().and(parent).or(match taken.since() {
@@ -114,16 +117,26 @@ impl<G: Saves> Work<G> {
             self.grid.describe(&image, &said).await
         };
         self.insist(told, described, || Ok(false)).await?;
-        self.insist(told, async || self.named(asked, image, expect).await, || Ok(false)).await?;
+        self.insist(
+            told,
+            async || self.named(asked, image, expect, fence.clone()).await,
+            || Ok(false),
+        )
+        .await?;
         Ok(image)
     }
 
     /// Gives an image its name, if that still means what it did. To have been moved to the image already, perhaps by an
     /// answer that was lost, is as good.
-    async fn named(&self, asked: &SaveVolume, image: Digest, expect: Expect) -> Result<()> {
-        let Err(error) = self.grid.name(&asked.name, &MoveRef { image, expect }).await else {
-            return Ok(());
-        };
+    async fn named(
+        &self,
+        asked: &SaveVolume,
+        image: Digest,
+        expect: Expect,
+        fence: Option<HeldLease>,
+    ) -> Result<()> {
+        let to = MoveRef { image, expect, fence };
+        let Err(error) = self.grid.name(&asked.name, &to).await else { return Ok(()) };
         match error.kind() {
             Kind::Conflict if self.grid.current(&asked.name).await? == Some(image) => Ok(()),
             Kind::Conflict => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::goal::{DiskRoom, Goal, GoalItem, StatusReport, Told};
 use api::pool::LocalClaim;
 use blockio::Fs;
-use image::{Error, Kind, Result};
+use image::{Digest, Error, Kind, Result};
 use tokio::sync::{Notify, Semaphore};
 
 use super::items::{Items, Outcome};
@@ -115,6 +115,7 @@ impl<G: Grid> Agent<G> {
                     () = self.0.changed.notified() => {}
                     () = self.0.ready.changed() => {}
                     () = self.0.leases.changed() => {}
+                    () = self.0.volumes.changed() => {}
                 }
             };
             let told = tokio::select! {
@@ -277,7 +278,7 @@ impl<G: Grid> Agent<G> {
                 Ok(Outcome { volume: Some(info.id), built })
             }
             Goal::Discard { volume } => {
-                self.0.ready.discard(request_of(volume)?).await?;
+                self.0.ready.discard(request_of(volume)?, self.seed(&id)).await?;
                 Ok(Outcome::default())
             }
             Goal::Unknown => {
@@ -285,6 +286,11 @@ impl<G: Grid> Agent<G> {
                 Err(Error::new(Kind::Unsupported, what))
             }
         }
+    }
+
+    /// For the erasure that an item asks for: another one for each.
+    fn seed(&self, item: &[u8; 16]) -> [u8; 32] {
+        Digest::of_stored(&[&self.0.options.run[..], &item[..]].concat()).0
     }
 
     fn birth(&self, id: [u8; 16]) -> Birth {

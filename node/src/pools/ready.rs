@@ -189,11 +189,11 @@ impl<G: Grid> Ready<G> {
         index.unclaimed.remove_entry(&id)
     }
 
-    /// Removes one that nobody wants; nothing is done if it is not there.
-    pub async fn discard(&self, id: [u8; 16]) -> Result<()> {
+    /// Takes away one that nobody wants: it is erased, and then removed. Nothing is done if it is not there.
+    pub async fn discard(&self, id: [u8; 16], seed: [u8; 32]) -> Result<()> {
         let taken = self.0.index.lock().expect(UNPOISONED).unclaimed.remove(&id);
         let Some(entry) = taken else { return Ok(()) };
-        let removed = self.0.volumes.remove_ready(&id).await;
+        let removed = self.0.volumes.erase_ready(&id, seed).await;
         if removed.is_err() {
             self.0.index.lock().expect(UNPOISONED).unclaimed.insert(id, entry);
         }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::lease::HeldLease;
 use api::volume::Attachment;
 use image::error::At;
 use image::{Error, Kind, Result};
@@ -57,6 +58,13 @@ impl<G: Grid> Volumes<G> {
         }
         let what = "its lease waits until placement has answered a report: try again";
         Err(Error::new(Kind::Retry, what))
+    }
+
+    /// The lease under which a volume is written here, if it is one that has any.
+    pub(crate) fn lease_of(&self, name: &str) -> Option<HeldLease> {
+        let volume = name_of(&self.0.shelf.identity(name).ok()?.id);
+        let epoch = self.0.leases.epoch(&volume)?;
+        Some(HeldLease { volume, epoch })
     }
 
     /// Lets a writer out, which has stopped.

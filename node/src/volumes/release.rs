@@ -14,9 +14,9 @@ use api::volume::{EraseMethod, EraseProof, Erasure as Erasing, ReleaseVolume};
 use blockio::Fs;
 use image::error::At;
 use image::{Error, Kind, Result};
-use volume_pool::Shelf;
 use volume_pool::erase::{Method, Plan, Proof, Record};
 use volume_pool::ready::name_of;
+use volume_pool::{Shelf, VolumeState};
 
 use super::service::{UNPOISONED, Volumes, blocking, now};
 use crate::daemon::Grid;
@@ -63,6 +63,39 @@ impl<G: Grid> Volumes<G> {
         let id = self.blocking(move || shelf.take_back(&taken, &plan, now())).await?;
         self.begin_erasure(name_of(&id), plan, name.to_owned(), was.size);
         self.erasure(&name_of(&id))
+    }
+
+    /// Begins to erase a ready volume that nobody wants, as one that was given back; nothing is done if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it was handed out, or is in use.
+    pub(crate) async fn erase_ready(&self, id: &[u8; 16], seed: [u8; 32]) -> Result<()> {
+        let name = name_of(id);
+        self.0.signer.name().at(|| format!("{name}: nobody could sign that it is erased"))?;
+        let plan = plan(&ReleaseVolume::default(), seed);
+        let (shelf, taken) = (self.0.shelf.clone(), name.clone());
+        let size = self.blocking(move || {
+            let ready = shelf.ready()?;
+            let identity = match ready.identity(&taken) {
+                Err(error) if error.kind() == Kind::Gone => return Ok(None),
+                found => found?,
+            };
+            match identity.state {
+                // Begun before: the daemon goes on with it by itself.
+                VolumeState::Erasing => return Ok(None),
+                VolumeState::Allocated => {
+                    let what = format!("{taken}: it was handed out");
+                    return Err(Error::new(Kind::Conflict, what));
+                }
+                _ => drop(ready.erase(&taken, &plan, now())?),
+            }
+            Ok(Some(identity.size))
+        });
+        if let Some(size) = size.await? {
+            self.begin_erasure(name.clone(), plan, name, size);
+        }
+        Ok(())
     }
 
     /// Goes on with what an earlier daemon has begun to erase.

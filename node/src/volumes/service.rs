@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
-use api::life::NodeVolume;
 use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, Scrubbed, VolumeInfo};
 use blockio::{BlockFile, Fs};
 use futures::FutureExt;
@@ -24,6 +23,7 @@ use super::live::{Live, Surroundings};
 use super::recorder::Start;
 use super::release::{Run, Signs};
 use super::serving::Holder;
+use super::told::Told;
 use super::{extend::Failed, tools};
 use crate::daemon::Grid;
 use crate::leases::Leases;
@@ -126,7 +126,7 @@ pub(super) struct Inner<G> {
     pub(super) leases: Arc<Leases>,
     pub(super) watchdog: Arc<Watchdog>,
     /// What placement was told last.
-    pub(super) told: std::sync::Mutex<Vec<NodeVolume>>,
+    pub(super) told: Told,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -179,7 +179,7 @@ impl<G: Grid> Volumes<G> {
             signer: options.signer,
             leases: options.leases,
             watchdog: options.watchdog,
-            told: std::sync::Mutex::default(),
+            told: Told::default(),
             changing: std::sync::Mutex::default(),
         }));
         if let Err(error) = volumes.resume_erasures().await {
@@ -242,6 +242,7 @@ impl<G: Grid> Volumes<G> {
         };
         let shelf = self.0.shelf.clone();
         self.blocking(move || shelf.create(&new)).await?;
+        self.0.told.changed();
         if asked.extend {
             self.extend_new(&asked.name, geometry.size()).await?;
         }
@@ -340,6 +341,7 @@ impl<G: Grid> Volumes<G> {
             Ok(())
         };
         self.blocking(remove).await?;
+        self.0.told.changed();
         Ok(was)
     }
 

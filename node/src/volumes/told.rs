@@ -1,13 +1,35 @@
 //! What placement is told of the volumes here that are somebody's.
 
+use std::sync::Mutex;
+
 use api::life::NodeVolume;
+use tokio::sync::Notify;
 use volume_pool::Shelf;
 use volume_pool::ready::name_of;
 
 use super::service::{UNPOISONED, Volumes};
 use crate::daemon::Grid;
 
+/// What was told last, and that there is something new to tell.
+#[derive(Default)]
+pub(super) struct Told {
+    last: Mutex<Vec<NodeVolume>>,
+    changed: Notify,
+}
+
+impl Told {
+    /// There is one more, or one less: placement is to hear of that at once.
+    pub(super) fn changed(&self) {
+        self.changed.notify_one();
+    }
+}
+
 impl<G: Grid> Volumes<G> {
+    /// Waits until there is something new to tell.
+    pub(crate) async fn changed(&self) {
+        self.0.told.changed.notified().await;
+    }
+
     /// The volumes that are somebody's, in the order of their names. While they cannot be listed, as they were listed
     /// last: what they read from is not to go meanwhile.
     pub(crate) async fn told(&self) -> Vec<NodeVolume> {
@@ -20,12 +42,12 @@ impl<G: Grid> Volumes<G> {
                 for volume in &mut volumes {
                     volume.attached = kept.contains_key(&volume.called);
                 }
-                self.0.told.lock().expect(UNPOISONED).clone_from(&volumes);
+                self.0.told.last.lock().expect(UNPOISONED).clone_from(&volumes);
                 volumes
             }
             Err(error) => {
                 tracing::error!(%error, "the volumes here cannot be listed: placement is told of them as they were");
-                self.0.told.lock().expect(UNPOISONED).clone()
+                self.0.told.last.lock().expect(UNPOISONED).clone()
             }
         }
     }

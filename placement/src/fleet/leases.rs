@@ -16,6 +16,7 @@ use super::goals;
 use super::operations::check_id;
 use super::{Fleet, TRIES};
 use crate::member::check_name;
+use crate::state::State;
 use crate::state::keys::{Transaction, Versioned, encode};
 
 /// A lease, as it is kept. It is kept when nobody has it, too: for its epoch.
@@ -26,6 +27,12 @@ pub(crate) struct Lease {
     #[serde(default)]
     called: String,
     since: u64,
+    /// Who had it last.
+    #[serde(default)]
+    last: String,
+    /// The first epoch since when nobody else has had it.
+    #[serde(default)]
+    alone_from: u64,
     /// Its holder is told to stop.
     #[serde(default)]
     revoked: bool,
@@ -38,9 +45,28 @@ impl Lease {
     /// generation are above all of an earlier one.
     fn give(&mut self, to: &str, called: &str, generation: u64, now: u64) {
         self.epoch = (self.epoch + 1).max(generation << 32);
+        if self.last != to {
+            (self.last, self.alone_from) = (to.to_owned(), self.epoch);
+        }
         self.holder = Some(to.to_owned());
         called.clone_into(&mut self.called);
         (self.since, self.revoked) = (now, false);
+    }
+
+    /// The lease of a volume, if there ever was one.
+    pub(crate) async fn find(state: &State, volume: &str) -> Result<Option<Self>> {
+        check_id(volume)?;
+        Ok(state.get::<Self>(&key(volume)).await?.map(|(lease, _)| lease))
+    }
+
+    /// Whether nobody else has had it since an epoch.
+    pub(crate) fn passes(&self, epoch: u64) -> bool {
+        epoch >= self.alone_from
+    }
+
+    /// Who has had it, and from which epoch on: for people.
+    pub(crate) fn holders(&self) -> String {
+        format!("node {} has had that from epoch {} on", self.last, self.alone_from)
     }
 
     fn take_away(&mut self) {
@@ -88,7 +114,7 @@ impl Fleet {
     }
 
     /// After a restore nobody knows who was given leases since the backup: until they are over there are none.
-    async fn wait_for_leases_before_a_restore(&self) -> Result<()> {
+    pub(super) async fn wait_for_leases_before_a_restore(&self) -> Result<()> {
         let left = match self.state.not_before().await? {
             Some(then) => then.saturating_sub(self.clock.now()),
             None => 0,
@@ -97,7 +123,8 @@ impl Fleet {
             return Ok(());
         }
         let what = format!(
-            "placement's state was restored from a backup: leases that were given since that are over in {left} s, and              none is given before"
+            "placement's state was restored from a backup: leases that were given since that are over in {left} s; before \
+             none is given, and no garbage is collected"
         );
         Err(Error::new(Kind::Busy(Duration::from_secs(left)), what))
     }
@@ -159,7 +186,7 @@ impl Fleet {
         let all = self.state.list_versioned::<Lease>("leases/").await?;
         let held = all.into_iter().filter(|(_, lease, _)| lease.holder.is_some());
         let leases = held.map(|(volume, lease, _)| self.info(volume, lease)).collect::<Result<_>>();
-        Ok(LeaseList { leases: leases? })
+        Ok(LeaseList { leases: leases?, reads: self.read_leases().await? })
     }
 
     /// Takes back what a node says it does not need any more.
@@ -193,7 +220,7 @@ impl Fleet {
     }
 
     /// Seconds until what a node has is anybody's, if it is not heard of again.
-    fn lapses(&self, node: &str) -> Result<u64> {
+    pub(super) fn lapses(&self, node: &str) -> Result<u64> {
         let last = self.hearing.with(|reign| {
             let heard = reign.reports.get(node).map_or(reign.since, |heard| heard.ticks);
             heard.max(reign.since)
@@ -233,7 +260,7 @@ impl Fleet {
 
     fn info(&self, volume: String, lease: Lease) -> Result<LeaseInfo> {
         let lapses = lease.holder.as_deref().map(|holder| self.lapses(holder)).transpose()?;
-        let Lease { epoch, holder, called, since, revoked, broken } = lease;
+        let Lease { epoch, holder, called, since, revoked, broken, .. } = lease;
         Ok(LeaseInfo { volume, called, holder, epoch, since, lapses, revoked, broken })
     }
 }

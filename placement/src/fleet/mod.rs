@@ -20,6 +20,7 @@ pub(crate) mod life;
 mod operations;
 mod plan;
 pub(crate) mod pools;
+mod reads;
 mod reserve;
 mod stats;
 #[cfg(test)]
@@ -154,6 +155,7 @@ impl Fleet {
     ) -> Result<Told> {
         check_name(node)?;
         self.refuse_forgotten(node).await?;
+        self.note_reads(node, &report).await?;
         let (measured, run) = (report.stats.take(), report.run.clone());
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
         let (leases, released) = (report.leases.clone(), report.released.clone());

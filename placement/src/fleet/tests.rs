@@ -1,7 +1,9 @@
 //! A fleet of modelled nodes under the real control: pools fill and refill, claims are served once, nodes go and
 //! come back.
 
+mod fences;
 mod life;
+mod reads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -139,6 +141,7 @@ impl Node {
 
 struct Grid {
     fleet: Arc<Fleet>,
+    archive: Arc<fake::Fake>,
     now: Arc<AtomicU64>,
     memory: Memory,
     lead: Arc<Lead>,
@@ -156,15 +159,16 @@ impl Grid {
         let dir = tempfile::tempdir().unwrap();
         let authority = crate::Authority::open(&dir.path().join("ca"), NOW).unwrap();
         let key = authority.signing_key().clone();
-        let archive: Arc<dyn crate::Archive> = fake::Fake::new();
+        let archive = fake::Fake::new();
+        let store: Arc<dyn crate::Archive> = archive.clone();
         let catalog =
-            Catalog::open(state.clone(), archive, key, clock.clone(), vec![]).await.unwrap();
+            Catalog::open(state.clone(), store, key, clock.clone(), vec![]).await.unwrap();
         let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
         let fleet = Fleet::new(state, clock, Arc::new(catalog), Terms::default());
         let lead = Arc::new(lead);
         fleet.begin(Arc::clone(&lead));
         let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
-        Self { fleet, now, memory: Memory::default(), lead, nodes }
+        Self { fleet, archive, now, memory: Memory::default(), lead, nodes }
     }
 
     fn later(&self, seconds: u64) {

@@ -237,7 +237,7 @@ pub(super) async fn move_ref(
     Name(name): Name,
     Body(to): Body<MoveRef>,
 ) -> Answer<RefInfo> {
-    let moving = app.catalog.move_ref(&name, to.image, to.expect);
+    let moving = app.catalog.move_ref(&name, &to);
     Ok(Json(app.fleet.lead()?.during(moving).await?))
 }
 
@@ -292,7 +292,8 @@ pub(super) async fn verify_store(
     responses((status = 200, body = GcReport), (status = "default", body = api::ErrorBody))
 )]
 pub(super) async fn gc(State(app): State<App>, Body(asked): Body<GcRequest>) -> Answer<GcReport> {
-    Ok(Json(app.catalog.gc(app.fleet.lead()?, asked).await?))
+    let (lead, held) = (app.fleet.lead()?, app.fleet.held_images().await?);
+    Ok(Json(app.catalog.gc(lead, asked, held).await?))
 }
 
 pub(super) async fn no_such_route() -> Failure {

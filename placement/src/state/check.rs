@@ -1,5 +1,6 @@
 //! Checking the state: every key is known, and every value is what its key says.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use api::goal::GoalState;
@@ -35,6 +36,7 @@ const FAMILIES: &[(&str, Look)] = &[
     ("nodes/", json::<NodeEntry>),
     ("operations/", json::<Kept>),
     ("pools/", json::<SetPool>),
+    ("reads/", json::<BTreeSet<Digest>>),
     ("refs/", |key, name, value| named::<Ref>(name).and(json::<Target>(key, name, value))),
     ("removed/", json::<u64>),
     ("reserved/", json::<Book>),

@@ -14,6 +14,7 @@
 //! nodes/<name>     a node that has reported
 //! goals/<name>     what it is to do; kept when the node is forgotten: ids of items follow from its versions
 //! standing/<name>  that a node is cordoned, drains, or was forgotten; not there of all others
+//! reads/<name>     the images from which it reads
 //! pools/<name>     what a pool shall be
 //! operations/<id>  what was asked for and takes its time
 //! reserved/<name>  what is reserved on a node, and until when

@@ -220,10 +220,10 @@ async fn a_state_that_fails_catches_up_with_the_log() {
     let mut before = Expect::Absent;
     for done in [false, true] {
         *keys.next.lock().unwrap() = Some(done);
-        assert_eq!(refs.set(&name, a, before).await.unwrap_err().kind(), Kind::Io);
+        assert_eq!(refs.set(&name, a, before, None).await.unwrap_err().kind(), Kind::Io);
         // In the log, so decided, whatever the state said.
         assert_eq!(refs.all().await.unwrap()[0].image, a);
-        refs.set(&name, b, Expect::At(a)).await.unwrap();
+        refs.set(&name, b, Expect::At(a), None).await.unwrap();
         before = Expect::At(b);
     }
     assert_eq!(fake.shelf().log.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -243,14 +243,15 @@ async fn two_placements_over_one_state_and_store_agree() {
             _ => Expect::At(state.get_ref(&name).await.unwrap().unwrap().image),
         };
         let (a, b) = (images[2 * round], images[2 * round + 1]);
-        let (won, lost) = tokio::join!(one.set(&name, a, expect), two.set(&name, b, expect));
+        let (won, lost) =
+            tokio::join!(one.set(&name, a, expect, None), two.set(&name, b, expect, None));
         let (won, lost) = if won.is_ok() { (won, lost) } else { (lost, won) };
         assert_eq!(state.get_ref(&name).await.unwrap().unwrap().image, won.unwrap().image);
         assert_eq!(lost.unwrap_err().kind(), Kind::Conflict);
     }
     // One that moves blindly after the other moved, without having seen it.
-    one.set(&name, images[0], Expect::Anything).await.unwrap();
-    two.set(&name, images[1], Expect::Anything).await.unwrap();
+    one.set(&name, images[0], Expect::Anything, None).await.unwrap();
+    two.set(&name, images[1], Expect::Anything, None).await.unwrap();
     one.delete(&name, None).await.unwrap();
     assert!(two.all().await.unwrap().is_empty());
     let log: Vec<_> = fake.shelf().log.keys().copied().collect();
@@ -320,18 +321,19 @@ async fn overtaken(hold: Hold) -> (Result<RefInfo>, Result<RefInfo>, Digest) {
     let quick = State::over(disk.clone(), "grid").await.unwrap();
     let two = Refs::open(quick.clone(), fake.clone(), Clock::new(|| 7)).await.unwrap();
     let name: Ref = "a:1".parse().unwrap();
-    two.set(&name, images[0], Expect::Absent).await.unwrap();
+    two.set(&name, images[0], Expect::Absent, None).await.unwrap();
     let (arrived, leave) = (Semaphore::new(0), Semaphore::new(0));
     let slow = Arc::new(Slow { keys: disk, hold, calls: AtomicUsize::new(99), arrived, leave });
     let state = State::over(slow.clone(), "grid").await.unwrap();
     let one = Refs::open(state, fake, Clock::new(|| 7)).await.unwrap();
     slow.calls.store(0, Ordering::Relaxed);
-    let (first, second) = tokio::join!(one.set(&name, images[1], Expect::At(images[0])), async {
-        slow.arrived.acquire().await.unwrap().forget();
-        let done = two.set(&name, images[2], Expect::Anything).await;
-        slow.leave.add_permits(1);
-        done
-    });
+    let (first, second) =
+        tokio::join!(one.set(&name, images[1], Expect::At(images[0]), None), async {
+            slow.arrived.acquire().await.unwrap().forget();
+            let done = two.set(&name, images[2], Expect::Anything, None).await;
+            slow.leave.add_permits(1);
+            done
+        });
     (first, second, quick.get_ref(&name).await.unwrap().unwrap().image)
 }
 
