@@ -22,6 +22,7 @@ pub mod bugs;
 pub mod chance;
 pub mod corpus;
 pub mod fleets;
+pub mod history;
 pub mod invariants;
 pub mod run;
 pub mod scenario;
