@@ -12,6 +12,8 @@
 //! node forgets what it did of an item only when the item is no longer in the newest goal, and never takes an
 //! older goal for a newer one.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -181,6 +183,14 @@ pub struct StatusReport {
     /// What it has measured of itself since it was last heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Box<NodeStats>>,
+}
+
+impl StatusReport {
+    /// The ids of the items to which nothing more will happen.
+    pub fn over(&self) -> BTreeSet<&str> {
+        let over = self.items.iter().filter(|status| status.state.is_final());
+        over.map(|status| status.id.as_str()).collect()
+    }
 }
 
 /// The answer to a report.

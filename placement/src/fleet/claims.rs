@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use api::goal::Goal;
+use api::goal::{Goal, GoalItem, StatusReport};
 use api::life::Standing;
 use api::operation::{Operation, OperationState};
 use api::pool::{NewClaim, VolumeKind};
@@ -148,6 +148,7 @@ fn choose(
     let mut best: Option<((bool, bool), u32, &str)> = None;
     let mut builder: Option<(bool, u64, &str)> = None;
     let mut least_missing: Option<(u64, &str)> = None;
+    let mut waits = false;
     for (name, last) in heard.iter().filter(|(_, last)| !last.is_away(ticks)) {
         let wanted = asked.node.as_deref() == Some(name);
         let standing = standings.of(name);
@@ -155,7 +156,9 @@ fn choose(
         if passed_over || standing == Standing::Forgotten {
             continue;
         }
-        let spare = spare(pool, kind, &last.report.ready, goals.items(name));
+        let (ready, promised) = promised(pool, kind, &last.report, goals.items(name));
+        waits |= promised > 0;
+        let spare = ready.saturating_sub(promised);
         if spare > 0 {
             best = best.max(Some(((standing.is_open(), wanted), spare, name)));
         }
@@ -177,6 +180,11 @@ fn choose(
     if let Some((_, _, node)) = builder {
         return Ok((node.to_owned(), true));
     }
+    if waits {
+        // What is being handed out may come to nothing, and a report may say less than there is by then.
+        let what = format!("pool {pool}: waits for what becomes of those that are promised");
+        return Err(Error::new(Kind::Retry, what));
+    }
     if let Some((missing, node)) = least_missing {
         let what = format!(
             "pool {pool}: none is ready, and no node has room for one more; {node} lacks the least, {missing} bytes"
@@ -188,17 +196,17 @@ fn choose(
     Err(Error::new(Kind::Retry, format!("pool {pool}: waits for {which} to be heard of")))
 }
 
-/// Ready volumes of a kind that nobody was promised.
-fn spare(
-    pool: &str,
-    kind: &VolumeKind,
-    ready: &[api::goal::ReadyVolume],
-    items: &[api::goal::GoalItem],
-) -> u32 {
-    let ready = ready.iter().filter(|v| v.pool == pool && v.kind == *kind && v.state == "ready");
+/// Ready volumes of a kind that a node has, and how many of them it has promised. What it says it has handed out is not
+/// ready any more, by the same report: that promise is kept, whether or not its item is still there.
+fn promised(pool: &str, kind: &VolumeKind, said: &StatusReport, items: &[GoalItem]) -> (u32, u32) {
+    let ready = said.ready.iter().filter(|v| v.pool == pool && v.kind == *kind);
+    let ready = ready.filter(|v| v.state == "ready").count();
+    let over = said.over();
     let promised = items.iter().filter(|item| match &item.goal {
-        Goal::Claim { pool: of, build, .. } => of == pool && build.is_none(),
+        Goal::Claim { pool: of, build, .. } => {
+            of == pool && build.is_none() && !over.contains(item.id.as_str())
+        }
         _ => false,
     });
-    (ready.count() as u32).saturating_sub(promised.count() as u32)
+    (ready as u32, promised.count() as u32)
 }

@@ -401,6 +401,7 @@ impl Pass<'_> {
         view.leaves = standing == Standing::Draining;
         (view.size, view.free) = (last.report.disk.size, last.report.disk.free);
         let (mut going, mut taken) = (BTreeSet::new(), BTreeMap::<&str, u32>::new());
+        let over = last.report.over();
         for item in self.goals.items(name) {
             match &item.goal {
                 Goal::Build { pool, kind } => {
@@ -410,6 +411,8 @@ impl Pass<'_> {
                 Goal::Claim { build: Some(kind), .. } => {
                     view.free = view.free.saturating_sub(kind.size);
                 }
+                // What was handed out is not ready any more, by the same report.
+                Goal::Claim { build: None, .. } if over.contains(item.id.as_str()) => {}
                 // Which one it will be is the node's to choose.
                 Goal::Claim { pool, build: None, .. } => *taken.entry(pool).or_default() += 1,
                 Goal::Discard { volume } => drop(going.insert(volume.as_str())),
