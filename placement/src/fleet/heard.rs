@@ -40,7 +40,11 @@ fn is_news(before: &StatusReport, now: &StatusReport) -> bool {
 
 /// The last report of each node.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Reports(BTreeMap<String, Heard>);
+pub(crate) struct Reports {
+    nodes: BTreeMap<String, Heard>,
+    /// Nodes that have asked for a lease since, and when, by the same clock.
+    asked: BTreeMap<String, u64>,
+}
 
 impl Reports {
     /// Takes a report; says whether something is news in it. One that is older than the last has none.
@@ -49,9 +53,10 @@ impl Reports {
     ///
     /// [`Kind::Conflict`] if another daemon has reported as this node since.
     pub(crate) fn take(&mut self, node: &str, report: StatusReport, now: u64) -> Result<bool> {
-        let Some(last) = self.0.get_mut(node) else {
+        let Some(last) = self.nodes.get_mut(node) else {
             let heard = Heard { ticks: now, report: Arc::new(report), earlier: BTreeSet::new() };
-            self.0.insert(node.to_owned(), heard);
+            self.nodes.insert(node.to_owned(), heard);
+            self.asked.remove(node);
             return Ok(true);
         };
         if last.earlier.contains(&report.run) {
@@ -73,17 +78,29 @@ impl Reports {
         }
         let before = std::mem::replace(&mut last.report, Arc::new(report));
         last.ticks = now;
+        self.asked.remove(node);
         Ok(is_news(&before, &last.report))
     }
 
     /// What a node has said last.
     pub(crate) fn get(&self, node: &str) -> Option<&Heard> {
-        self.0.get(node)
+        self.nodes.get(node)
+    }
+
+    /// A node asks for a lease, at a time.
+    pub(crate) fn asks(&mut self, node: &str, now: u64) {
+        self.asked.insert(node.to_owned(), now);
+    }
+
+    /// When a node has last given a sign of life, of those from which it counts the time of its leases.
+    pub(crate) fn sign(&self, node: &str) -> Option<u64> {
+        let asked = self.asked.get(node).copied();
+        asked.max(self.nodes.get(node).map(|heard| heard.ticks))
     }
 
     /// All that have reported, in the order of their names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Heard)> {
-        self.0.iter()
+        self.nodes.iter()
     }
 }
 

@@ -3,6 +3,11 @@
 //! What is kept is who has a lease, and its epoch; no time is. A lease lasts as long as its holder is heard of, and
 //! so long after. A placement that has just started counts all holders as heard of at that moment: it cannot know
 //! better, and waits rather than having two write.
+//!
+//! A lease whose holder is silent is taken from it in two steps, each a change of what is kept: first it is said that the
+//! lease is taken back, then, if its holder is still silent, another has it. Between the look at who was heard of and
+//! the change that follows from it time passes. A holder that comes back meanwhile is heard after the look; what it is
+//! answered is read after that, so it is told of the first step, or the second step sees that it is back.
 
 use std::time::Duration;
 
@@ -18,6 +23,10 @@ use super::{Fleet, TRIES};
 use crate::member::check_name;
 use crate::state::State;
 use crate::state::keys::{Transaction, Versioned, encode};
+
+/// Clocks may run so much apart: one second of so many. Twice what a clock that is being put right (by adjtime) may
+/// differ from true time, and ten times what its crystal does.
+const PACE: u64 = 500;
 
 /// A lease, as it is kept. It is kept when nobody has it, too: for its epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +97,17 @@ impl Fleet {
         check_name(&asked.holder)?;
         self.wait_for_leases_before_a_restore().await?;
         let generation = self.state.generation().await?;
+        // Before anything is given: from then on it counts the time of it.
+        let ticks = self.clock.ticks();
+        self.hearing.with(|reign| reign.reports.asks(&asked.holder, ticks))?;
+        self.change_lease(volume, |lease| {
+            let other = lease.holder.as_ref().filter(|holder| **holder != asked.holder);
+            if let Some(holder) = other {
+                lease.revoked |= self.lapses(holder)? == 0;
+            }
+            Ok(())
+        })
+        .await?;
         self.change_lease(volume, |lease| {
             match lease.holder.clone() {
                 Some(holder) if holder == asked.holder => {
@@ -100,7 +120,7 @@ impl Fleet {
                 }
                 Some(holder) => {
                     let left = self.lapses(&holder)?;
-                    if left > 0 {
+                    if left > 0 || !lease.revoked {
                         return Err(held(volume, lease, &holder, left));
                     }
                     tracing::warn!(volume, holder, to = asked.holder, "a lease has lapsed");
@@ -219,13 +239,15 @@ impl Fleet {
         Ok(lost)
     }
 
-    /// Seconds until what a node has is anybody's, if it is not heard of again.
+    /// Seconds until what a node has is anybody's, if it is not heard of again. Seconds are counted whole, and so may be
+    /// one too many; and the node's clock may be slower.
     pub(super) fn lapses(&self, node: &str) -> Result<u64> {
         let last = self.hearing.with(|reign| {
-            let heard = reign.reports.get(node).map_or(reign.since, |heard| heard.ticks);
-            heard.max(reign.since)
+            let sign = reign.reports.sign(node).unwrap_or(reign.since);
+            sign.max(reign.since)
         })?;
-        Ok((last + self.lease_secs).saturating_sub(self.clock.ticks()))
+        let lasts = self.lease_secs + self.lease_secs.div_ceil(PACE) + 1;
+        Ok((last + lasts).saturating_sub(self.clock.ticks()))
     }
 
     /// Changes a lease, and nobody else meanwhile.

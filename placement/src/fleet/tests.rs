@@ -433,13 +433,16 @@ async fn one_node_writes_a_volume_and_others_are_told_who() {
     assert_eq!(grid.fleet.take_lease("../x", &take("a")).await.unwrap_err().kind(), Kind::Invalid);
 }
 
+/// A lease of 900 s is another's after so long: seconds are counted whole, and clocks differ.
+const LAPSED: u64 = 903;
+
 #[tokio::test]
 async fn a_lease_lasts_while_its_holder_is_heard_of_and_its_time_after_that() {
     let mut grid = Grid::new(&["a"]).await;
     grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
     grid.later(899);
     grid.round(&[]).await;
-    grid.later(898);
+    grid.later(LAPSED - 2);
     assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err(), "it was heard of since");
     grid.later(1);
     let taken = grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap();
@@ -460,7 +463,18 @@ async fn a_placement_that_has_just_started_waits_before_it_gives_a_lease_to_anot
     let Fleet { state, clock, catalog, .. } = &*grid.fleet;
     grid.fleet = Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), Terms::default());
     grid.fleet.begin(Arc::clone(&grid.lead));
-    grid.later(899);
+    grid.later(LAPSED - 1);
+    assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
+    grid.later(1);
+    grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_just_taken_a_lease_has_it_for_its_time_though_it_has_not_reported() {
+    let grid = Grid::new(&[]).await;
+    grid.later(5000);
+    grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
+    grid.later(LAPSED - 1);
     assert!(grid.fleet.take_lease(VOLUME, &take("b")).await.is_err());
     grid.later(1);
     grid.fleet.take_lease(VOLUME, &take("b")).await.unwrap();
