@@ -21,6 +21,15 @@ impl Clock {
         Self { ticks: now.clone(), now }
     }
 
+    /// A clock that asks `now`, and counts how time passes by `ticks`.
+    #[cfg(feature = "testing")]
+    pub fn ticking(
+        now: impl Fn() -> u64 + Send + Sync + 'static,
+        ticks: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        Self { now: Arc::new(now), ticks: Arc::new(ticks) }
+    }
+
     /// The operating system's clock. A clock before 1970 is read as 1970.
     #[expect(clippy::disallowed_methods, reason = "this is where the outside's time comes in")]
     pub fn system() -> Self {

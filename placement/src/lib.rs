@@ -42,6 +42,8 @@ mod refs;
 pub mod retention;
 pub mod shown;
 pub mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tls;

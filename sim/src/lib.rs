@@ -10,7 +10,8 @@
 //! ```
 //! One thread, one runtime whose clock jumps ahead when there is nothing to do: minutes take
 //! milliseconds, and a run is a function of its seed. [`Scenario`] says what happens, [`world`] is what
-//! it happens to, [`invariants`] are what must hold all the same.
+//! it happens to, [`invariants`] are what must hold all the same. Leases have a world of their own ([`leases`]), whose
+//! [`history`] is checked.
 //!
 //! ```text
 //! cargo run --release -p forebay-sim                  500 seeds
@@ -24,6 +25,7 @@ pub mod corpus;
 pub mod fleets;
 pub mod history;
 pub mod invariants;
+pub mod leases;
 pub mod run;
 pub mod scenario;
 pub mod trace;

@@ -1,11 +1,12 @@
 //! `forebay-sim`: runs many seeds, or one of them again.
 
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
-use forebay_sim::{Bug, Counts, Report, Scenario, run};
+use forebay_sim::{Bug, Counts, Report, Scenario, leases, run};
 
 /// Runs Forebay in simulated worlds, each drawn from a seed.
 #[derive(Parser)]
@@ -24,10 +25,55 @@ struct Args {
     trace: bool,
     /// Plants a bug.
     #[arg(long)]
-    plant: Option<Bug>,
+    plant: Option<Plant>,
     /// Threads, each with a run of its own at a time; as many as there are cores unless given.
     #[arg(long)]
     jobs: Option<usize>,
+}
+
+/// A bug of one of the worlds.
+#[derive(Clone, Copy)]
+enum Plant {
+    Pulls(Bug),
+    Leases(leases::Bug),
+}
+
+impl FromStr for Plant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let pulls = name.parse().map(Self::Pulls);
+        pulls.or_else(|not| {
+            name.parse().map(Self::Leases).map_err(|nor| format!("{not}; of leases {nor}"))
+        })
+    }
+}
+
+impl Plant {
+    fn of_pulls(self) -> Option<Bug> {
+        if let Self::Pulls(bug) = self { Some(bug) } else { None }
+    }
+
+    fn of_leases(self) -> Option<leases::Bug> {
+        if let Self::Leases(bug) = self { Some(bug) } else { None }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Pulls(bug) => bug.to_string(),
+            Self::Leases(bug) => bug.to_string(),
+        }
+    }
+}
+
+impl Args {
+    fn pulls(&self, seed: u64, print: bool) -> Report {
+        run(seed, self.plant.and_then(Plant::of_pulls), print)
+    }
+
+    fn leases(&self, seed: u64, print: bool) -> leases::Report {
+        leases::run(seed, self.plant.and_then(Plant::of_leases), print)
+    }
 }
 
 fn main() -> ExitCode {
@@ -45,12 +91,17 @@ fn one(seed: u64, args: &Args) -> ExitCode {
     if args.trace {
         println!("{:#?}", Scenario::of(seed));
     }
-    let report = run(seed, args.plant, args.trace);
+    let report = args.pulls(seed, args.trace);
     report.violations.iter().for_each(|violation| println!("{violation}"));
     println!("{:?}", report.counts);
     let Report { digest, events, time, .. } = &report;
     println!("seed {seed}: digest {digest}, {events} events in {:.3} s", time.as_secs_f64());
-    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let of_leases = args.leases(seed, args.trace);
+    of_leases.violations.iter().for_each(|violation| println!("{violation}"));
+    println!("{:?}", of_leases.counts);
+    println!("seed {seed}, leases: digest {}", of_leases.digest);
+    let holds = report.violations.is_empty() && of_leases.violations.is_empty();
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn many(args: &Args) -> ExitCode {
@@ -58,17 +109,24 @@ fn many(args: &Args) -> ExitCode {
         .jobs
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let next = AtomicU64::new(args.first);
-    let (counts, failed) = (Mutex::new(Counts::default()), Mutex::new(Vec::new()));
+    let failed = Mutex::new(Vec::new());
+    let counts = Mutex::new((Counts::default(), leases::Counts::default()));
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= args.first + args.seeds {
                 return;
             }
-            let report = run(seed, args.plant, false);
-            counts.lock().expect("no thread panics with it").add(&report.counts);
-            if !report.violations.is_empty() {
-                tell(&report, args.plant);
+            let (report, of_leases) = (args.pulls(seed, false), args.leases(seed, false));
+            {
+                let mut counts = counts.lock().expect("no thread panics with it");
+                counts.0.add(&report.counts);
+                counts.1.add(&of_leases.counts);
+            }
+            let pulls = report.violations.iter().map(ToString::to_string);
+            let violations: Vec<String> = pulls.chain(of_leases.violations).collect();
+            if !violations.is_empty() {
+                tell(seed, &violations, args.plant);
                 failed.lock().expect("no thread panics with it").push(seed);
             }
         }
@@ -80,10 +138,9 @@ fn many(args: &Args) -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn tell(report: &Report, plant: Option<Bug>) {
-    println!("seed {}:", report.seed);
-    report.violations.iter().for_each(|violation| println!("  {violation}"));
-    let plant = plant.map_or_else(String::new, |bug| format!("--plant {bug} "));
-    let seed = report.seed;
+fn tell(seed: u64, violations: &[String], plant: Option<Plant>) {
+    println!("seed {seed}:");
+    violations.iter().for_each(|violation| println!("  {violation}"));
+    let plant = plant.map_or_else(String::new, |bug| format!("--plant {} ", bug.name()));
     println!("  again: cargo run --release -p forebay-sim -- {plant}--seed {seed} --trace");
 }

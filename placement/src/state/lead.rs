@@ -31,7 +31,7 @@ pub struct Deadline {
 
 impl Deadline {
     /// One that passes when the clock shows `until`.
-    pub(super) fn at(until: Duration, uptime: Uptime) -> Self {
+    pub fn at(until: Duration, uptime: Uptime) -> Self {
         Self { uptime, until: Arc::new(watch::Sender::new(Some(until))) }
     }
 
@@ -41,12 +41,12 @@ impl Deadline {
     }
 
     /// Puts it off; not if it has passed. Returns whether it still stands.
-    pub(super) fn put_off(&self, until: Duration) -> bool {
+    pub fn put_off(&self, until: Duration) -> bool {
         self.look(|old| until.max(old))
     }
 
     /// Makes it pass.
-    pub(super) fn pass(&self) {
+    pub fn pass(&self) {
         self.until.send_replace(None);
     }
 

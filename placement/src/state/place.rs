@@ -57,7 +57,7 @@ impl StatePlace {
 
     /// The keys that are there; makes the file, if there is none. `grid` may be nothing if the place names a
     /// prefix.
-    pub(super) async fn keys(&self, grid: Option<&str>) -> Result<Arc<dyn Keys>> {
+    pub(crate) async fn keys(&self, grid: Option<&str>) -> Result<Arc<dyn Keys>> {
         match self {
             Self::File(path) => Ok(Arc::new(blocking(path, Disk::open).await?)),
             Self::Cluster { place, uptime } => {

@@ -133,8 +133,12 @@ impl<M: Model> Search<'_, M> {
             }
             let operation = &self.operations[at];
             let after = self.model.next(&place.state, &operation.input, operation.output.as_ref());
-            let done = place.done.with(at);
+            let (done, before) = (place.done.with(at), place.state.clone());
             for state in after {
+                // What was not answered and changes nothing might as well not be done.
+                if operation.output.is_none() && state == before {
+                    continue;
+                }
                 if self.been.insert((done.clone(), state.clone())) {
                     path.push(self.place(done.clone(), state));
                 }
@@ -168,6 +172,14 @@ impl<M: Model> Search<'_, M> {
             }
             if operation.called > earliest {
                 break;
+            }
+            // Of those that were not answered and asked the same, any that is done may be the first.
+            let asked = |before: &usize| {
+                let before = &self.operations[*before];
+                before.output.is_none() && before.input == operation.input
+            };
+            if operation.output.is_none() && next.iter().any(asked) {
+                continue;
             }
             next.push(at);
             earliest = earliest.min(operation.returned);

@@ -35,7 +35,7 @@ pub trait Model {
     /// What there is to know of the object between two operations.
     type State: Clone + Eq + Hash + Debug;
     /// What is asked.
-    type Input: Clone + Debug;
+    type Input: Clone + PartialEq + Debug;
     /// What is answered.
     type Output: Clone + Debug;
 
