@@ -23,6 +23,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use image::{Error, Kind, Result};
@@ -224,7 +225,7 @@ impl World {
         self: &Rc<Self>,
         node: Option<usize>,
         patience: Duration,
-        work: impl FnOnce(std::sync::Arc<Coordinator>) -> F + 'static,
+        work: impl FnOnce(Arc<Coordinator>) -> F + 'static,
     ) -> Result<T> {
         let (way, world) = (self.way(), Rc::clone(self));
         let (answer, answered) = oneshot::channel();
@@ -293,7 +294,7 @@ async fn look(world: Rc<World>) {
         let volume = chance.within(0..VOLUMES as u64) as usize;
         if chance.one_in(6) {
             world.trace.note(format_args!("the lease of {} is broken", id(volume)));
-            let broken = async move |placement: std::sync::Arc<Coordinator>| {
+            let broken = async move |placement: Arc<Coordinator>| {
                 let asked = api::lease::BreakLease { why: "sim".into(), at_once: false };
                 placement.break_lease(&id(volume), &asked).await
             };
@@ -302,7 +303,7 @@ async fn look(world: Rc<World>) {
             continue;
         }
         let asked: Vec<_> = world.histories.iter().map(|h| h.called(Asked::Look)).collect();
-        let all = async |placement: std::sync::Arc<Coordinator>| placement.leases().await;
+        let all = async |placement: Arc<Coordinator>| placement.leases().await;
         let Ok(all) = world.ask(None, Duration::from_secs(5), all).await else { continue };
         for (volume, asked) in asked.into_iter().enumerate() {
             let found = all.leases.iter().find(|lease| lease.volume == id(volume));

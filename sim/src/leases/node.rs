@@ -7,12 +7,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::goal::{DiskRoom, StatusReport, Told};
 use api::lease::{HeldLease, TakeLease};
 use image::{Error, Kind, Result};
 use node::leases::Leases;
+use placement::testing::Coordinator;
 use tempfile::TempDir;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
@@ -275,9 +277,8 @@ impl Node {
         let node = self.number as u8;
         let asked = self.world.histories[volume].called(Asked::Take { node, epoch });
         let take = TakeLease { holder: self.name.clone(), called: "v".into(), epoch };
-        let work = async move |placement: std::sync::Arc<placement::testing::Coordinator>| {
-            placement.take_lease(&id(volume), &take).await
-        };
+        let work =
+            async move |placement: Arc<Coordinator>| placement.take_lease(&id(volume), &take).await;
         let given = self.world.ask(Some(self.number), Duration::from_secs(8), work).await;
         match &given {
             Ok(grant) => asked.answered(Answered::Granted(grant.epoch)),
@@ -388,9 +389,8 @@ impl Node {
         });
         let released: Vec<_> = released.collect();
         let name = self.name.clone();
-        let work = async move |placement: std::sync::Arc<placement::testing::Coordinator>| {
-            placement.report(&name, report, wait).await
-        };
+        let work =
+            async move |placement: Arc<Coordinator>| placement.report(&name, report, wait).await;
         let patience = wait + Duration::from_secs(3);
         let told = self.world.ask(Some(self.number), patience, work).await?;
         released.into_iter().for_each(|asked| asked.answered(Answered::Heard));
