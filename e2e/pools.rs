@@ -81,6 +81,36 @@ fn a_pool_is_filled_claimed_from_and_filled_again() {
 }
 
 #[test]
+fn of_more_who_claim_at_a_node_than_there_is_each_of_those_that_are_ready_is_had_once() {
+    const READY: usize = 6;
+    let (mut grid, disk) = (Grid::start(), Disk::new("ab"));
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let node = Node::join(&grid, "n1");
+    pool(&grid, &["create", "web", "--image", "d:1", "--target", "6", "--low", "1", "--max", "6"]);
+    until_ready(&grid, "web", READY as u64);
+    // So that none is built meanwhile.
+    grid.kill();
+    let claim = |n: usize| {
+        let (volume, request) = (format!("v{}", n / 2), format!("{:032x}", n / 2 + 1));
+        node.run(&["pool", "claim", "web", &volume, "--here", "--request", &request, "--json"])
+    };
+    // Each request twice at the same time.
+    let ended: Vec<_> = std::thread::scope(|scope| {
+        let claims: Vec<_> = (0..4 * READY).map(|n| scope.spawn(move || claim(n))).collect();
+        claims.into_iter().map(|claim| claim.join().unwrap()).collect()
+    });
+    let had = ended.chunks(2).filter(|pair| pair[0].code == 0);
+    let had: BTreeSet<String> = had.map(|pair| pair[0].json()["id"].to_string()).collect();
+    assert_eq!(had.len(), READY, "none twice");
+    for pair in ended.chunks(2) {
+        assert_eq!((pair[0].code, &pair[0].out), (pair[1].code, &pair[1].out), "served once");
+    }
+    let served = ended.iter().filter(|ended| ended.code == 0).count();
+    assert_eq!(served, 2 * READY);
+    assert!(node.ready().is_empty());
+}
+
+#[test]
 fn nodes_and_placement_that_die_and_come_back_lose_and_double_nothing() {
     let (mut grid, disk) = (Grid::start(), Disk::new("abc.def"));
     grid.import(&grid.disk("d.raw", &disk), "d:1");
