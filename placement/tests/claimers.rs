@@ -73,6 +73,7 @@ impl Node {
             leases: vec![],
             released: vec![],
             stats: None,
+            volumes: vec![],
         }
     }
 

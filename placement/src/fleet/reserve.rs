@@ -198,7 +198,7 @@ impl Fleet {
         }
         book.holds.push(hold);
         let write = Transaction::default().unchanged(&key(&node), before.map(|(_, seen)| seen));
-        self.state.commit(write.put(&key(&node), encode(&book))).await?;
+        self.hearing.lead()?.commit(write.put(&key(&node), encode(&book))).await?;
         Ok(told)
     }
 
@@ -238,7 +238,7 @@ impl Fleet {
                 true => write.delete(&key),
                 false => write.put(&key, encode(&left)),
             };
-            match self.state.commit(write).await {
+            match self.hearing.lead()?.commit(write).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 done => return done.map(|()| told),
             }

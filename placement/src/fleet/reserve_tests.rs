@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use api::fleet::Resources;
 use api::place::{Among, Of, PlaceAsk, PlaceRequest};
@@ -38,10 +39,16 @@ impl Grid {
         let authority = crate::Authority::open(&dir.path().join("ca"), NOW).unwrap();
         let key = authority.signing_key().clone();
         let archive: Arc<dyn crate::Archive> = fake::Fake::new();
-        let catalog = Catalog::open(state.clone(), archive, key, clock.clone()).await.unwrap();
-        let catalog = Arc::new(catalog);
-        let one =
-            || Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), Terms::default());
+        let catalog = Catalog::open(state.clone(), archive, key, clock.clone(), vec![]);
+        let catalog = Arc::new(catalog.await.unwrap());
+        let lead = Arc::new(state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap());
+        // Each believes that it leads, as one does that was deposed and is in the middle of a choice.
+        let one = || {
+            let (state, catalog) = (state.clone(), Arc::clone(&catalog));
+            let fleet = Fleet::new(state, clock.clone(), catalog, Terms::default());
+            fleet.begin(Arc::clone(&lead));
+            fleet
+        };
         let nodes = (0..nodes).map(|n| format!("n{n}")).collect();
         let grid = Self { fleets: (0..fleets).map(|_| one()).collect(), now, nodes };
         grid.say(1);
