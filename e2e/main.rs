@@ -26,6 +26,7 @@ mod life;
 mod member;
 mod nbd;
 mod operator;
+mod people;
 mod placing;
 mod pools;
 mod power;

@@ -85,12 +85,16 @@ impl ImageInfo {
 }
 
 /// What a list of images shall hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListImages {
-    /// The images, too, from which those with a ref were made, and from which these were made.
+    /// The images, too, from which those with a ref were made, and from which these were made; with the first page.
     pub ancestors: bool,
+    /// See [`Page`](crate::page::Page).
+    pub limit: Option<u32>,
+    /// See there.
+    pub after: Option<String>,
 }
 
 /// All images that have a ref.

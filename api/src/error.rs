@@ -92,7 +92,7 @@ pub fn exit_code(kind: Kind) -> u8 {
     }
 }
 
-/// An error as JSON: the body of every HTTP answer that is not a success.
+/// An error as JSON, where one stands in an answer; in a [`Problem`], too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ErrorBody {
     /// Wire code of the kind.
@@ -104,6 +104,57 @@ pub struct ErrorBody {
     pub after_ms: u32,
     /// What is wrong, places first.
     pub message: String,
+}
+
+/// What kind of text a [`Problem`] is.
+pub const PROBLEM: &str = "application/problem+json";
+
+/// The body of every HTTP answer that is not a success: problem details by RFC 9457, and beside them, in the same
+/// object, the fields of an [`ErrorBody`], which is what programs of ours read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// `urn:forebay:problem:` and the name of the kind.
+    #[serde(rename = "type")]
+    pub about: String,
+    /// The kind in a few words, the same each time.
+    pub title: String,
+    /// The status of the answer.
+    pub status: u16,
+    /// What is wrong this time: the message.
+    pub detail: String,
+    /// The same for programs of ours.
+    #[serde(flatten)]
+    pub body: ErrorBody,
+}
+
+impl Problem {
+    /// An error, under the status of its kind.
+    pub fn new(e: &Error) -> Self {
+        Self {
+            about: format!("urn:forebay:problem:{}", e.kind().name()),
+            title: title(e.kind()).into(),
+            status: http_status(e.kind()),
+            detail: e.message().into(),
+            body: e.into(),
+        }
+    }
+}
+
+/// What the caller can do about a kind, in a few words.
+fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Retry => "Not now: ask the same again",
+        Kind::Busy(_) => "Busy: ask the same again after a while",
+        Kind::Conflict => "Somebody else holds or changed it: look again",
+        Kind::Corrupt => "Damaged: another copy may be good",
+        Kind::Gone => "There is none, or no longer",
+        Kind::Denied => "Not allowed",
+        Kind::Full => "No room",
+        Kind::Unsupported => "Not known to this version",
+        Kind::Cancelled => "Ended on request",
+        Kind::Invalid => "Wrong request",
+        Kind::Io => "The operating system refused",
+    }
 }
 
 impl From<&Error> for ErrorBody {
@@ -134,5 +185,18 @@ mod tests {
             assert_eq!(Error::from(body).kind(), kind);
         }
         assert_eq!(from_wire(999, 0), Kind::Retry);
+    }
+
+    #[test]
+    fn a_problem_is_read_by_those_who_know_none_and_the_other_way_round() {
+        let error = Error::new(Kind::Busy(Duration::from_millis(1500)), "gc runs");
+        let text = serde_json::to_string(&Problem::new(&error)).unwrap();
+        let expected = r#"{"type":"urn:forebay:problem:busy","title":"Busy: ask the same again after a while","status":429,"detail":"gc runs","code":2,"kind":"busy","after_ms":1500,"message":"gc runs"}"#;
+        assert_eq!(text, expected);
+        let body: ErrorBody = serde_json::from_str(&text).unwrap();
+        assert_eq!(body, ErrorBody::from(&error));
+        // What is kept, or came from an earlier version, is the body alone.
+        let old = r#"{"code":5,"kind":"gone","message":"x"}"#;
+        assert_eq!(serde_json::from_str::<ErrorBody>(old).unwrap().after_ms, 0);
     }
 }

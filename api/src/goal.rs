@@ -70,6 +70,10 @@ pub enum Goal {
         /// It is built if none is ready, of this kind.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         build: Option<VolumeKind>,
+        /// Nobody waits for it any more: a node that has not handed one out says `failed`, `cancelled`; one that has,
+        /// that it is done. An earlier version's node, which does not know this, hands one out.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cancelled: bool,
     },
     /// Remove a ready volume that is not wanted any more.
     #[serde(rename_all = "kebab-case")]

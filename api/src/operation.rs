@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/operations` | → [`OperationList`] | any member |
 //! | `GET /v1/operations/{id}?wait=S` | → [`Operation`] when it has ended, or after that time | any member |
+//! | `POST /v1/operations/{id}/cancel?wait=S` | → [`Operation`] likewise | who asked for it; admin; operator |
 
 use std::time::Duration;
 

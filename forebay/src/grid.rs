@@ -9,7 +9,7 @@ use api::catalog::{MoveRef, RefInfo};
 use api::grid::CacheInfo;
 use image::{Digest, Error, Kind, Ref, Result};
 use node::patience::Patience;
-use placement::{CareClient, Client, Member, Papers, Shown};
+use placement::{CareClient, Client, Member, Papers, PersonCode, Shown};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Serving;
@@ -23,6 +23,10 @@ pub type TlsServer = rustls::ServerConfig;
 const UP: &str = "up.json";
 /// What `forebay node join` stored.
 const JOINED: &str = "grid.json";
+/// The token of a person who logged in.
+const TOKEN: &str = "token";
+/// The same, for one command.
+const TOKEN_VARIABLE: &str = "FOREBAY_TOKEN";
 /// Papers of a machine that joined.
 pub const MEMBER: &str = "member";
 /// Papers of the admin, on the machine of `forebay up`.
@@ -40,26 +44,53 @@ pub struct Joined {
 pub struct Grid {
     /// Its placement.
     pub placement: Client,
-    papers: Papers,
-    /// Where these are kept.
-    dir: PathBuf,
+    rights: Rights,
+}
+
+/// By what one may use a grid.
+#[derive(Clone, PartialEq, Eq)]
+enum Rights {
+    Member {
+        papers: Papers,
+        /// Where these are kept.
+        dir: PathBuf,
+    },
+    Person(PersonCode),
 }
 
 /// What a data directory says of its grid.
 #[derive(Clone, PartialEq, Eq)]
 struct Whereabouts {
     address: String,
-    papers: Papers,
-    dir: PathBuf,
+    rights: Rights,
 }
 
 impl Whereabouts {
     fn read(data: &Path) -> Result<Self> {
-        let (address, dir) = match read::<Serving>(&data.join(UP))? {
-            Some(serving) => (serving.placement.to_string(), data.join(ADMIN)),
-            None => (joined(data)?.placement, data.join(MEMBER)),
+        // Said for this command, a token comes before what the directory holds.
+        if let Some(text) = std::env::var_os(TOKEN_VARIABLE).filter(|text| !text.is_empty()) {
+            let code = text.to_string_lossy().parse::<PersonCode>();
+            return code.map(Self::of_person).map_err(|e| e.at(TOKEN_VARIABLE));
+        }
+        let member = |address, dir: &str| {
+            let dir = data.join(dir);
+            let rights = Rights::Member { papers: Papers::load(&dir)?, dir };
+            Ok(Self { address, rights })
         };
-        Ok(Self { address, papers: Papers::load(&dir)?, dir })
+        if let Some(serving) = read::<Serving>(&data.join(UP))? {
+            return member(serving.placement.to_string(), ADMIN);
+        }
+        if let Some(joined) = read::<Joined>(&data.join(JOINED))? {
+            return member(joined.placement, MEMBER);
+        }
+        match token(data)? {
+            Some(code) => Ok(Self::of_person(code)),
+            None => Err(no_grid(data)),
+        }
+    }
+
+    fn of_person(code: PersonCode) -> Self {
+        Self { address: code.address.clone(), rights: Rights::Person(code) }
     }
 }
 
@@ -131,6 +162,31 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     blockio::Fs::os().replace(path, &text).map_err(|e| Error::io(path.display(), e))
 }
 
+/// The token that is kept in a data directory.
+fn token(data: &Path) -> Result<Option<PersonCode>> {
+    match PersonCode::load(&data.join(TOKEN)) {
+        Err(e) if e.kind() == Kind::Gone => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Refuses to keep a token where a grid is known already: it would never be shown.
+pub fn refuse_login(data: &Path) -> Result<()> {
+    let there = [UP, JOINED, ADMIN, MEMBER].iter().find(|name| data.join(name).exists());
+    let Some(there) = there else { return Ok(()) };
+    let what = format!(
+        "{}: this directory is a member's, who needs no token; name another one (--data or FOREBAY_DATA)",
+        data.join(there).display()
+    );
+    Err(Error::new(Kind::Conflict, what))
+}
+
+/// Keeps a token, for its owner alone; whole or not at all.
+pub fn note_token(data: &Path, text: &str) -> Result<()> {
+    let path = data.join(TOKEN);
+    blockio::Fs::os().replace(&path, text.as_bytes()).map_err(|e| Error::io(path.display(), e))
+}
+
 /// The grid that a data directory joined.
 pub fn joined(data: &Path) -> Result<Joined> {
     read(&data.join(JOINED))?.ok_or_else(|| no_grid(data))
@@ -143,28 +199,46 @@ impl Grid {
     }
 
     fn of(at: Whereabouts) -> Result<Self> {
-        let Whereabouts { address, papers, dir } = at;
-        Ok(Self { placement: Client::new(&address, &papers)?, papers, dir })
+        let placement = match &at.rights {
+            Rights::Member { papers, .. } => Client::new(&at.address, papers)?,
+            Rights::Person(code) => Client::with_token(code)?,
+        };
+        Ok(Self { placement, rights: at.rights })
+    }
+
+    /// The certificate that chunks, caches on other machines and signatures need.
+    fn papers(&self) -> Result<&Papers> {
+        match &self.rights {
+            Rights::Member { papers, .. } => Ok(papers),
+            Rights::Person(_) => {
+                let what = "this needs a member's certificate, and here is a person's token: run it on the machine of \
+                            `forebay up`, or on one that has joined (`forebay node join`)";
+                Err(Error::new(Kind::Denied, what))
+            }
+        }
     }
 
     /// Who this is in the grid.
     pub fn member(&self) -> Result<Member> {
-        self.papers.member()
+        self.papers()?.member()
     }
 
     /// A signature by this member.
     pub fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        self.papers.sign(bytes)
+        self.papers()?.sign(bytes)
     }
 
     /// Whether a signature is this member's, also if its certificate was renewed since.
     pub fn has_signed(&self, bytes: &[u8], signature: &[u8]) -> bool {
-        placement::papers::was_signed(&self.dir, bytes, signature)
+        match &self.rights {
+            Rights::Member { dir, .. } => placement::papers::was_signed(dir, bytes, signature),
+            Rights::Person(_) => false,
+        }
     }
 
     /// TLS for QUIC connections to the grid's servers.
     pub fn tls(&self) -> Result<Arc<TlsClient>> {
-        quic_client(&self.papers)
+        quic_client(self.papers()?)
     }
 
     /// The caches of these names, each with a client of its API; all of them if none is named.
@@ -178,7 +252,10 @@ impl Grid {
         }
         caches.retain(|c| names.is_empty() || names.contains(&c.name));
         let client = |c: CacheInfo| {
-            let client = CareClient::new(&c, &self.papers);
+            let client = match &self.rights {
+                Rights::Member { papers, .. } => CareClient::new(&c, papers),
+                Rights::Person(code) => CareClient::with_token(&c, code),
+            };
             (c, client)
         };
         Ok(caches.into_iter().map(client).collect())
@@ -201,8 +278,8 @@ impl Grid {
 
 fn no_grid(data: &Path) -> Error {
     let message = format!(
-        "{}: no grid is known there; start one with `forebay up`, or join one with `forebay node \
-         join TOKEN` (the directory is set by --data or FOREBAY_DATA)",
+        "{}: no grid is known there; start one with `forebay up`, join one with `forebay node \
+         join TOKEN`, or use one as a person with `forebay login` (the directory is set by --data or FOREBAY_DATA)",
         data.display()
     );
     Error::new(Kind::Gone, message)

@@ -6,6 +6,9 @@
 //! - [`decide`]: choosing a node, by what is known of the fleet
 //! - [`retention`]: which names may go, by rules over when their images were made
 //! - `fleet`: what nodes have, what they are to do, pools of ready volumes
+//! - [`people`]: tokens with roles, which need no certificate
+//! - `audit`: who changed what, and who was refused
+//! - `watches`: who is told what changes, as it happens
 //! - `traces`: what guests of an image touch first, recorded by nodes and told to others
 //! - [`archive`]: what placement needs of the store; implemented by who joins the two
 //! - `http`: the routes of `api::catalog`, `api::grid`, `api::goal`, `api::pool`, `api::operation` and `api::care` over mutual TLS, with an OpenAPI document
@@ -24,6 +27,7 @@
 extern crate self as placement;
 
 pub mod archive;
+mod audit;
 pub mod ca;
 pub mod care;
 mod catalog;
@@ -38,6 +42,7 @@ pub mod member;
 mod members;
 mod names;
 pub mod papers;
+pub mod people;
 mod refs;
 pub mod retention;
 pub mod shown;
@@ -49,6 +54,7 @@ mod tests;
 pub mod tls;
 mod tokens;
 mod traces;
+mod watches;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -69,6 +75,7 @@ pub use clock::{Clock, Uptime};
 pub use http::Limits;
 pub use member::Member;
 pub use papers::Papers;
+pub use people::{MAX_PERSON_SECS, PersonCode};
 pub use shown::Shown;
 pub use tokens::{JoinCode, MAX_LIFETIME_SECS};
 
@@ -139,12 +146,19 @@ impl Placement {
             let catalog = Arc::clone(&catalog);
             tokio::spawn(async move { catalog.keep_announcing().await })
         };
+        let (watches, audit) = (placement.app.watches.clone(), placement.app.audit.clone());
+        let ends = tokio::sync::watch::Sender::new(false);
+        let audit = tokio::spawn(audit.run(ends.subscribe()));
         let shutdown = async {
             shutdown.await;
+            watches.close();
             fleet.close();
         };
         http::serve(listener, placement.server(), shutdown).await;
         fleet.end();
+        // What was done last is in the log before this returns.
+        ends.send_replace(true);
+        let _ = audit.await;
         // What it holds of the state is given back before this returns.
         let _ = control.await;
         announcing.abort();
@@ -158,14 +172,11 @@ impl Placement {
     fn server(self) -> http::Server {
         let limits = self.app.limits.clone();
         let grid = self.app.tokens.authority.grid().into();
-        let members = self.app.members.clone();
+        let keeper = self.app.keeper();
         let mut router = http::router(self.app);
         if let Some(care) = self.care {
-            router = router.merge(http::care::router(
-                care,
-                limits.clone(),
-                http::Removed::Known(members),
-            ));
+            let knows = http::Knows::All(keeper);
+            router = router.merge(http::care::router(care, limits.clone(), knows));
         }
         http::Server { grid, router, tls: self.tls, limits }
     }
@@ -201,6 +212,14 @@ impl Placement {
         let members = members::Members { state: state.clone(), clock: clock.clone() };
         // What a token names is tried in this order.
         let named = if placements.is_empty() { address.clone() } else { placements.join(",") };
+        let people = people::People {
+            state: state.clone(),
+            clock: clock.clone(),
+            authority: authority.clone(),
+            address: named.as_str().into(),
+        };
+        let (audit, watches) =
+            (audit::Audit::new(state.clone(), clock.clone()), watches::Watches::new(state.clone()));
         let tokens = tokens::Tokens {
             state: state.clone(),
             authority,
@@ -212,7 +231,9 @@ impl Placement {
         let stats = fleet::Stats::new(levels)?;
         let terms = fleet::Terms { lease_secs, policy, me, stats };
         let fleet = fleet::Fleet::new(state.clone(), clock.clone(), Arc::clone(&catalog), terms);
-        let app = http::App { catalog, tokens, members, fleet, limits, store: store.into() };
+        let store = store.into();
+        let app =
+            http::App { catalog, tokens, members, people, audit, watches, fleet, limits, store };
         Ok(Self { app, tls: TlsAcceptor::from(Arc::new(tls)), care })
     }
 }

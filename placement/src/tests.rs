@@ -43,8 +43,17 @@ pub(crate) async fn app(limits: Limits) -> App {
     );
     let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
     fleet.begin(Arc::new(lead));
+    let people = crate::people::People {
+        state: state.clone(),
+        clock: clock.clone(),
+        authority: Arc::clone(&authority),
+        address: "x:1".into(),
+    };
+    let audit = crate::audit::Audit::new(state.clone(), clock.clone());
+    let watches = crate::watches::Watches::new(state.clone());
     let tokens = crate::tokens::Tokens { state, authority, clock, address: "x:1".into() };
-    App { catalog, tokens: Arc::new(tokens), members, fleet, limits, store: "store".into() }
+    let (tokens, store) = (Arc::new(tokens), "store".into());
+    App { catalog, tokens, members, people, audit, watches, fleet, limits, store }
 }
 
 #[tokio::test]

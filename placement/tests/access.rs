@@ -4,9 +4,9 @@ mod common;
 
 use std::time::Duration;
 
-use api::ErrorBody;
 use api::catalog::{Expect, GcRequest, MoveRef, NewRecord, TicketRequest};
 use api::grid::{NewToken, Role};
+use api::{ErrorBody, Problem};
 use common::Grid;
 use image::{Digest, Kind, Ref};
 use placement::{Client, Limits};
@@ -182,6 +182,8 @@ async fn hostile_names_are_refused_with_a_reason() {
             assert_eq!(status, 400, "{method} {path}: {answer}");
             let error: ErrorBody = serde_json::from_str(&answer).unwrap();
             assert_eq!(error.kind, "invalid", "{answer}");
+            let problem: Problem = serde_json::from_str(&answer).unwrap();
+            assert_eq!((problem.status, problem.detail), (400, error.message.clone()));
             assert!(error.message.len() < 1500, "{}", error.message.len());
         }
     }
@@ -192,7 +194,7 @@ async fn hostile_names_are_refused_with_a_reason() {
         let (status, answer) = grid.ask(Some(&admin), "GET", path, "").await;
         assert_eq!(status, 404, "{path}: {answer}");
     }
-    assert_eq!(grid.ask(Some(&admin), "PATCH", "/v1/gc", "{}").await.0, 501);
+    assert_eq!(grid.ask(Some(&admin), "PATCH", "/v1/gc", "{}").await.0, 405);
     let path = format!("/v1/images/{}", "x".repeat(40_000));
     let (status, _) = grid.ask(Some(&admin), "GET", &path, "").await;
     assert!([0, 414, 431].contains(&status), "{status}");

@@ -198,6 +198,7 @@ async fn uses_leases(fleet: Coordinator, history: OfLease, node: u8, over: Arc<A
                     leases: vec![],
                     released,
                     stats: None,
+                    volumes: vec![],
                 };
                 match fleet.report(&name, report, Duration::ZERO).await {
                     Ok(_) => asked.answered(Answered::Heard),
@@ -313,6 +314,7 @@ impl Giver {
             leases: vec![],
             released: vec![],
             stats: None,
+            volumes: vec![],
         }
     }
 

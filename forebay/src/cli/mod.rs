@@ -4,6 +4,7 @@ mod disks;
 mod images;
 mod leases;
 mod nodes;
+mod people;
 mod placement;
 mod placing;
 mod pools;
@@ -18,6 +19,7 @@ pub use disks::*;
 pub use images::*;
 pub use leases::*;
 pub use nodes::*;
+pub use people::*;
 pub use placement::*;
 pub use placing::*;
 pub use pools::*;
@@ -144,8 +146,16 @@ pub enum Command {
     Pool(PoolArgs),
     /// Show who may write which volume, or take that right away
     Lease(LeaseArgs),
-    /// List what was asked of placement and takes its time, or wait for it
+    /// List what was asked of placement and takes its time, wait for it, or end it
     Operations(OperationsArgs),
+    /// Show changes of operations, pools, nodes and leases as they happen
+    Watch(WatchArgs),
+    /// Tokens with which people use the grid without a certificate
+    Token(PeopleArgs),
+    /// Use the grid as a person, by a token; it is kept in the data directory
+    Login(LoginArgs),
+    /// Show who changed what in the grid, and who was refused
+    Audit(AuditArgs),
     /// Show how busy nodes are, and what runs on them
     Top(TopArgs),
     /// Choose nodes for what is to be placed, and say why; reserve them

@@ -106,11 +106,31 @@ pub struct ClaimArgs {
 
 /// `forebay operations`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct OperationsArgs {
+    #[command(subcommand)]
+    pub command: Option<OperationsCommand>,
     /// Show this one, by its id [default: list those of the last day]
     #[arg(value_name = "ID")]
     pub id: Option<String>,
     /// Wait until it has ended, at most for so long
     #[arg(long, value_name = "TIME", requires = "id", value_parser = crate::config::parse_time)]
     pub wait: Option<std::time::Duration>,
+}
+
+/// Operations.
+#[derive(Subcommand, Debug)]
+pub enum OperationsCommand {
+    /// Show each step of an operation until it has ended
+    Watch(OperationIdArgs),
+    /// End an operation, if no node has done it meanwhile
+    Cancel(OperationIdArgs),
+}
+
+/// An operation.
+#[derive(Args, Debug)]
+pub struct OperationIdArgs {
+    /// Its id
+    #[arg(value_name = "ID")]
+    pub id: String,
 }

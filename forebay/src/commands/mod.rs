@@ -12,6 +12,7 @@ pub mod life;
 pub mod lineage;
 pub mod mend;
 pub mod node;
+pub mod people;
 pub mod place;
 pub mod placement;
 pub mod pool;
@@ -24,6 +25,7 @@ pub mod save;
 pub mod store;
 pub mod top;
 pub mod volume;
+pub mod watch;
 
 use std::future::Future;
 

@@ -5,14 +5,17 @@ use std::time::Duration;
 use api::ErrorBody;
 use api::goal::ReadyVolume;
 use api::layout::Layout;
-use api::operation::{Operation, OperationList};
+use api::operation::{Operation, OperationList, OperationState};
 use api::pool::{Claimed, LocalClaim, NewClaim, PoolInfo, PoolList, SetPool, VolumeKind};
 use image::{Error, Kind, Result};
 use placement::Client;
 
 use super::node::daemon_client;
 use super::{block_on, drawn, with_grid};
-use crate::cli::{ClaimArgs, OperationsArgs, PoolCommand, PoolNameArgs, SetPoolArgs};
+use crate::cli::{
+    ClaimArgs, OperationIdArgs, OperationsArgs, OperationsCommand, PoolCommand, PoolNameArgs,
+    SetPoolArgs,
+};
 use crate::config::Config;
 use crate::grid::Grid;
 use crate::output::{Output, bytes, table, time};
@@ -239,6 +242,15 @@ fn ready_rows(all: &[ReadyVolume]) -> String {
 
 /// Runs `forebay operations`.
 pub fn operations(config: &Config, args: OperationsArgs, output: Output) -> Result<()> {
+    match args.command {
+        Some(OperationsCommand::Watch(OperationIdArgs { id })) => {
+            return output.result(&super::watch::operation(config, &id, output)?, operation_row);
+        }
+        Some(OperationsCommand::Cancel(OperationIdArgs { id })) => {
+            return cancel(config, &id, output);
+        }
+        None => {}
+    }
     let Some(id) = args.id else {
         let all = with_grid(config, |grid| async move { grid.placement.operations().await })?;
         return output.result(&all, operation_rows);
@@ -253,10 +265,30 @@ pub fn operations(config: &Config, args: OperationsArgs, output: Output) -> Resu
             }
         }
     })?;
-    let list = |operation: &Operation| {
-        operation_rows(&OperationList { operations: vec![operation.clone()] })
+    output.result(&shown, operation_row)
+}
+
+/// Ends an operation. That it was done before that is an error: whoever asked has what it gave.
+fn cancel(config: &Config, id: &str, output: Output) -> Result<()> {
+    let ended =
+        with_grid(config, |grid| async move { grid.placement.cancel_operation(id, WAIT).await })?;
+    output.result(&ended, operation_row)?;
+    let what = match ended.state {
+        OperationState::Cancelled => return Ok(()),
+        OperationState::Done => "it was done before it could be ended",
+        OperationState::Failed => "it had failed already",
+        OperationState::Queued | OperationState::Running => {
+            let what = format!(
+                "operation {id}: its node has not said yet whether it has done it: `forebay operations {id} --wait 10m`"
+            );
+            return Err(Error::new(Kind::Retry, what));
+        }
     };
-    output.result(&shown, list)
+    Err(Error::new(Kind::Conflict, format!("operation {id}: {what}")))
+}
+
+fn operation_row(operation: &Operation) -> String {
+    operation_rows(&OperationList { operations: vec![operation.clone()] })
 }
 
 fn operation_rows(list: &OperationList) -> String {

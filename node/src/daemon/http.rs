@@ -6,11 +6,12 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use api::ErrorBody;
 use api::node::{PullRequest, Transfer};
 use api::volume::VolumeInfo;
+use api::{PROBLEM, Problem};
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -35,7 +36,8 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = api::http_status(self.0.kind());
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(ErrorBody::from(&self.0))).into_response()
+        let text = serde_json::to_vec(&Problem::new(&self.0)).expect("our own types serialise");
+        (status, [(CONTENT_TYPE, PROBLEM)], text).into_response()
     }
 }
 

@@ -264,13 +264,17 @@ impl<G: Grid> Agent<G> {
                 self.0.ready.build(pool, kind, self.birth(id)).await?;
                 Ok(Outcome { volume: Some(item.id.clone()), built: true })
             }
-            Goal::Claim { request, pool, volume, build } => {
+            Goal::Claim { request, pool, volume, build, .. } => {
                 let asked = LocalClaim { request: request.clone(), volume: volume.clone() };
                 let claimed = self.0.ready.claim(pool, &asked).await;
                 let (info, built) = match (claimed, build) {
                     (Err(error), Some(kind)) if error.kind() == Kind::Gone => {
                         self.change(|items| items.begin(&item.id))?;
                         self.0.ready.build(pool, kind, self.birth(id)).await?;
+                        // What was built is ready then, for whoever comes next.
+                        if self.0.items.lock().expect(UNPOISONED).is_cancelled(&item.id) {
+                            return Err(super::items::cancelled());
+                        }
                         (self.0.ready.claim(pool, &asked).await?, true)
                     }
                     (claimed, _) => (claimed?, false),

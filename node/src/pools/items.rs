@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use api::ErrorBody;
-use api::goal::{GoalItem, GoalState, ItemState, ItemStatus};
-use image::{Error, Result};
+use api::goal::{Goal, GoalItem, GoalState, ItemState, ItemStatus};
+use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 /// What is known of the newest goal. Kept in a file, as JSON.
@@ -47,6 +47,11 @@ impl Items {
         }
         (self.generation, self.version) = (goal.generation, goal.version);
         self.known.retain(|id, _| goal.items.iter().any(|item| item.id == *id));
+        for item in &goal.items {
+            if let Some(known) = self.known.get_mut(&item.id) {
+                known.item.goal = item.goal.clone();
+            }
+        }
         let new = goal.items.into_iter().filter(|item| !self.known.contains_key(&item.id));
         let new: Vec<GoalItem> = new.collect();
         for item in &new {
@@ -59,6 +64,10 @@ impl Items {
             };
             self.known.insert(item.id.clone(), Known { item: item.clone(), status });
         }
+        // What nobody waits for is not begun. One that was there before may have been done already.
+        let (withdrawn, new): (Vec<_>, Vec<_>) =
+            new.into_iter().partition(|item| self.is_cancelled(&item.id));
+        withdrawn.iter().for_each(|item| self.end(&item.id, &Err(cancelled())));
         new
     }
 
@@ -71,6 +80,12 @@ impl Items {
     /// Whether something is still wanted.
     pub(super) fn wants(&self, id: &str) -> bool {
         self.known.contains_key(id)
+    }
+
+    /// Whether nobody waits any more for what a claim asks for.
+    pub(super) fn is_cancelled(&self, id: &str) -> bool {
+        let goal = self.known.get(id).map(|known| &known.item.goal);
+        matches!(goal, Some(Goal::Claim { cancelled: true, .. }))
     }
 
     /// Notes that an item is being done.
@@ -102,10 +117,13 @@ impl Items {
     }
 }
 
+/// That a claim was withdrawn before a volume was handed out for it.
+pub(super) fn cancelled() -> Error {
+    Error::new(Kind::Cancelled, "nobody waits for it any more")
+}
+
 #[cfg(test)]
 mod tests {
-    use api::goal::Goal;
-    use image::Kind;
     use proptest::prelude::*;
 
     use super::*;
@@ -140,6 +158,32 @@ mod tests {
         assert!(!items.wants("a") && items.statuses().len() == 2);
         let restored = GoalState { generation: 1, ..goal(1, &["d"]) };
         assert_eq!(ids(&items.take(restored)), ["d"], "a later generation is later");
+    }
+
+    #[test]
+    fn a_claim_that_nobody_waits_for_is_not_begun_and_one_that_was_ends_by_itself() {
+        let claim = |id: &str, cancelled| {
+            let [request, pool, volume] = ["r", "p", "v"].map(str::to_owned);
+            let goal = Goal::Claim { request, pool, volume, build: None, cancelled };
+            GoalItem { id: id.to_owned(), goal }
+        };
+        let goal = |version, items: Vec<GoalItem>| GoalState { generation: 0, version, items };
+        let mut items = Items::default();
+        assert_eq!(ids(&items.take(goal(1, vec![claim("a", false)]))), ["a"]);
+        let withdrawn = goal(2, vec![claim("a", true), claim("b", true)]);
+        assert!(items.take(withdrawn).is_empty());
+        assert!(items.is_cancelled("a") && items.is_cancelled("b"));
+        let states: Vec<_> = items.statuses().into_iter().map(|s| s.state).collect();
+        assert_eq!(states, [ItemState::Pending, ItemState::Failed]);
+        let error = items.statuses()[1].error.clone().unwrap();
+        assert_eq!(error.kind, Kind::Cancelled.name());
+        assert_eq!(
+            ids(&items.unfinished()),
+            ["a"],
+            "it may have been done before the daemon ended"
+        );
+        items.end("a", &Ok(Outcome::default()));
+        assert_eq!(items.statuses()[0].state, ItemState::Done);
     }
 
     proptest! {

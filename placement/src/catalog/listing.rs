@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use api::catalog::{Ancestor, ImageLine, ImageList, ListImages, RefInfo};
+use api::catalog::{Ancestor, ImageLine, ImageList, RefInfo};
 use futures::StreamExt;
 use image::{Digest, Kind, Result};
 
@@ -15,11 +15,11 @@ const MAX_ANCESTORS: usize = 10_000;
 
 impl Catalog {
     /// One line per ref. A ref whose image the store cannot describe is in the list too, and says so.
-    pub(crate) async fn list(&self, asked: ListImages) -> Result<ImageList> {
+    pub(crate) async fn list(&self, ancestors: bool) -> Result<ImageList> {
         let refs = self.state.refs().await?;
         let lines = futures::stream::iter(refs).map(|r| self.line(r)).buffered(LOOK_UPS);
         let images: Vec<ImageLine> = lines.collect().await;
-        let ancestors = match asked.ancestors {
+        let ancestors = match ancestors {
             true => Some(self.ancestors(&images).await),
             false => None,
         };

@@ -4,6 +4,7 @@ use api::care::{CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, Scru
 use api::grid::CacheInfo;
 use hyper::Method;
 use image::{Digest, Error, Kind, Result};
+use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,6 +12,7 @@ use super::wire::{Patience, Wire};
 use super::{ALPN, json};
 use crate::clock::Clock;
 use crate::papers::Papers;
+use crate::people::PersonCode;
 use crate::tls;
 
 /// Asks one cache about itself. Cheap to clone; needs a tokio runtime.
@@ -25,14 +27,13 @@ impl CareClient {
     /// A client of a cache of the grid, as placement lists it.
     pub fn new(cache: &CacheInfo, papers: &Papers) -> Result<Self> {
         papers.check()?;
-        let Some(address) = cache.api else {
-            let what = format!("cache {}: it offers no API; is it an older version?", cache.name);
-            return Err(Error::new(Kind::Unsupported, what));
-        };
-        let config = tls::client(papers, ALPN, &Clock::system())?;
-        let who = format!("cache {}", cache.name);
-        let (program, name) = ("forebay cache", &cache.server_name);
-        Ok(Self { wire: Wire::new(&who, program, name, &address.to_string(), config)? })
+        Ok(Self { wire: wire(cache, tls::client(papers, ALPN, &Clock::system())?)? })
+    }
+
+    /// The same for a person. Only the cache in placement's own process knows tokens.
+    pub fn with_token(cache: &CacheInfo, code: &PersonCode) -> Result<Self> {
+        let config = tls::joiner(code.ca, ALPN, &Clock::system())?;
+        Ok(Self { wire: wire(cache, config)?.bearing(&code.bearer)? })
     }
 
     /// How the cache is.
@@ -102,6 +103,16 @@ impl CareClient {
     ) -> Result<T> {
         self.wire.call(method, &path, json(body), Patience::Usual).await
     }
+}
+
+fn wire(cache: &CacheInfo, config: ClientConfig) -> Result<Wire> {
+    let Some(address) = cache.api else {
+        let what = format!("cache {}: it offers no API; is it an older version?", cache.name);
+        return Err(Error::new(Kind::Unsupported, what));
+    };
+    let who = format!("cache {}", cache.name);
+    let (program, name) = ("forebay cache", &cache.server_name);
+    Wire::new(&who, program, name, &address.to_string(), config)
 }
 
 fn of_image(image: &Digest) -> String {

@@ -18,7 +18,7 @@ use super::{Client, segment};
 impl Client {
     /// The nodes that have reported.
     pub async fn nodes(&self) -> Result<NodeList> {
-        self.get("/v1/nodes").await
+        self.all("/v1/nodes").await
     }
 
     /// A node, and what is left of it.
@@ -79,7 +79,7 @@ impl Client {
 
     /// All leases that nodes have.
     pub async fn leases(&self) -> Result<LeaseList> {
-        self.get("/v1/leases").await
+        self.all("/v1/leases").await
     }
 
     /// The right to write a volume. May be asked again.
@@ -95,7 +95,7 @@ impl Client {
 
     /// All pools.
     pub async fn pools(&self) -> Result<PoolList> {
-        self.get("/v1/pools").await
+        self.all("/v1/pools").await
     }
 
     /// One pool.
@@ -122,12 +122,19 @@ impl Client {
 
     /// What was asked for lately.
     pub async fn operations(&self) -> Result<OperationList> {
-        self.get("/v1/operations").await
+        self.all("/v1/operations").await
     }
 
     /// An operation, when it has ended or after `wait`.
     pub async fn operation(&self, id: &str, wait: Duration) -> Result<Operation> {
         let path = format!("/v1/operations/{}?wait={}", segment(id)?, wait.as_secs());
         self.get(&path).await
+    }
+
+    /// Ends an operation, if no node has done it meanwhile; the answer is the operation when it has ended, or after `wait`.
+    /// May be asked again.
+    pub async fn cancel_operation(&self, id: &str, wait: Duration) -> Result<Operation> {
+        let path = format!("/v1/operations/{}/cancel?wait={}", segment(id)?, wait.as_secs());
+        self.send(Method::POST, &path, None::<&()>).await
     }
 }

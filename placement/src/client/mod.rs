@@ -2,6 +2,7 @@
 
 mod care;
 mod fleet;
+mod people;
 mod wire;
 
 pub use care::CareClient;
@@ -14,6 +15,7 @@ use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, Lease, MemberInfo,
     MemberList, NewToken, PlacementStatus, RenewRequest, Revocations, Serving,
 };
+use api::page::{Listed, Paged};
 use api::trace::{TraceBody, TraceInfo};
 use hyper::Method;
 use image::error::At;
@@ -26,6 +28,7 @@ use crate::ca::new_key;
 use crate::clock::Clock;
 use crate::member::{PLACEMENT, check_name};
 use crate::papers::Papers;
+use crate::people::PersonCode;
 use crate::tls;
 use crate::tokens::JoinCode;
 use wire::{Patience, Wire};
@@ -48,6 +51,14 @@ impl Client {
         papers.check()?;
         let config = tls::client(papers, ALPN, &Clock::system())?;
         Ok(Self { wire: Wire::new("placement", "forebay up", PLACEMENT, address, config)? })
+    }
+
+    /// A client of the placement that a person's token names. Whatever the address, the server must prove to be
+    /// the placement of the token's grid.
+    pub fn with_token(code: &PersonCode) -> Result<Self> {
+        let tls = tls::joiner(code.ca, ALPN, &Clock::system())?;
+        let wire = Wire::new("placement", "forebay up", PLACEMENT, &code.address, tls)?;
+        Ok(Self { wire: wire.bearing(&code.bearer)? })
     }
 
     /// Joins a grid: makes a key, which stays here, and has a certificate issued for it. `token` is the
@@ -101,7 +112,7 @@ impl Client {
 
     /// The servers of chunks.
     pub async fn caches(&self) -> Result<CacheList> {
-        self.get("/v1/caches").await
+        self.all("/v1/caches").await
     }
 
     /// Says that the cache of these papers serves; to be said again before the lease ends.
@@ -122,7 +133,7 @@ impl Client {
 
     /// Who may use the grid.
     pub async fn members(&self) -> Result<MemberList> {
-        self.get("/v1/members").await
+        self.all("/v1/members").await
     }
 
     /// Frees a name and refuses whoever held it; returns the member as it was.
@@ -133,12 +144,12 @@ impl Client {
 
     /// One line per ref.
     pub async fn images(&self) -> Result<ImageList> {
-        self.get("/v1/images").await
+        self.all_images("/v1/images").await
     }
 
     /// The same, and what these images were made from. An older placement does not say.
     pub async fn lineage(&self) -> Result<ImageList> {
-        self.get("/v1/images?ancestors=true").await
+        self.all_images("/v1/images?ancestors=true").await
     }
 
     /// What is known of an image; `name` is a ref or a digest.
@@ -212,6 +223,28 @@ impl Client {
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.send(Method::GET, path, None::<&()>).await
+    }
+
+    /// All of a list, page by page. An earlier placement gives all of it at once.
+    async fn all<L: Listed + DeserializeOwned>(&self, path: &str) -> Result<L> {
+        let sep = if path.contains('?') { '&' } else { '?' };
+        let page = |after: &str| format!("{path}{sep}limit={}{after}", api::page::USUAL);
+        let Paged { list: mut all, mut next } = self.get::<Paged<L>>(&page("")).await?;
+        while let Some(cursor) = next {
+            let more: Paged<L> = self.get(&page(&format!("&after={}", segment(&cursor)?))).await?;
+            let mut list = more.list;
+            all.items().append(list.items());
+            next = more.next;
+        }
+        Ok(all)
+    }
+
+    /// An earlier placement refuses to be asked for a page of this list.
+    async fn all_images(&self, path: &str) -> Result<ImageList> {
+        match self.all(path).await {
+            Err(e) if e.kind() == Kind::Invalid => self.get(path).await,
+            done => done,
+        }
     }
 
     async fn send<T: DeserializeOwned>(

@@ -18,7 +18,7 @@ use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST, LOCATION};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use image::error::At;
@@ -87,6 +87,8 @@ pub(super) struct Wire {
     /// The one that answered last.
     current: Arc<Mutex<Arc<str>>>,
     tls: TlsConnector,
+    /// What is shown with each request.
+    bearer: Option<HeaderValue>,
     idle: Arc<Mutex<Option<Open>>>,
 }
 
@@ -120,7 +122,17 @@ impl Wire {
         let current = Arc::new(Mutex::new(Arc::clone(&addresses[0])));
         let tls = TlsConnector::from(Arc::new(config));
         let (who, server_name) = (who.into(), server_name.into());
-        Ok(Self { who, program, server_name, addresses, current, tls, idle: Arc::default() })
+        let idle = Arc::default();
+        Ok(Self { who, program, server_name, addresses, current, tls, bearer: None, idle })
+    }
+
+    /// The same, showing a person's token.
+    pub(super) fn bearing(mut self, token: &str) -> Result<Self> {
+        let bad = |_| Error::new(Kind::Invalid, "token: it holds what no header can");
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {token}")).map_err(bad)?;
+        bearer.set_sensitive(true);
+        self.bearer = Some(bearer);
+        Ok(self)
     }
 
     /// The address that answered last.
@@ -191,11 +203,46 @@ impl Wire {
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
                 continue;
             }
-            return match serde_json::from_slice::<ErrorBody>(&bytes) {
-                Ok(body) => Err(body.into()),
-                Err(_) => Err(Error::new(bare_status(status), format!("{}: {status}", place()))),
-            };
+            return Err(said(status, &bytes, &place()));
         }
+    }
+
+    /// Gets what is told line by line, until `line` says that it is enough, or nothing more comes.
+    pub(super) async fn lines(
+        &self,
+        path: &str,
+        mut line: impl FnMut(&[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        let method = Method::GET;
+        let place = || self.place(&method, path);
+        let mut open = self.connect().await?;
+        let asked = open.requests.send_request(self.request(&method, path, Bytes::new())?);
+        let answer = match timeout(ANSWER, asked).await {
+            Ok(answer) => answer.map_err(|e| broken(&e).at(place()))?,
+            Err(_) => return Err(Error::new(Kind::Retry, format!("{}: no answer", place()))),
+        };
+        if !answer.status().is_success() {
+            let Answer { status, bytes, .. } = read(answer).await.map_err(|e| e.at(place()))?;
+            return Err(said(status, &bytes, &place()));
+        }
+        let mut body = answer.into_body();
+        let mut held = Vec::new();
+        // Who tells nothing else tells at least that there is nothing.
+        while let Ok(Some(frame)) = timeout(ANSWER, body.frame()).await {
+            let frame = frame.map_err(|e| broken(&e).at(place()))?;
+            held.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            while let Some(end) = held.iter().position(|b| *b == b'\n') {
+                let rest = held.split_off(end + 1);
+                if !line(&held[..end])? {
+                    return Ok(());
+                }
+                held = rest;
+            }
+            if held.len() > MAX_ANSWER {
+                return Err(Error::new(Kind::Unsupported, format!("{}: a line too long", place())));
+            }
+        }
+        Err(Error::new(Kind::Retry, format!("{}: nothing more is heard", place())))
     }
 
     fn request(&self, method: &Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
@@ -203,6 +250,9 @@ impl Wire {
             Request::builder().method(method).uri(path).header(HOST, &*self.server_name);
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json");
+        }
+        if let Some(bearer) = &self.bearer {
+            request = request.header(AUTHORIZATION, bearer);
         }
         let request = request.body(Full::new(body));
         request.map_err(|e| Error::new(Kind::Invalid, format!("{method} {path}: {e}")))
@@ -358,6 +408,14 @@ fn broken(e: &hyper::Error) -> Error {
         cause = error.source();
     }
     Error::new(Kind::Retry, format!("the connection broke: {e}"))
+}
+
+/// What an answer that is no success says.
+fn said(status: StatusCode, bytes: &[u8], place: &str) -> Error {
+    match serde_json::from_slice::<ErrorBody>(bytes) {
+        Ok(body) => body.into(),
+        Err(_) => Error::new(bare_status(status), format!("{place}: {status}")),
+    }
 }
 
 /// What can be said of an answer that is not one of ours.

@@ -127,6 +127,7 @@ pub(super) fn tell(
             pool: pool.clone(),
             volume: asked.volume.clone(),
             build: builds.then(|| kind.clone()),
+            cancelled: false,
         },
     );
     *told = Some((node.clone(), item));

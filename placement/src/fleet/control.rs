@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::ErrorBody;
 use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
 use api::life::Standing;
 use api::operation::OperationState;
@@ -365,6 +366,12 @@ impl Pass<'_> {
             .error
             .clone()
             .map_or_else(|| Error::new(Kind::Io, "the node does not say why"), Error::from);
+        if matches!(item.goal, Goal::Claim { cancelled: true, .. }) {
+            kept.operation.error =
+                Some(ErrorBody::from(&error)).filter(|_| error.kind() != Kind::Cancelled);
+            kept.end(OperationState::Cancelled, now);
+            return;
+        }
         // It has none any more, or no room for one: another may.
         if matches!(error.kind(), Kind::Gone | Kind::Full | Kind::Io) && !asked.only {
             tried.push(node.to_owned());

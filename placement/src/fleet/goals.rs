@@ -68,6 +68,18 @@ impl Goals {
         draft.changed |= draft.goal.items.len() != before;
     }
 
+    /// Marks a claim as one that nobody waits for any more; not if it is not there, or was before.
+    pub(crate) fn withdraw(&mut self, node: &str, id: &str) -> bool {
+        let Some(draft) = self.drafts.get_mut(node) else { return false };
+        let item = draft.goal.items.iter_mut().find(|item| item.id == id);
+        let Some(Goal::Claim { cancelled, .. }) = item.map(|item| &mut item.goal) else {
+            return false;
+        };
+        let new = !std::mem::replace(cancelled, true);
+        draft.changed |= new;
+        new
+    }
+
     /// The nodes whose goals have changed.
     pub(crate) fn changed(&self) -> Vec<String> {
         let changed = self.drafts.iter().filter(|(_, draft)| draft.changed);

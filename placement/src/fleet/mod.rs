@@ -9,6 +9,7 @@
 //! that go with it in one transaction. A transaction that somebody else was faster than is dropped: the next pass
 //! decides anew. Nothing on the path of the data waits for any of this.
 
+mod cancel;
 pub(crate) mod claims;
 mod control;
 mod facts;

@@ -1,6 +1,7 @@
 //! A fleet of modelled nodes under the real control: pools fill and refill, claims are served once, nodes go and
 //! come back.
 
+mod cancel;
 mod fences;
 mod life;
 mod reads;
@@ -112,6 +113,9 @@ impl Node {
                 let (id, pool, kind) = (item.id.clone(), pool.clone(), kind.clone());
                 self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });
                 self.free -= SIZE;
+            }
+            Goal::Claim { cancelled: true, .. } => {
+                status.error = failed(Kind::Cancelled, "nobody waits");
             }
             Goal::Claim { request, pool, build, .. } => {
                 let at = self.ready.iter().position(|v| v.pool == *pool);

@@ -1,7 +1,6 @@
 //! Bodies: JSON in, within limits; JSON or an error out.
 
-use api::ErrorBody;
-use axum::Json;
+use api::{PROBLEM, Problem};
 use axum::body::HttpBody;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -31,7 +30,7 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = api::http_status(self.0.kind());
         let status = StatusCode::from_u16(status).expect("statuses of kinds have three digits");
-        let mut response = (status, Json(ErrorBody::from(&self.0))).into_response();
+        let mut response = problem(&Problem::new(&self.0), status);
         if let Kind::Busy(after) = self.0.kind() {
             let seconds = HeaderValue::from(after.as_secs().max(1));
             response.headers_mut().insert(RETRY_AFTER, seconds);
@@ -39,6 +38,16 @@ impl IntoResponse for Failure {
         response.extensions_mut().insert(Logged(self.0));
         response
     }
+}
+
+/// What the audit log shall say of what was done, beside its path.
+#[derive(Clone)]
+pub(super) struct Noted(pub String);
+
+/// A problem as an answer.
+pub(super) fn problem(problem: &Problem, status: StatusCode) -> Response {
+    let text = serde_json::to_vec(problem).expect("our own types serialise");
+    (status, [(CONTENT_TYPE, PROBLEM)], text).into_response()
 }
 
 /// A JSON body.

@@ -11,9 +11,10 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use image::Digest;
 
+use super::access::Access;
 use super::body::{Body, Failure, Name};
-use super::guard::{self, Door, Removed};
-use super::{Access, Limits, Route, handlers};
+use super::guard::{self, Door, Knows};
+use super::{Limits, Route, handlers};
 use crate::care::{Care, Revoked};
 use crate::names::parse_digest;
 
@@ -21,14 +22,14 @@ use crate::names::parse_digest;
 pub(super) const ROUTES: &[Route] = &[
     ("GET", "/v1/cache", Access::Member),
     ("GET", "/v1/cache/images/{image}", Access::Member),
-    ("DELETE", "/v1/cache/images/{image}", Access::Admin),
+    ("DELETE", "/v1/cache/images/{image}", Access::Operator),
     ("GET", "/v1/cache/images/{image}/warm", Access::Member),
-    ("PUT", "/v1/cache/images/{image}/warm", Access::Admin),
-    ("DELETE", "/v1/cache/images/{image}/warm", Access::Admin),
-    ("PUT", "/v1/cache/images/{image}/pin", Access::Admin),
-    ("DELETE", "/v1/cache/images/{image}/pin", Access::Admin),
-    ("PUT", "/v1/cache/scrub", Access::Admin),
-    ("PUT", "/v1/cache/drain", Access::Admin),
+    ("PUT", "/v1/cache/images/{image}/warm", Access::Operator),
+    ("DELETE", "/v1/cache/images/{image}/warm", Access::Operator),
+    ("PUT", "/v1/cache/images/{image}/pin", Access::Operator),
+    ("DELETE", "/v1/cache/images/{image}/pin", Access::Operator),
+    ("PUT", "/v1/cache/scrub", Access::Operator),
+    ("PUT", "/v1/cache/drain", Access::Operator),
     ("GET", "/metrics", Access::Member),
 ];
 
@@ -45,7 +46,7 @@ impl AsRef<Limits> for App {
 }
 
 /// The routes of a cache beside others.
-pub(crate) fn router(care: Arc<dyn Care>, limits: Limits, removed: Removed) -> Router {
+pub(crate) fn router(care: Arc<dyn Care>, limits: Limits, knows: Knows) -> Router {
     let image = get(held).delete(evict);
     let warming = get(warming).put(warm).delete(stop_warming);
     Router::new()
@@ -56,13 +57,13 @@ pub(crate) fn router(care: Arc<dyn Care>, limits: Limits, removed: Removed) -> R
         .route("/v1/cache/scrub", put(scrub))
         .route("/v1/cache/drain", put(drain))
         .route("/metrics", get(metrics))
-        .route_layer(from_fn_with_state(Door { routes: ROUTES, removed }, guard::guard))
+        .route_layer(from_fn_with_state(Door { routes: ROUTES, knows }, guard::guard))
         .with_state(App { care, limits })
 }
 
 /// The routes of a cache that is a process of its own.
 pub(crate) fn alone(care: Arc<dyn Care>, limits: Limits, revoked: Revoked) -> Router {
-    router(care, limits, Removed::Told(revoked))
+    router(care, limits, Knows::Revoked(revoked))
         .method_not_allowed_fallback(handlers::no_such_method)
         .fallback(handlers::no_such_route)
 }

@@ -1,16 +1,17 @@
 //! The OpenAPI document.
 
 use axum::Json;
-use utoipa::OpenApi;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr};
+use utoipa::{Modify, OpenApi};
 
-use super::{care, fleet, handlers, stats};
+use super::{care, fleet, handlers, people, stats};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Forebay",
         description = "Refs, images, records, tickets, members, nodes and pools of a grid. All routes but \
-                       /v1/health and /v1/join need a member's certificate. /metrics and those under \
+                       /v1/health and /v1/join need a member's certificate, or a person's token. /metrics and those under \
                        /v1/cache are each cache's own, at the address that /v1/caches lists for it."
     ),
     paths(
@@ -59,6 +60,13 @@ use super::{care, fleet, handlers, stats};
         fleet::break_lease,
         fleet::operations,
         fleet::operation,
+        fleet::cancel,
+        people::whoami,
+        people::new_person,
+        people::people,
+        people::revoke,
+        people::audit,
+        people::watch,
         care::status,
         care::held,
         care::evict,
@@ -70,9 +78,31 @@ use super::{care, fleet, handlers, stats};
         care::scrub,
         care::drain,
         care::metrics,
-    )
+    ),
+    components(schemas(api::Problem, api::audit::AuditEntry)),
+    modifiers(&Problems)
 )]
 pub(super) struct Document;
+
+/// Every error of every route is a problem.
+struct Problems;
+
+impl Modify for Problems {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        for item in document.paths.paths.values_mut() {
+            let operations =
+                [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter();
+            for operation in operations.flatten() {
+                if let Some(RefOr::T(errors)) = operation.responses.responses.get_mut("default") {
+                    let schema = Some(Ref::from_schema_name("Problem"));
+                    errors.content.clear();
+                    let content = ContentBuilder::new().schema(schema).build();
+                    errors.content.insert(api::PROBLEM.into(), content);
+                }
+            }
+        }
+    }
+}
 
 /// This document
 #[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI 3.1")))]

@@ -5,12 +5,14 @@ use api::grid::{PlacementStatus, Role};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease};
 use api::life::{Forget, Forgotten, NodeLife, SetStanding};
 use api::operation::{Operation, OperationList, Wait};
+use api::page::{Page, Paged};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
 use axum::extract::State;
 use axum::{Extension, Json};
 use image::{Error, Kind};
 
 use super::App;
+use super::access::Who;
 use super::body::{Asked, Body, Failure, LongBody, Name};
 use super::peer::Peer;
 
@@ -31,10 +33,14 @@ pub(super) async fn placements(State(app): State<App>) -> Answer<PlacementStatus
 /// The nodes that have reported
 #[utoipa::path(
     get, path = "/v1/nodes",
-    responses((status = 200, body = NodeList), (status = "default", body = api::ErrorBody))
+    params(Page),
+    responses((status = 200, body = Paged<NodeList>), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn nodes(State(app): State<App>) -> Answer<NodeList> {
-    Ok(Json(app.fleet.nodes().await?))
+pub(super) async fn nodes(
+    State(app): State<App>,
+    Asked(page): Asked<Page>,
+) -> Answer<Paged<NodeList>> {
+    Ok(Json(Paged::of(app.fleet.nodes().await?, &page)?))
 }
 
 /// What a node is to do
@@ -118,10 +124,14 @@ pub(super) async fn forget(
 /// All leases that nodes have
 #[utoipa::path(
     get, path = "/v1/leases",
-    responses((status = 200, body = LeaseList), (status = "default", body = api::ErrorBody))
+    params(Page),
+    responses((status = 200, body = Paged<LeaseList>), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn leases(State(app): State<App>) -> Answer<LeaseList> {
-    Ok(Json(app.fleet.leases().await?))
+pub(super) async fn leases(
+    State(app): State<App>,
+    Asked(page): Asked<Page>,
+) -> Answer<Paged<LeaseList>> {
+    Ok(Json(Paged::of(app.fleet.leases().await?, &page)?))
 }
 
 /// The right to write a volume, for one node at a time (the node itself; admins)
@@ -169,17 +179,21 @@ pub(super) async fn break_lease(
     Name(volume): Name,
     Body(asked): Body<BreakLease>,
 ) -> Answer<LeaseInfo> {
-    let by = &peer.member()?.name;
-    Ok(Json(app.fleet.break_lease(&volume, by, &asked).await?))
+    let by = peer.name()?;
+    Ok(Json(app.fleet.break_lease(&volume, &by, &asked).await?))
 }
 
 /// All pools
 #[utoipa::path(
     get, path = "/v1/pools",
-    responses((status = 200, body = PoolList), (status = "default", body = api::ErrorBody))
+    params(Page),
+    responses((status = 200, body = Paged<PoolList>), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn pools(State(app): State<App>) -> Answer<PoolList> {
-    Ok(Json(app.fleet.pools().await?))
+pub(super) async fn pools(
+    State(app): State<App>,
+    Asked(page): Asked<Page>,
+) -> Answer<Paged<PoolList>> {
+    Ok(Json(Paged::of(app.fleet.pools().await?, &page)?))
 }
 
 /// One pool
@@ -229,17 +243,21 @@ pub(super) async fn claim(
     Asked(wait): Asked<Wait>,
     Body(asked): Body<NewClaim>,
 ) -> Answer<Operation> {
-    let owner = &peer.member()?.name;
-    Ok(Json(app.fleet.claim(owner, &name, asked, wait.into()).await?))
+    let owner = peer.name()?;
+    Ok(Json(app.fleet.claim(&owner, &name, asked, wait.into()).await?))
 }
 
 /// What was asked for lately
 #[utoipa::path(
     get, path = "/v1/operations",
-    responses((status = 200, body = OperationList), (status = "default", body = api::ErrorBody))
+    params(Page),
+    responses((status = 200, body = Paged<OperationList>), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn operations(State(app): State<App>) -> Answer<OperationList> {
-    Ok(Json(app.fleet.operations().await?))
+pub(super) async fn operations(
+    State(app): State<App>,
+    Asked(page): Asked<Page>,
+) -> Answer<Paged<OperationList>> {
+    Ok(Json(Paged::of(app.fleet.operations().await?, &page)?))
 }
 
 /// An operation, when it has ended or after a time
@@ -254,4 +272,21 @@ pub(super) async fn operation(
     Asked(wait): Asked<Wait>,
 ) -> Answer<Operation> {
     Ok(Json(app.fleet.operation(&id, wait.into()).await?))
+}
+
+/// Ends an operation, if no node has done it meanwhile; the answer says which (who asked for it; admins and operators)
+#[utoipa::path(
+    post, path = "/v1/operations/{name}/cancel",
+    params(("name" = String, Path, description = "The operation's id"), Wait),
+    responses((status = 200, body = Operation), (status = "default", body = api::ErrorBody))
+)]
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Extension(peer): Extension<Peer>,
+    Name(id): Name,
+    Asked(wait): Asked<Wait>,
+) -> Answer<Operation> {
+    let own = matches!(peer.who(), Who::Node | Who::Server);
+    let by = if own { Some(peer.name()?) } else { None };
+    Ok(Json(app.fleet.cancel(&id, by.as_deref(), wait.into()).await?))
 }

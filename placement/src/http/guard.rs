@@ -1,45 +1,56 @@
-//! Before a handler: may this peer use this route? After it: what went wrong is logged, here alone.
+//! Before a handler: who asks, and may it use this route? After it: what went wrong is logged, here alone, and what was
+//! changed or refused goes into the audit log.
 
 use std::sync::Arc;
 
-use api::grid::Role;
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use image::{Error, Kind, Result};
 
-use super::body::{Failure, Logged};
+use super::access::{Access, Who};
+use super::body::{Failure, Logged, Noted};
 use super::peer::Peer;
-use super::{Access, Route};
+use super::{AUDITED_LATER, Route, UNAUDITED};
+use crate::audit::{Audit, Deed};
 use crate::care::Revoked;
 use crate::member::Member;
 use crate::members::{Members, removed};
+use crate::people::People;
 
 /// Who may use which routes.
 #[derive(Clone)]
 pub(super) struct Door {
     pub routes: &'static [Route],
-    /// Who was removed.
-    pub removed: Removed,
+    pub knows: Knows,
 }
 
-/// How is known who was removed.
+/// What is known of who asks.
 #[derive(Clone)]
-pub(crate) enum Removed {
-    /// By the state.
-    Known(Members),
-    /// By what placement has said last.
-    Told(Revoked),
+pub(crate) enum Knows {
+    /// Placement knows its members and people.
+    All(Keeper),
+    /// A cache on another machine is told who was removed; tokens it does not know.
+    Revoked(Revoked),
 }
 
-impl Door {
-    async fn refuse_removed(&self, member: Option<Arc<Member>>) -> Result<()> {
-        let Some(member) = member else { return Ok(()) };
-        match &self.removed {
-            Removed::Known(members) => members.check(&member).await,
-            Removed::Told(revoked) => {
+impl Knows {
+    fn keeper(&self) -> Option<&Keeper> {
+        match self {
+            Self::All(keeper) => Some(keeper),
+            Self::Revoked(_) => None,
+        }
+    }
+
+    /// Refuses whoever was removed.
+    async fn check(&self, member: &Member) -> Result<()> {
+        match self {
+            Self::All(keeper) => keeper.members.check(member).await,
+            Self::Revoked(revoked) => {
                 match revoked.borrow().refuses(&member.name, &member.holder) {
-                    true => Err(removed(&member)),
+                    true => Err(removed(member)),
                     false => Ok(()),
                 }
             }
@@ -47,21 +58,45 @@ impl Door {
     }
 }
 
-pub(super) async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
+/// What placement knows of who asks, and remembers of what they did.
+#[derive(Clone)]
+pub(crate) struct Keeper {
+    pub members: Members,
+    pub people: People,
+    pub audit: Arc<Audit>,
+}
+
+pub(super) async fn guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let route = route(door.routes, &request);
     let peer = request.extensions().get::<Peer>().cloned();
-    let allowed = match &peer {
-        Some(peer) => allowed(door.routes, &request, peer),
-        None => Err(Error::new(Kind::Denied, "nobody knows who asks")),
+    let shown = request.headers().get(AUTHORIZATION).cloned();
+    let (peer, allowed) = door.admit(route, peer, shown).await;
+    if let Some(peer) = &peer {
+        request.extensions_mut().insert(peer.clone());
+    }
+    let later = |list: &[(&str, &str)]| route.is_some_and(|(m, p, _)| list.contains(&(*m, *p)));
+    let changes = route.is_some_and(|(method, ..)| *method != "GET") && !later(UNAUDITED);
+    let entry = Entry {
+        peer: peer.clone(),
+        what: route.map_or_else(String::new, |(method, path, _)| format!("{method} {path}")),
+        path: path.clone(),
+        changes,
+        waits: !later(AUDITED_LATER),
     };
-    let allowed = match allowed {
-        Ok(member) => door.refuse_removed(member).await,
-        Err(e) => Err(e),
-    };
+    let keeper = door.knows.keeper().cloned();
     let response = match allowed {
-        Ok(()) => next.run(request).await,
-        Err(e) => Failure(e).into_response(),
+        // Whoever hangs up before the answer has changed it all the same: that it did is written down.
+        Ok(()) if changes && keeper.is_some() => {
+            let done =
+                tokio::spawn(async move { entry.kept(keeper, next.run(request).await).await });
+            done.await.unwrap_or_else(|_| {
+                Failure(Error::new(Kind::Io, "the request failed")).into_response()
+            })
+        }
+        Ok(()) => entry.kept(keeper, next.run(request).await).await,
+        Err(e) => entry.kept(keeper, Failure(e).into_response()).await,
     };
     let peer = peer.map(|p| p.to_string()).unwrap_or_default();
     match response.extensions().get::<Logged>().map(|l| &l.0) {
@@ -77,45 +112,121 @@ pub(super) async fn guard(State(door): State<Door>, request: Request, next: Next
     response
 }
 
-/// What is not in the list of routes is nobody's. The member that asks, where it takes one.
-fn allowed(routes: &[Route], request: &Request, peer: &Peer) -> Result<Option<Arc<Member>>> {
+fn route(routes: &'static [Route], request: &Request) -> Option<&'static Route> {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let method = match request.method().as_str() {
         "HEAD" => "GET",
         method => method,
     };
-    let route = routes.iter().find(|(m, p, _)| *m == method && Some(*p) == path);
-    let Some((_, _, access)) = route else {
-        return Err(Error::new(Kind::Denied, "not one of the routes that may be used"));
-    };
-    let member = match access {
-        Access::Anybody => return Ok(None),
-        _ => peer.member()?,
-    };
-    let role = member.role;
-    let good = match access {
-        Access::Anybody | Access::Member => true,
-        Access::Writer => is_writer(role),
-        Access::Server => matches!(role, Role::Server | Role::Admin),
-        Access::Admin => role == Role::Admin,
-    };
-    if good {
-        return Ok(Some(Arc::clone(member)));
+    routes.iter().find(|(m, p, _)| *m == method && Some(*p) == path)
+}
+
+impl Door {
+    /// Who asks, and whether it may. What is not in the list of routes is nobody's.
+    async fn admit(
+        &self,
+        route: Option<&Route>,
+        peer: Option<Peer>,
+        shown: Option<HeaderValue>,
+    ) -> (Option<Peer>, Result<()>) {
+        let denied = |what: &str| Err(Error::new(Kind::Denied, what));
+        let Some(peer) = peer else { return (None, denied("nobody knows who asks")) };
+        let Some((_, _, access)) = route else {
+            return (Some(peer), denied("not one of the routes that may be used"));
+        };
+        if *access == Access::Anybody {
+            return (Some(peer), Ok(()));
+        }
+        match self.recognize(&peer, shown).await {
+            Ok(peer) => {
+                let allowed = allowed(*access, &peer);
+                (Some(peer), allowed)
+            }
+            Err(error) => (Some(peer), Err(error)),
+        }
     }
-    let needed = match access {
-        Access::Admin => "an admin",
-        Access::Server => "a server or an admin",
-        _ => "an admin or a node",
+
+    /// The member by its certificate; the person, if a token is shown.
+    async fn recognize(&self, peer: &Peer, shown: Option<HeaderValue>) -> Result<Peer> {
+        let denied = |what: &str| Err(Error::new(Kind::Denied, what));
+        let Some(shown) = shown else {
+            self.knows.check(peer.member()?).await?;
+            return Ok(peer.clone());
+        };
+        let bearer = shown.to_str().ok().and_then(|text| {
+            let (scheme, rest) = text.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(rest.trim())
+        });
+        match (self.knows.keeper(), bearer) {
+            (_, None) => denied("authorization: it must be `Bearer` and a person's token"),
+            (None, _) => denied("a cache knows no tokens: use a member's certificate"),
+            (Some(keeper), Some(bearer)) => Ok(peer.as_person(keeper.people.check(bearer).await?)),
+        }
+    }
+}
+
+fn allowed(access: Access, peer: &Peer) -> Result<()> {
+    let who = peer.who();
+    if access.lets().contains(&who) {
+        return Ok(());
+    }
+    let needed = access.words();
+    let what = match who {
+        Who::AdminToken | Who::Operator | Who::ReadOnly => {
+            format!("only {needed} may do this, and the token is {}'s", peer.identity())
+        }
+        _ => {
+            let role = peer.member()?.role.name();
+            format!(
+                "only {needed} may do this, and the certificate is that of a {role}: use another data directory, such \
+                 as that of `forebay up`"
+            )
+        }
     };
-    let what = format!(
-        "only {needed} may do this, and the certificate is that of a {}: use another data directory, such as that \
-         of `forebay up`",
-        role.name()
-    );
     Err(Error::new(Kind::Denied, what))
 }
 
-/// Whether a role may change what others see.
-pub(super) fn is_writer(role: Role) -> bool {
-    matches!(role, Role::Admin | Role::Node)
+/// What of a request goes into the audit log.
+struct Entry {
+    peer: Option<Peer>,
+    what: String,
+    path: String,
+    /// Whether it is one that changes something.
+    changes: bool,
+    /// Whether its answer waits until it is written down.
+    waits: bool,
+}
+
+impl Entry {
+    /// Has it written down; the answer, unless that cannot be said to be so.
+    async fn kept(self, keeper: Option<Keeper>, response: Response) -> Response {
+        let Some(Keeper { audit, .. }) = keeper else { return response };
+        let error = response.extensions().get::<Logged>().map(|l| &l.0);
+        let refused = error.is_some_and(|e| e.kind() == Kind::Denied);
+        // Whoever is sent to another placement is written down there.
+        if (!refused && !self.changes) || response.status().is_redirection() {
+            return response;
+        }
+        let known = self.peer.as_ref().is_some_and(Peer::is_known);
+        let noted = response.extensions().get::<Noted>().map(|noted| noted.0.clone());
+        let mut deed = Deed {
+            who: self.peer.as_ref().map_or_else(|| "nobody".into(), Peer::identity),
+            what: self.what,
+            object: self.path,
+            outcome: error.map_or("done", |e| e.kind().name()).into(),
+            said: error.map(|e| e.message().to_owned()).or(noted).unwrap_or_default(),
+        };
+        if let Some(peer) = self.peer.as_ref().filter(|_| !known) {
+            deed.object = format!("{} from {}", deed.object, peer.address.ip());
+        }
+        if refused || (error.is_some() && !known) {
+            audit.refused(deed, known);
+        } else if !self.waits || error.is_some() {
+            audit.done_soon(deed).await;
+        } else if let Err(error) = audit.done(deed).await {
+            let error = error.at("it was done, and that it was is not in the audit log yet");
+            return Failure(error).into_response();
+        }
+        response
+    }
 }

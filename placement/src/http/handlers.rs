@@ -1,5 +1,6 @@
 //! One handler per route: out of HTTP, into the catalogue or the tokens, and back.
 
+use api::Problem;
 use api::catalog::{
     DeleteRef, GcReport, GcRequest, ImageInfo, ImageList, ListImages, MoveRef, NewRecord, RefInfo,
     StoreReport, TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
@@ -8,14 +9,16 @@ use api::grid::{
     CacheInfo, CacheList, Health, JoinAnswer, JoinRequest, JoinToken, KnownRevocations, Lease,
     MemberInfo, MemberList, NewToken, RenewRequest, Revocations, Role, Serving,
 };
+use api::page::{Page, Paged};
 use api::trace::{TraceBody, TraceInfo};
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::{Extension, Json};
 use image::{Error, Kind};
 
 use super::App;
-use super::body::{Asked, Body, Failure, LongBody, Name};
-use super::guard::is_writer;
+use super::body::{Asked, Body, Failure, LongBody, Name, Noted, problem};
 use super::peer::Peer;
 
 type Answer<T> = Result<Json<T>, Failure>;
@@ -41,17 +44,21 @@ pub(super) async fn health(State(app): State<App>) -> Json<Health> {
 pub(super) async fn join(
     State(app): State<App>,
     Body(request): Body<JoinRequest>,
-) -> Answer<JoinAnswer> {
-    Ok(Json(app.tokens.join(&request).await?))
+) -> Result<(Extension<Noted>, Json<JoinAnswer>), Failure> {
+    let answer = app.tokens.join(&request).await?;
+    Ok((Extension(Noted(request.name)), Json(answer)))
 }
 
 /// The servers of chunks
 #[utoipa::path(
-    get, path = "/v1/caches",
-    responses((status = 200, body = CacheList), (status = "default", body = api::ErrorBody))
+    get, path = "/v1/caches", params(Page),
+    responses((status = 200, body = Paged<CacheList>), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn caches(State(app): State<App>) -> Answer<CacheList> {
-    Ok(Json(CacheList { caches: app.catalog.servers().await? }))
+pub(super) async fn caches(
+    State(app): State<App>,
+    Asked(page): Asked<Page>,
+) -> Answer<Paged<CacheList>> {
+    Ok(Json(Paged::of(CacheList { caches: app.catalog.servers().await? }, &page)?))
 }
 
 /// That a cache serves (the cache itself, again and again)
@@ -84,8 +91,7 @@ pub(super) async fn leave(
     Extension(peer): Extension<Peer>,
     Name(name): Name,
 ) -> Answer<CacheInfo> {
-    let member = peer.member()?;
-    if member.role != Role::Admin && member.name != name {
+    if !peer.is_admin() && peer.name()? != name {
         return Err(not_itself(&name).into());
     }
     Ok(Json(app.catalog.leave(&name).await?))
@@ -104,17 +110,23 @@ pub(super) async fn new_token(
     State(app): State<App>,
     Extension(peer): Extension<Peer>,
     Body(asked): Body<NewToken>,
-) -> Answer<JoinToken> {
-    Ok(Json(app.tokens.make(&asked, peer.member()?).await?))
+) -> Result<(Extension<Noted>, Json<JoinToken>), Failure> {
+    let made = app.tokens.make(&asked, peer.member()?).await?;
+    let name = asked.name.as_deref().unwrap_or("any name");
+    let noted = format!("{} for {name}", asked.role.name());
+    Ok((Extension(Noted(noted)), Json(made)))
 }
 
 /// Who may use the grid (admins)
 #[utoipa::path(
-    get, path = "/v1/members",
-    responses((status = 200, body = MemberList), (status = "default", body = api::ErrorBody))
+    get, path = "/v1/members", params(Page),
+    responses((status = 200, body = Paged<MemberList>), (status = "default", body = api::ErrorBody))
 )]
-pub(super) async fn members(State(app): State<App>) -> Answer<MemberList> {
-    Ok(Json(app.members.list().await?))
+pub(super) async fn members(
+    State(app): State<App>,
+    Asked(page): Asked<Page>,
+) -> Answer<Paged<MemberList>> {
+    Ok(Json(Paged::of(app.members.list().await?, &page)?))
 }
 
 /// The certificates that are refused; nothing of them if they are those that are known already
@@ -155,13 +167,16 @@ pub(super) async fn remove_member(State(app): State<App>, Name(name): Name) -> A
 /// One line per ref
 #[utoipa::path(
     get, path = "/v1/images", params(ListImages),
-    responses((status = 200, body = ImageList), (status = "default", body = api::ErrorBody))
+    responses((status = 200, body = Paged<ImageList>), (status = "default", body = api::ErrorBody))
 )]
 pub(super) async fn images(
     State(app): State<App>,
     Asked(asked): Asked<ListImages>,
-) -> Answer<ImageList> {
-    Ok(Json(app.catalog.list(asked).await?))
+) -> Answer<Paged<ImageList>> {
+    let page = Page { limit: asked.limit, after: asked.after };
+    page.asked()?;
+    let ancestors = asked.ancestors && page.after.is_none();
+    Ok(Json(Paged::of(app.catalog.list(ancestors).await?, &page)?))
 }
 
 /// What is known of an image
@@ -236,9 +251,10 @@ pub(super) async fn move_ref(
     State(app): State<App>,
     Name(name): Name,
     Body(to): Body<MoveRef>,
-) -> Answer<RefInfo> {
+) -> Result<(Extension<Noted>, Json<RefInfo>), Failure> {
+    let noted = Noted(to.image.to_string());
     let moving = app.catalog.move_ref(&name, &to);
-    Ok(Json(app.fleet.lead()?.during(moving).await?))
+    Ok((Extension(noted), Json(app.fleet.lead()?.during(moving).await?)))
 }
 
 /// Deletes a ref; the answer is the ref as it was (admins)
@@ -266,7 +282,7 @@ pub(super) async fn ticket(
     Body(asked): Body<TicketRequest>,
 ) -> Answer<TicketAnswer> {
     let member = peer.member()?;
-    if matches!(asked, TicketRequest::Push { .. }) && !is_writer(member.role) {
+    if matches!(asked, TicketRequest::Push { .. }) && member.role == Role::Server {
         let role = member.role.name();
         let what = format!("only an admin or a node may push; the certificate is that of a {role}");
         return Err(Error::new(Kind::Denied, what).into());
@@ -300,6 +316,10 @@ pub(super) async fn no_such_route() -> Failure {
     Error::new(Kind::Gone, "no such route; see /v1/openapi.json").into()
 }
 
-pub(super) async fn no_such_method() -> Failure {
-    Error::new(Kind::Unsupported, "this route has no such method; see /v1/openapi.json").into()
+/// Unlike what a later version might do, this is no lack of the server's: 405, and not the status of its kind.
+pub(super) async fn no_such_method() -> Response {
+    let what = "this route has no such method; see /v1/openapi.json";
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    let told = Problem::new(&Error::new(Kind::Unsupported, what));
+    problem(&Problem { status: status.as_u16(), ..told }, status)
 }

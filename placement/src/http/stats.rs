@@ -1,6 +1,5 @@
 //! Handlers for statistics, and for choosing nodes by them.
 
-use api::grid::Role;
 use api::place::{PlaceAnswer, PlaceAsk, Reservation, ReservationList};
 use api::stats::{Every, NodeHistory, Since, StatsList};
 use axum::extract::State;
@@ -8,8 +7,8 @@ use axum::{Extension, Json};
 use image::{Error, Kind};
 
 use super::App;
+use super::access::Access;
 use super::body::{Asked, Failure, LongBody, Name};
-use super::guard::is_writer;
 use super::peer::Peer;
 
 type Answer<T> = Result<Json<T>, Failure>;
@@ -53,12 +52,12 @@ pub(super) async fn place(
     Extension(peer): Extension<Peer>,
     LongBody(ask): LongBody<PlaceAsk, MAX_ASK>,
 ) -> Answer<PlaceAnswer> {
-    let member = peer.member()?;
-    if ask.reserve && !is_writer(member.role) {
-        let what = "only an admin or a node may reserve: ask without `reserve`";
+    if ask.reserve && !Access::Worker.lets().contains(&peer.who()) {
+        let needed = Access::Worker.words();
+        let what = format!("only {needed} may reserve: ask without `reserve`");
         return Err(Error::new(Kind::Denied, what).into());
     }
-    Ok(Json(app.fleet.place(&member.name, &ask).await?))
+    Ok(Json(app.fleet.place(&peer.name()?, &ask).await?))
 }
 
 /// What is reserved
@@ -81,7 +80,6 @@ pub(super) async fn release(
     Extension(peer): Extension<Peer>,
     Name(id): Name,
 ) -> Answer<Reservation> {
-    let member = peer.member()?;
-    let by = (member.role != Role::Admin).then_some(member.name.as_str());
-    Ok(Json(app.fleet.release_reservation(&id, by).await?))
+    let by = if peer.is_admin() { None } else { Some(peer.name()?) };
+    Ok(Json(app.fleet.release_reservation(&id, by.as_deref()).await?))
 }

@@ -29,12 +29,15 @@ const FAMILIES: &[(&str, Look)] = &[
     (GENERATION, json::<u64>),
     (NOT_BEFORE, json::<u64>),
     (RESTORING, |_, _, _| Err(wrong("a restore did not come to its end; restore again"))),
+    ("audit/", audit_entry),
+    (crate::audit::HEAD, json::<api::audit::AuditHead>),
     ("goals/", json::<GoalState>),
     (LEADERS, json::<String>),
     ("leases/", json::<Lease>),
     ("members/", json::<Holder>),
     ("nodes/", json::<NodeEntry>),
     ("operations/", json::<Kept>),
+    ("people/", json::<crate::people::Kept>),
     ("pools/", json::<SetPool>),
     ("reads/", json::<BTreeSet<Digest>>),
     ("refs/", |key, name, value| named::<Ref>(name).and(json::<Target>(key, name, value))),
@@ -116,6 +119,14 @@ fn look(key: &str, value: &Versioned) -> Result<()> {
 
 fn json<T: DeserializeOwned>(key: &str, _: &str, value: &Versioned) -> Result<()> {
     decode::<T>(key, value).map(drop)
+}
+
+/// Whether the chain holds is looked at by who reads the log.
+fn audit_entry(key: &str, name: &str, value: &Versioned) -> Result<()> {
+    match decode::<api::audit::AuditEntry>(key, value)?.seq {
+        seq if format!("{seq:020}") == name => Ok(()),
+        seq => Err(wrong(&format!("the entry has another number, {seq}"))),
+    }
 }
 
 fn named<T: FromStr<Err: Into<Error>>>(name: &str) -> Result<()> {

@@ -18,6 +18,9 @@
 //! pools/<name>     what a pool shall be
 //! operations/<id>  what was asked for and takes its time
 //! reserved/<name>  what is reserved on a node, and until when
+//! people/<name>    a person who has a token, which is kept as a hash
+//! audit/<seq>      who changed what, or was refused
+//! audit_head       where that log begins and ends
 //! leaders/<name>   who leads, by the name of what is led
 //! generation       how often the state was restored; not there if it never was
 //! not_before       since a restore: before when no lease may be handed out, in seconds since 1970
@@ -275,6 +278,11 @@ impl State {
     ) -> Result<Option<(T, Versioned)>> {
         let Some(found) = self.0.get(key.into()).await? else { return Ok(None) };
         Ok(Some((decode(key, &found)?, found)))
+    }
+
+    /// A key's value as it is kept.
+    pub(crate) async fn bytes(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.get(key.into()).await?.map(|found| found.value))
     }
 
     async fn list<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>> {

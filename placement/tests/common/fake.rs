@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use api::care::{CacheStatus, DrainOrder, Evicted, Held, Pinned, ScrubOrder, ScrubStatus, Warming};
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use image::record::Verified;
 use image::{Digest, Error, Kind, Result};
-use placement::{Answer, Archive, ImageFacts, RefMove, Swept};
+use placement::{Answer, Archive, Care, ImageFacts, RefMove, Swept};
 use tokio::sync::Semaphore;
 
 /// How the next append to the log fails.
@@ -221,5 +222,58 @@ impl Archive for Fake {
             let chunks = if deep { 500 } else { 0 };
             Ok(VerifyReport { sections: 3, chunks, ..VerifyReport::default() })
         })
+    }
+}
+
+/// A cache that knows nothing.
+pub struct NoCare;
+
+fn unknown<T: Send + 'static>() -> Answer<'static, T> {
+    Box::pin(async { Err(Error::new(Kind::Gone, "not known here")) })
+}
+
+impl Care for NoCare {
+    fn status(&self) -> Answer<'_, CacheStatus> {
+        unknown()
+    }
+
+    fn held(&self, _: Digest) -> Answer<'_, Held> {
+        unknown()
+    }
+
+    fn warm(&self, _: Digest) -> Answer<'_, Warming> {
+        unknown()
+    }
+
+    fn warming(&self, _: Digest) -> Answer<'_, Warming> {
+        unknown()
+    }
+
+    fn stop_warming(&self, _: Digest) -> Answer<'_, Warming> {
+        unknown()
+    }
+
+    fn pin(&self, _: Digest) -> Answer<'_, Warming> {
+        unknown()
+    }
+
+    fn unpin(&self, _: Digest) -> Answer<'_, Pinned> {
+        unknown()
+    }
+
+    fn evict(&self, _: Digest) -> Answer<'_, Evicted> {
+        unknown()
+    }
+
+    fn scrub(&self, _: ScrubOrder) -> Answer<'_, ScrubStatus> {
+        unknown()
+    }
+
+    fn drain(&self, _: DrainOrder) -> Answer<'_, CacheStatus> {
+        unknown()
+    }
+
+    fn metrics(&self) -> String {
+        String::new()
     }
 }

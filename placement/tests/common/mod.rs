@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::grid::{CacheInfo, NewToken, Role};
+use api::people::{NewPerson, PersonRole};
 use fake::Fake;
 use image::Result;
 use placement::{Authority, Client, Clock, Config, Limits, Papers, Placement};
@@ -30,6 +31,8 @@ pub struct Grid {
     /// Seconds that the grid's clock is ahead of the system's.
     pub ahead: Arc<AtomicU64>,
     limits: Limits,
+    /// Whether a cache serves beside placement.
+    pub care: bool,
     running: Option<(oneshot::Sender<()>, JoinHandle<Result<()>>)>,
 }
 
@@ -49,6 +52,7 @@ impl Grid {
             authority: Arc::new(authority),
             ahead: Arc::default(),
             limits,
+            care: false,
             running: None,
         };
         grid.run().await.unwrap();
@@ -76,7 +80,7 @@ impl Grid {
         self.address = listener.local_addr().unwrap();
         self.authority = authority.clone();
         let config = Config {
-            care: None,
+            care: self.care.then(|| Arc::new(fake::NoCare) as Arc<dyn placement::Care>),
             authority,
             shown: placement::Shown::new(papers)?,
             state: self.state_file().into(),
@@ -132,6 +136,12 @@ impl Grid {
         self.admin().new_token(&asked).await.unwrap().token
     }
 
+    /// A person's token, by a name that nobody has.
+    pub async fn person(&self, name: &str, role: PersonRole) -> String {
+        let asked = NewPerson { name: name.into(), role, lifetime_secs: 3600 };
+        self.admin().new_person(&asked).await.unwrap().token
+    }
+
     pub async fn connect(&self, papers: Option<&Papers>) -> std::io::Result<TlsStream<TcpStream>> {
         connect(self.address, self.authority.ca_pem(), papers).await
     }
@@ -147,6 +157,22 @@ impl Grid {
         let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
         (status, body.unwrap_or_default())
+    }
+
+    /// The same, shown a person's token.
+    pub async fn ask_with(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> (u16, String) {
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        self.raw(None, request.as_bytes()).await
     }
 
     /// A request with a JSON body, which ends its connection.

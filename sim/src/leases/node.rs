@@ -377,6 +377,7 @@ impl Node {
             leases,
             released,
             stats: None,
+            volumes: vec![],
         }
     }
 
