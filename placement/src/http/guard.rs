@@ -87,15 +87,11 @@ pub(super) async fn guard(State(door): State<Door>, mut request: Request, next: 
     };
     let keeper = door.knows.keeper().cloned();
     let response = match allowed {
-        // Whoever hangs up before the answer has changed it all the same: that it did is written down.
-        Ok(()) if changes && keeper.is_some() => {
-            let done =
-                tokio::spawn(async move { entry.kept(keeper, next.run(request).await).await });
-            done.await.unwrap_or_else(|_| {
-                Failure(Error::new(Kind::Io, "the request failed")).into_response()
-            })
+        Ok(()) => {
+            let begun = Begun { entry: Some(entry), keeper };
+            let response = next.run(request).await;
+            begun.ended(response).await
         }
-        Ok(()) => entry.kept(keeper, next.run(request).await).await,
         Err(e) => entry.kept(keeper, Failure(e).into_response()).await,
     };
     let peer = peer.map(|p| p.to_string()).unwrap_or_default();
@@ -186,6 +182,34 @@ fn allowed(access: Access, peer: &Peer) -> Result<()> {
     Err(Error::new(Kind::Denied, what))
 }
 
+/// A request that is at work. Whoever hangs up may have changed something all the same: that is written down, too.
+struct Begun {
+    /// Nothing: it has ended.
+    entry: Option<Entry>,
+    keeper: Option<Keeper>,
+}
+
+impl Begun {
+    async fn ended(mut self, response: Response) -> Response {
+        match self.entry.take() {
+            Some(entry) => entry.kept(self.keeper.take(), response).await,
+            None => response,
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let (Some(entry), Some(keeper)) = (self.entry.take(), self.keeper.take()) else { return };
+        if entry.changes {
+            keeper.audit.given_up(entry.deed("unknown", HUNG_UP.to_owned()));
+        }
+    }
+}
+
+/// What is said of a request that nobody waited for.
+const HUNG_UP: &str = "whoever asked hung up before there was an answer";
+
 /// What of a request goes into the audit log.
 struct Entry {
     peer: Option<Peer>,
@@ -198,6 +222,16 @@ struct Entry {
 }
 
 impl Entry {
+    fn deed(&self, outcome: &str, said: String) -> Deed {
+        Deed {
+            who: self.peer.as_ref().map_or_else(|| "nobody".into(), Peer::identity),
+            what: self.what.clone(),
+            object: self.path.clone(),
+            outcome: outcome.into(),
+            said,
+        }
+    }
+
     /// Has it written down; the answer, unless that cannot be said to be so.
     async fn kept(self, keeper: Option<Keeper>, response: Response) -> Response {
         let Some(Keeper { audit, .. }) = keeper else { return response };
@@ -209,19 +243,15 @@ impl Entry {
         }
         let known = self.peer.as_ref().is_some_and(Peer::is_known);
         let noted = response.extensions().get::<Noted>().map(|noted| noted.0.clone());
-        let mut deed = Deed {
-            who: self.peer.as_ref().map_or_else(|| "nobody".into(), Peer::identity),
-            what: self.what,
-            object: self.path,
-            outcome: error.map_or("done", |e| e.kind().name()).into(),
-            said: error.map(|e| e.message().to_owned()).or(noted).unwrap_or_default(),
-        };
+        let (outcome, waits) = (error.map_or("done", |e| e.kind().name()), self.waits);
+        let said = error.map(|e| e.message().to_owned()).or(noted).unwrap_or_default();
+        let mut deed = self.deed(outcome, said);
         if let Some(peer) = self.peer.as_ref().filter(|_| !known) {
             deed.object = format!("{} from {}", deed.object, peer.address.ip());
         }
         if refused || (error.is_some() && !known) {
             audit.refused(deed, known);
-        } else if !self.waits || error.is_some() {
+        } else if !waits || error.is_some() {
             audit.done_soon(deed).await;
         } else if let Err(error) = audit.done(deed).await {
             let error = error.at("it was done, and that it was is not in the audit log yet");

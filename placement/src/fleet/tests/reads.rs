@@ -42,7 +42,7 @@ async fn an_image_is_held_while_a_volume_reads_from_it_and_its_node_is_heard_of(
     // A placement that has just started knows it too, and counts from then.
     grid.later(5000);
     grid.restart();
-    grid.later(899);
+    grid.later(LAPSED - 1);
     assert_eq!(grid.held().await, [image()].into());
     grid.later(1);
     assert!(grid.held().await.is_empty(), "its node was not heard of for too long");
