@@ -69,9 +69,10 @@ impl Coordinator {
         Arc::clone(&self.0).control().await;
     }
 
-    /// Ends all waiting.
+    /// Ends all waiting, and [`Coordinator::control`].
     pub fn close(&self) {
         self.0.close();
+        self.0.end();
     }
 
     /// `POST /v1/nodes/{name}/report`
