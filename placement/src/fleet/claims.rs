@@ -20,7 +20,7 @@ use super::{Fleet, TRIES};
 use crate::member::check_name;
 use crate::state::keys::Transaction;
 
-/// Nodes that are told before a claim is given up.
+/// How often nodes are told before a claim is given up.
 const MOST_TRIES: usize = 8;
 
 impl Fleet {
@@ -108,10 +108,23 @@ pub(super) fn tell(
     (now, ticks): (u64, u64),
 ) -> Option<String> {
     let Work::Claim { pool, asked, told, tried } = &mut kept.work;
-    let choice = choose(pool, asked, kind, tried, (heard, standings, goals), ticks);
+    if tried.len() >= MOST_TRIES {
+        let (times, last) = (tried.len(), &kept.operation.step);
+        let what = format!("pool {pool}: {times} times a node was told and could not; {last}");
+        kept.fail(&Error::new(Kind::Retry, what), now);
+        return None;
+    }
+    let seen = (heard, standings, &*goals);
+    let choice = match choose(pool, asked, kind, tried, seen, ticks) {
+        // All that are there were told once: one that had none may have another by now, or room to build it.
+        Err(error) if error.kind() == Kind::Retry && !tried.is_empty() => {
+            choose(pool, asked, kind, &[], seen, ticks)
+        }
+        choice => choice,
+    };
     let (node, builds) = match choice {
         Ok(chosen) => chosen,
-        Err(error) if tried.len() >= MOST_TRIES || error.kind() != Kind::Retry => {
+        Err(error) if error.kind() != Kind::Retry => {
             kept.fail(&error, now);
             return None;
         }

@@ -541,3 +541,32 @@ async fn a_burst_of_claims_is_served_however_many_there_are() {
     assert!(all.len() == 200 && all.iter().all(|o| o.state == OperationState::Done));
     assert_eq!(grid.nodes["a"].given.len(), 200);
 }
+
+#[tokio::test]
+async fn who_had_none_is_told_again_when_nobody_else_is_left_and_not_for_ever() {
+    let mut grid = Grid::new(&["a"]).await;
+    grid.fleet.set_pool("p", set(0, 1)).await.unwrap();
+    grid.fleet.set_pool("p", set(1, 1)).await.unwrap();
+    grid.settle().await;
+    assert_eq!(grid.ready(), 1);
+    grid.fleet.claim("x", "p", claim(1, None), Duration::ZERO).await.unwrap();
+    grid.round(&[]).await;
+    // Somebody took it at the node itself meanwhile.
+    grid.nodes.get_mut("a").unwrap().ready.clear();
+    grid.settle().await;
+    let done = grid.fleet.claim("x", "p", claim(1, None), Duration::ZERO).await.unwrap();
+    assert_eq!(done.state, OperationState::Done, "{done:?}");
+
+    // One that says it has, and never does.
+    for _ in 0..24 {
+        grid.nodes.get_mut("a").unwrap().free = 0;
+        grid.fleet.claim("x", "p", claim(2, None), Duration::ZERO).await.unwrap();
+        grid.round(&[]).await;
+        let ready = std::mem::take(&mut grid.nodes.get_mut("a").unwrap().ready);
+        grid.work();
+        grid.nodes.get_mut("a").unwrap().ready = ready;
+    }
+    let ended = grid.fleet.claim("x", "p", claim(2, None), Duration::ZERO).await.unwrap();
+    assert_eq!(ended.state, OperationState::Failed, "{ended:?}");
+    assert!(ended.error.unwrap().message.contains("8 times"));
+}

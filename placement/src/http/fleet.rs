@@ -101,7 +101,7 @@ pub(super) async fn set_standing(
     Name(name): Name,
     Body(SetStanding { standing }): Body<SetStanding>,
 ) -> Answer<NodeLife> {
-    Ok(Json(app.fleet.set_standing(&name, standing, &peer.member()?.name).await?))
+    Ok(Json(app.fleet.set_standing(&name, standing, &peer.name()?).await?))
 }
 
 /// Forgets a node, and refuses its certificate; the answer is the node as it was (admins)
@@ -116,7 +116,7 @@ pub(super) async fn forget(
     Name(name): Name,
     Asked(Forget { force }): Asked<Forget>,
 ) -> Answer<Forgotten> {
-    let mut forgotten = app.fleet.forget(&name, &peer.member()?.name, force).await?;
+    let mut forgotten = app.fleet.forget(&name, &peer.name()?, force).await?;
     forgotten.revoked = app.members.revoke_node(&name).await?;
     Ok(Json(forgotten))
 }
