@@ -72,6 +72,8 @@ impl Fleet {
     pub(crate) async fn control(self: Arc<Self>) {
         while !self.is_over() {
             let led = tokio::select! {
+                // In this order always: a seed of the simulation is the whole of its run.
+                biased;
                 led = self.state.lead(LED, &self.me, LEAD) => led,
                 () = self.ended() => return,
             };
@@ -94,6 +96,7 @@ impl Fleet {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }
             tokio::select! {
+                biased;
                 _ = tokio::time::timeout(TICK, self.wake.notified()) => {}
                 () = lead.lost() => {}
                 () = self.ended() => {}
