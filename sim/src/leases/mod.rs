@@ -325,7 +325,7 @@ async fn suffer(world: Rc<World>, nodes: Vec<Rc<Node>>) {
         world.trace.until(Duration::from_millis(at)).await;
         let lasts = Duration::from_millis(match chance.one_in(3) {
             true => chance.within(10..2000),
-            false => chance.within(2000..2 * TERM * 1000),
+            false => chance.within(2000..4 * TERM * 1000),
         });
         let node = chance.within(0..NODES as u64) as usize;
         let placement = chance.pick(&[0, 1]) % world.placements.len();
