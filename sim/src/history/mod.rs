@@ -2,7 +2,7 @@
 //!
 //! A history is *linearizable* if each operation can be given a moment between its call and its answer so that,
 //! in the order of these moments, every answer is right (Herlihy and Wing, "Linearizability: a correctness
-//! condition for concurrent objects", TOPLAS 1990). [`check`] looks for such an order, [`Model`] says which answers
+//! condition for concurrent objects", TOPLAS 1990). [`check()`] looks for such an order, [`Model`] says which answers
 //! are right.
 //!
 //! ```text
