@@ -150,6 +150,9 @@ pub struct PlacementStatus {
     pub leader: Option<PlacementInfo>,
     /// How often the state was restored.
     pub generation: u64,
+    /// How long the last look at all nodes and pools took, if it is the leader that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look_micros: Option<u64>,
 }
 
 /// Asks for a one-time token.

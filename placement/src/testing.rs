@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::catalog::{GcReport, GcRequest, StoreReport, VerifyReport, VerifyStoreRequest};
 use api::goal::{StatusReport, Told};
-use api::grid::PlacementInfo;
+use api::grid::{PlacementInfo, PlacementStatus};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease};
 use api::operation::Operation;
 use api::place::Policy;
@@ -98,6 +98,11 @@ impl Coordinator {
     /// `POST /v1/leases/{name}/break`
     pub async fn break_lease(&self, volume: &str, asked: &BreakLease) -> Result<LeaseInfo> {
         self.0.break_lease(volume, "test", asked).await
+    }
+
+    /// `GET /v1/placement`
+    pub async fn status(&self) -> Result<PlacementStatus> {
+        self.0.placements().await
     }
 
     /// `GET /v1/leases`

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use api::grid::PlacementStatus;
+use api::grid::{PlacementInfo, PlacementStatus};
 use image::{Error, Kind, Result};
 use placement::state::{
     self, BackupReport, CheckReport, ClusterPlace, Papers, RestoreReport, StatePlace,
@@ -78,11 +78,16 @@ pub fn run(config: &Config, command: &PlacementCommand, output: Output) -> Resul
 }
 
 fn status_text(status: &PlacementStatus) -> String {
-    let PlacementStatus { asked, leader, generation } = status;
+    let PlacementStatus { asked, leader, generation, look_micros } = status;
     let leads = leader
         .as_ref()
         .map_or("nobody leads".to_owned(), |l| format!("{} leads, at {}", l.name, l.address));
-    format!("{} answers, at {}\n{leads}\ngeneration {generation}", asked.name, asked.address)
+    let look = look_micros.map_or_else(String::new, |micros| {
+        let ms = micros as f64 / 1000.0;
+        format!("\nit looks at all nodes in {ms:.1} ms")
+    });
+    let PlacementInfo { name, address } = asked;
+    format!("{name} answers, at {address}\n{leads}{look}\ngeneration {generation}")
 }
 
 fn list(kinds: &BTreeMap<String, u64>) -> String {

@@ -39,7 +39,7 @@ impl Fleet {
             let told = told.clone();
             let mut goals = Goals::default();
             if let Some((node, item)) = &told {
-                goals = Goals::load(&self.state).await?;
+                goals = Goals::load_one(&self.state, node).await?;
                 if !goals.withdraw(node, item) {
                     // Somebody has asked for it before, or its end is being written down just now.
                     return self.operation(id, wait).await;

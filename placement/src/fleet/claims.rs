@@ -47,26 +47,37 @@ impl Fleet {
             }
             let (set, _) = self.set_of(pool).await?;
             let kind = self.kind_of(&set).await?;
-            let now = self.clock.now();
-            let mut kept = new(owner, pool, &asked, now);
-            let mut goals = Goals::load(&self.state).await?;
-            let standings = self.standings().await?;
-            let when = (now, self.clock.ticks());
-            let told = self.hearing.with(|reign| {
-                tell(&mut kept, &kind, (&reign.reports, &standings), &mut goals, when)
-            })?;
-            let write = told
-                .iter()
-                .fold(kept.write(None, Transaction::default()), |tx, node| goals.write(node, tx));
-            match self.hearing.lead()?.commit(write).await {
+            let kept = new(owner, pool, &asked, self.clock.now());
+            match self.begin_claim(kept, &kind).await {
                 // Somebody else has changed this node's goal, or this is the same request twice.
-                Err(error) if error.kind() == Kind::Conflict => continue,
-                done => done?,
+                Err(error) if error.kind() == Kind::Conflict => {}
+                done => {
+                    done?;
+                    return self.operation(&id, wait).await;
+                }
             }
-            self.tell(told.iter().map(|node| goals::key(node)).chain([operations::key(&id)]));
-            return self.operation(&id, wait).await;
         }
         Err(Error::new(Kind::Retry, format!("pool {pool}: too many claim at the same time")))
+    }
+
+    /// Has a node told, if there is one, and writes both down.
+    async fn begin_claim(&self, mut kept: Kept, kind: &VolumeKind) -> Result<()> {
+        // One at a time, to the end of its commit: the next one sees what this one was promised.
+        let mut board = self.board.lock().await;
+        board.catch_up(&self.state).await?;
+        let (mut goals, standings) = (board.goals(), board.standings());
+        let when = (self.clock.now(), self.clock.ticks());
+        let told = self
+            .hearing
+            .with(|reign| tell(&mut kept, kind, (&reign.reports, &standings), &mut goals, when))?;
+        let write = kept.write(None, Transaction::default());
+        let write = told.iter().fold(write, |write, node| goals.write(node, write));
+        let keys = told.iter().map(|node| goals::key(node));
+        let keys: Vec<String> = keys.chain([operations::key(&kept.operation.id)]).collect();
+        self.hearing.lead()?.commit(write).await?;
+        board.wrote(&keys);
+        self.tell(keys);
+        Ok(())
     }
 }
 
@@ -104,7 +115,7 @@ pub(super) fn tell(
     kept: &mut Kept,
     kind: &VolumeKind,
     (heard, standings): (&Reports, &Standings),
-    goals: &mut Goals,
+    goals: &mut Goals<'_>,
     (now, ticks): (u64, u64),
 ) -> Option<String> {
     let Work::Claim { pool, asked, told, tried } = &mut kept.work;
@@ -156,7 +167,7 @@ fn choose(
     asked: &NewClaim,
     kind: &VolumeKind,
     tried: &[String],
-    (heard, standings, goals): (&Reports, &Standings, &Goals),
+    (heard, standings, goals): (&Reports, &Standings, &Goals<'_>),
     ticks: u64,
 ) -> Result<(String, bool)> {
     let mut best: Option<((bool, bool), u32, &str)> = None;

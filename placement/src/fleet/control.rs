@@ -1,4 +1,5 @@
-//! One pass over everything: what is over is taken out, claims that nobody serves are told on, pools are filled.
+//! One pass: of the nodes that have said something new what is over is taken out, and claims that nobody serves are told
+//! on. Every so often all nodes are looked at, and pools are filled.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,14 +12,16 @@ use api::operation::OperationState;
 use api::place::Policy;
 use api::pool::{Claimed, Served, SetPool, VolumeKind};
 use image::{Error, Kind, Result};
+use tokio::time::Instant;
 
+use super::board::Board;
 use super::goals::{self, Goals};
 use super::heard::{AWAY, Reports};
 use super::hearing::LED;
 use super::life::Standings;
 use super::operations::{self, Kept, Work};
 use super::plan::{NodeView, Plan, PoolView, plan, view};
-use super::{Fleet, NodeEntry, UNPOISONED, claims};
+use super::{Fleet, UNPOISONED, claims};
 use crate::state::Lead;
 use crate::state::keys::{Transaction, Versioned};
 
@@ -31,6 +34,10 @@ const LEAD: Duration = Duration::from_secs(2);
 const CLAIMS: usize = 48;
 /// Pause between two passes: what comes together is decided together.
 const BREATH: Duration = Duration::from_millis(5);
+/// All nodes are looked at for this part of the time at most, one in so many.
+const ALL: u32 = 8;
+/// Seconds between two looks for operations that may be forgotten.
+const FORGETS: u64 = 600;
 /// Seconds for which a node is not told to build for a pool after it has failed to, doubled each time.
 const SHUNNED: u64 = 10;
 const SHUNNED_MOST: u64 = 600;
@@ -45,9 +52,20 @@ struct Failures {
     why: String,
 }
 
+/// What a pass looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Nodes that have said something new.
+    News,
+    /// All nodes, and pools.
+    All,
+}
+
 /// What a pass remembers for the next.
 #[derive(Default)]
 pub(super) struct Memory {
+    /// When operations that are long over are forgotten next, in seconds since 1970.
+    forget: u64,
     filling: BTreeSet<String>,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
@@ -57,10 +75,10 @@ pub(super) struct Memory {
 struct Pass<'a> {
     now: u64,
     ticks: u64,
+    /// Of the nodes that are looked at.
     heard: &'a Reports,
-    known: BTreeMap<String, NodeEntry>,
     standings: Standings,
-    goals: Goals,
+    goals: Goals<'a>,
     /// Operations that are not over.
     open: Vec<(Kept, Versioned)>,
     /// Of those, the ones that have changed.
@@ -90,14 +108,30 @@ impl Fleet {
     /// Sees to everything as long as nobody else may.
     async fn reign(&self, lead: Arc<Lead>) {
         let mut memory = Memory::default();
+        // What another has written meanwhile is listed anew.
+        *self.board.lock().await = Board::default();
         self.begin(Arc::clone(&lead));
+        let mut all_at = now();
         while lead.holds() && !self.is_over() {
-            if let Err(error) = self.pass(&lead, &mut memory).await {
+            let begun = now();
+            let look = if begun >= all_at { Look::All } else { Look::News };
+            if let Err(error) = self.pass(&lead, &mut memory, look).await {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }
+            let ended = now();
+            if look == Look::All {
+                let took = ended - begun;
+                all_at = ended + took * (ALL - 1);
+                let micros = took.as_micros() as u64;
+                // It may lead no longer.
+                let _ = self.hearing.with(|reign| reign.look_micros = Some(micros));
+            }
+            // What was not looked at is looked at when it may be.
+            let nap =
+                if look == Look::All { TICK } else { all_at.saturating_duration_since(ended) };
             tokio::select! {
                 biased;
-                _ = tokio::time::timeout(TICK, self.wake.notified()) => {}
+                _ = tokio::time::timeout(nap.min(TICK), self.wake.notified()) => {}
                 () = lead.lost() => {}
                 () = self.ended() => {}
             }
@@ -116,55 +150,92 @@ impl Fleet {
     }
 
     /// One pass.
-    pub(super) async fn pass(&self, lead: &Lead, memory: &mut Memory) -> Result<()> {
-        let (heard, since) = self.hearing.with(|r| (r.reports.clone(), r.since))?;
+    pub(super) async fn pass(&self, lead: &Lead, memory: &mut Memory, look: Look) -> Result<()> {
+        let mut board = self.board.lock().await;
+        board.catch_up(&self.state).await?;
+        let claims = board.open.entries().values().any(|(kept, _)| kept.node().is_none());
+        let (heard, news, since) = self.hearing.with(|reign| {
+            let heard = match look == Look::All || claims {
+                true => reign.reports.clone(),
+                false => reign.reports.of(&reign.news),
+            };
+            (heard, std::mem::take(&mut reign.news), reign.since)
+        })?;
+        let decided = self.decide(&board, (&heard, &news, since), memory, look).await;
+        let written = match decided {
+            Ok(writes) => self.write(lead, &mut board, writes).await,
+            Err(error) => Err(error),
+        };
+        let (again, done) = match written {
+            Ok(again) => (again, Ok(())),
+            // Some of it may be written: it is looked at as if it were new.
+            Err(error) => (news, Err(error)),
+        };
+        if !again.is_empty() {
+            self.hearing.with(|reign| reign.news.extend(again))?;
+            self.wake.notify_one();
+        }
+        drop(board);
+        done?;
+        self.forget_operations(lead, memory).await
+    }
+
+    /// What is to be written: for each node that is told something else the goal and the operations that go with it.
+    async fn decide(
+        &self,
+        board: &Board,
+        (heard, news, since): (&Reports, &BTreeSet<String>, u64),
+        memory: &mut Memory,
+        look: Look,
+    ) -> Result<Writes> {
         let (now, ticks) = (self.clock.now(), self.clock.ticks());
-        let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
-        let open = self.open_operations(now).await?;
         let mut pass = Pass {
             now,
             ticks,
-            heard: &heard,
-            known: known.into_iter().map(|(name, entry, _)| (name, entry)).collect(),
-            standings: self.standings().await?,
-            goals: Goals::load(&self.state).await?,
-            open,
+            heard,
+            standings: board.standings(),
+            goals: board.goals(),
+            open: board.open.entries().values().cloned().collect(),
             touched: BTreeSet::new(),
         };
-        if pass.settle(memory) {
-            self.wake.notify_one();
-        }
-        self.tell_claims(&mut pass).await?;
-        // Just started, a node that has not been heard of yet is not away.
-        let all = pass.known.keys().all(|node| heard.get(node).is_some());
-        if all || ticks >= since + AWAY {
-            self.plan_pools(&mut pass, memory).await?;
-        }
-        self.write(lead, pass).await
-    }
-
-    async fn open_operations(&self, now: u64) -> Result<Vec<(Kept, Versioned)>> {
-        let mut open = Vec::new();
-        for (kept, seen) in operations::all(&self.state).await? {
-            let id = operations::key(&kept.operation.id);
-            match kept.operation.state.is_final() {
-                false => open.push((kept, seen)),
-                true if operations::is_over(&kept.operation, now) => {
-                    let forget = Transaction::default().unchanged(&id, Some(&seen)).delete(&id);
-                    self.state.commit(forget).await?;
-                }
-                true => {}
+        let left = pass.settle(news, memory);
+        let more = self.tell_claims(&mut pass).await?;
+        if look == Look::All {
+            pass.settle_away();
+            // Just started, a node that has not been heard of yet is not away.
+            let all = board.nodes.entries().keys().all(|node| heard.get(node).is_some());
+            if all || ticks >= since + AWAY {
+                self.plan_pools(board, &mut pass, memory).await?;
             }
         }
-        Ok(open)
+        if more {
+            self.wake.notify_one();
+        }
+        Ok(Writes { left, ..pass.writes() })
     }
 
-    async fn tell_claims(&self, pass: &mut Pass<'_>) -> Result<()> {
+    /// Forgets operations that are long over.
+    async fn forget_operations(&self, lead: &Lead, memory: &mut Memory) -> Result<()> {
+        let now = self.clock.now();
+        if now < memory.forget {
+            return Ok(());
+        }
+        memory.forget = now + FORGETS;
+        for (kept, seen) in operations::all(&self.state).await? {
+            if operations::is_over(&kept.operation, now) {
+                let id = operations::key(&kept.operation.id);
+                lead.commit(Transaction::default().unchanged(&id, Some(&seen)).delete(&id)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has nodes told of claims that nobody serves; says whether there are more.
+    async fn tell_claims(&self, pass: &mut Pass<'_>) -> Result<bool> {
         let mut told = 0;
         for at in 0..pass.open.len() {
             if told == CLAIMS {
-                self.wake.notify_one();
-                break;
+                return Ok(true);
             }
             let (kept, _) = &mut pass.open[at];
             let Work::Claim { pool, told: None, .. } = &kept.work else { continue };
@@ -188,14 +259,19 @@ impl Fleet {
                 told += 1;
             }
         }
-        Ok(())
+        Ok(false)
     }
 
-    async fn plan_pools(&self, pass: &mut Pass<'_>, memory: &mut Memory) -> Result<()> {
+    async fn plan_pools(
+        &self,
+        board: &Board,
+        pass: &mut Pass<'_>,
+        memory: &mut Memory,
+    ) -> Result<()> {
         let mut pools: Vec<(String, SetPool, VolumeKind)> = Vec::new();
-        for (name, set, _) in self.sets().await? {
-            match self.kind_of(&set).await {
-                Ok(kind) => pools.push((name, set, kind)),
+        for (name, (set, _)) in board.pools.entries() {
+            match self.kind_of(set).await {
+                Ok(kind) => pools.push((name.clone(), set.clone(), kind)),
                 Err(error) => tracing::warn!(%error, pool = name, "a pool that is not filled"),
             }
         }
@@ -225,37 +301,49 @@ impl Fleet {
         Ok(())
     }
 
-    /// Writes what has changed: each node's goal and the operations that go with it, at once.
-    async fn write(&self, lead: &Lead, pass: Pass<'_>) -> Result<()> {
-        let Pass { goals, open, mut touched, .. } = pass;
-        let mut writes: Vec<(Transaction, Vec<String>)> = Vec::new();
-        for node in goals.changed() {
-            let mut write = goals.write(&node, Transaction::default());
-            let mut keys = vec![goals::key(&node)];
-            for at in touched.clone() {
-                if open[at].0.node() == Some(&node) {
-                    write = open[at].0.write(Some(&open[at].1), write);
-                    keys.push(operations::key(&open[at].0.operation.id));
-                    touched.remove(&at);
-                }
-            }
-            writes.push((write, keys));
-        }
-        let rest = touched.into_iter();
-        writes.extend(rest.map(|at| {
-            let (kept, seen) = &open[at];
-            let key = operations::key(&kept.operation.id);
-            (kept.write(Some(seen), Transaction::default()), vec![key])
-        }));
-        for (write, keys) in writes {
+    /// Writes it; of which nodes there is more to be looked at.
+    async fn write(
+        &self,
+        lead: &Lead,
+        board: &mut Board,
+        writes: Writes,
+    ) -> Result<BTreeSet<String>> {
+        let Writes { all, left: mut again } = writes;
+        for Write { node, keys, write } in all {
             match lead.commit(write).await {
-                Ok(()) => self.tell(keys),
-                Err(error) if error.kind() == Kind::Conflict => self.wake.notify_one(),
+                Ok(()) => {
+                    board.wrote(&keys);
+                    self.tell(keys);
+                }
+                Err(error) if error.kind() == Kind::Conflict => again.extend(node),
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(again)
     }
+}
+
+/// What is to be written at once.
+struct Write {
+    /// The node that is told something else, if it is one.
+    node: Option<String>,
+    keys: Vec<String>,
+    write: Transaction,
+}
+
+/// What a pass has decided.
+struct Writes {
+    all: Vec<Write>,
+    /// Nodes of which there is more to be looked at.
+    left: BTreeSet<String>,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a look takes, for when the next one is due"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 impl Kept {
@@ -267,10 +355,11 @@ impl Kept {
 }
 
 impl Pass<'_> {
-    /// Takes out what nodes say is over, and what those who are away were to build. Says whether there is more.
-    fn settle(&mut self, memory: &mut Memory) -> bool {
-        let mut more = false;
-        for (node, last) in self.heard.iter() {
+    /// Takes out what nodes say is over. Says of which there is more.
+    fn settle(&mut self, news: &BTreeSet<String>, memory: &mut Memory) -> BTreeSet<String> {
+        let mut left = BTreeSet::new();
+        for node in news {
+            let Some(last) = self.heard.get(node) else { continue };
             let status: BTreeMap<&str, &ItemStatus> =
                 last.report.items.iter().map(|s| (s.id.as_str(), s)).collect();
             let over =
@@ -282,18 +371,50 @@ impl Pass<'_> {
                 .filter_map(|item| Some((item.clone(), (*over(item)?).clone())))
                 .take(CLAIMS)
                 .collect();
-            more |= ended.len() == CLAIMS;
+            if ended.len() == CLAIMS {
+                left.insert(node.clone());
+            }
             for (item, status) in &ended {
                 self.ended(node, item, status, memory);
             }
             self.goals.retain(node, |item| ended.iter().all(|(over, _)| over.id != item.id));
         }
-        let away: Vec<String> = self.known.keys().filter(|n| self.is_away(n)).cloned().collect();
-        for node in away.iter().filter(|node| self.heard.get(node).is_some()) {
-            self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
-        }
         self.settle_standings();
-        more
+        left
+    }
+
+    /// Takes out what those who are away were to build.
+    fn settle_away(&mut self) {
+        for (node, last) in self.heard.iter() {
+            if last.is_away(self.ticks) {
+                self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
+            }
+        }
+    }
+
+    /// Each node's goal, and the operations that go with it.
+    fn writes(self) -> Writes {
+        let Pass { goals, open, mut touched, .. } = self;
+        let mut all = Vec::new();
+        for node in goals.changed() {
+            let mut write = goals.write(&node, Transaction::default());
+            let mut keys = vec![goals::key(&node)];
+            for at in touched.clone() {
+                if open[at].0.node() == Some(&node) {
+                    write = open[at].0.write(Some(&open[at].1), write);
+                    keys.push(operations::key(&open[at].0.operation.id));
+                    touched.remove(&at);
+                }
+            }
+            all.push(Write { node: Some(node), keys, write });
+        }
+        all.extend(touched.into_iter().map(|at| {
+            let (kept, seen) = &open[at];
+            let keys = vec![operations::key(&kept.operation.id)];
+            let write = kept.write(Some(seen), Transaction::default());
+            Write { node: kept.node().cloned(), keys, write }
+        }));
+        Writes { all, left: BTreeSet::new() }
     }
 
     /// On who drains nothing more is built, and what a node that was forgotten had promised nobody keeps.

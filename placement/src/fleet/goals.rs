@@ -1,5 +1,6 @@
 //! The goals of all nodes, while they are being changed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use api::goal::{Goal, GoalItem, GoalState};
@@ -8,11 +9,16 @@ use image::{Digest, Result};
 use crate::state::State;
 use crate::state::keys::{Transaction, Versioned, encode};
 
+/// Goals by node, and the versions of their keys.
+pub(crate) type Told = BTreeMap<String, (GoalState, Versioned)>;
+
 /// The goals as they were read, and what is to become of them.
 #[derive(Default)]
-pub(crate) struct Goals {
+pub(crate) struct Goals<'a> {
     /// Of the grid.
     generation: u64,
+    told: Cow<'a, Told>,
+    /// Of those that change.
     drafts: BTreeMap<String, Draft>,
 }
 
@@ -20,7 +26,6 @@ pub(crate) struct Goals {
 struct Draft {
     goal: GoalState,
     seen: Option<Versioned>,
-    changed: bool,
     added: usize,
 }
 
@@ -28,62 +33,83 @@ pub(crate) fn key(node: &str) -> String {
     format!("goals/{node}")
 }
 
-impl Goals {
+impl<'a> Goals<'a> {
+    /// Those that were read already.
+    pub(crate) fn of(generation: u64, told: &'a Told) -> Self {
+        Self { generation, told: Cow::Borrowed(told), drafts: BTreeMap::new() }
+    }
+
     /// All goals, as of one moment.
-    pub(crate) async fn load(state: &State) -> Result<Self> {
-        let all = state.list_versioned::<GoalState>("goals/").await?;
-        let draft =
-            |(node, goal, seen)| (node, Draft { goal, seen: Some(seen), ..Draft::default() });
-        let generation = state.generation().await?;
-        Ok(Self { generation, drafts: all.into_iter().map(draft).collect() })
+    pub(crate) async fn load(state: &State) -> Result<Goals<'static>> {
+        let all = state.list_versioned::<GoalState>("goals/").await?.into_iter();
+        let told = Cow::Owned(all.map(|(node, goal, seen)| (node, (goal, seen))).collect());
+        Ok(Goals { generation: state.generation().await?, told, drafts: BTreeMap::new() })
+    }
+
+    /// That of one node.
+    pub(crate) async fn load_one(state: &State, node: &str) -> Result<Goals<'static>> {
+        let found = state.get::<GoalState>(&key(node)).await?;
+        let told = Cow::Owned(found.map(|found| (node.to_owned(), found)).into_iter().collect());
+        Ok(Goals { generation: state.generation().await?, told, drafts: BTreeMap::new() })
     }
 
     /// What a node is to do.
     pub(crate) fn items(&self, node: &str) -> &[GoalItem] {
-        self.drafts.get(node).map_or(&[], |draft| &draft.goal.items)
+        match (self.drafts.get(node), self.told.get(node)) {
+            (Some(draft), _) => &draft.goal.items,
+            (None, Some((told, _))) => &told.items,
+            (None, None) => &[],
+        }
     }
 
-    /// Nodes and what they are to do.
+    /// Nodes and what they were told to do.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &GoalState)> {
-        self.drafts.iter().map(|(node, draft)| (node.as_str(), &draft.goal))
+        self.told.iter().map(|(node, (goal, _))| (node.as_str(), goal))
+    }
+
+    fn draft(&mut self, node: &str) -> &mut Draft {
+        let told = &self.told;
+        self.drafts.entry(node.to_owned()).or_insert_with(|| match told.get(node) {
+            Some((goal, seen)) => Draft { goal: goal.clone(), seen: Some(seen.clone()), added: 0 },
+            None => Draft::default(),
+        })
     }
 
     /// Tells a node to do one more thing; returns the item's id, which no other item has or will have.
     pub(crate) fn add(&mut self, node: &str, goal: Goal) -> String {
-        let draft = self.drafts.entry(node.to_owned()).or_default();
-        draft.changed = true;
+        let generation = self.generation;
+        let draft = self.draft(node);
         draft.added += 1;
         // A goal of this version is written once, so whatever comes into it at this place has the id for itself.
-        let place = (node, self.generation, draft.goal.version + 1, draft.added);
+        let place = (node, generation, draft.goal.version + 1, draft.added);
         let id = Digest::of_chunk(&encode(&place)).to_string()[..32].to_owned();
         draft.goal.items.push(GoalItem { id: id.clone(), goal });
         id
     }
 
     /// Takes items out.
-    pub(crate) fn retain(&mut self, node: &str, keep: impl FnMut(&GoalItem) -> bool) {
-        let Some(draft) = self.drafts.get_mut(node) else { return };
-        let before = draft.goal.items.len();
-        draft.goal.items.retain(keep);
-        draft.changed |= draft.goal.items.len() != before;
+    pub(crate) fn retain(&mut self, node: &str, keep: impl Fn(&GoalItem) -> bool) {
+        if !self.items(node).iter().all(&keep) {
+            self.draft(node).goal.items.retain(keep);
+        }
     }
 
     /// Marks a claim as one that nobody waits for any more; not if it is not there, or was before.
     pub(crate) fn withdraw(&mut self, node: &str, id: &str) -> bool {
-        let Some(draft) = self.drafts.get_mut(node) else { return false };
-        let item = draft.goal.items.iter_mut().find(|item| item.id == id);
-        let Some(Goal::Claim { cancelled, .. }) = item.map(|item| &mut item.goal) else {
-            return false;
+        let is_it = |item: &GoalItem| {
+            item.id == id && matches!(item.goal, Goal::Claim { cancelled: false, .. })
         };
-        let new = !std::mem::replace(cancelled, true);
-        draft.changed |= new;
-        new
+        let Some(at) = self.items(node).iter().position(is_it) else { return false };
+        match &mut self.draft(node).goal.items[at].goal {
+            Goal::Claim { cancelled, .. } => *cancelled = true,
+            _ => return false,
+        }
+        true
     }
 
     /// The nodes whose goals have changed.
     pub(crate) fn changed(&self) -> Vec<String> {
-        let changed = self.drafts.iter().filter(|(_, draft)| draft.changed);
-        changed.map(|(node, _)| node.clone()).collect()
+        self.drafts.keys().cloned().collect()
     }
 
     /// What writes a node's goal down, as long as nobody else has changed it.

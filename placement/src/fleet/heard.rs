@@ -98,6 +98,13 @@ impl Reports {
         asked.max(self.nodes.get(node).map(|heard| heard.ticks))
     }
 
+    /// Those of some nodes.
+    pub(crate) fn of(&self, nodes: &BTreeSet<String>) -> Self {
+        let some = nodes.iter().filter_map(|node| self.nodes.get_key_value(node));
+        let nodes = some.map(|(node, heard)| (node.clone(), heard.clone())).collect();
+        Self { nodes, asked: BTreeMap::new() }
+    }
+
     /// All that have reported, in the order of their names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Heard)> {
         self.nodes.iter()

@@ -5,6 +5,7 @@
 //! of when the lead began: the one before heard nobody later than that, since it looked whether it still led whenever it
 //! took a report.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +40,10 @@ pub(super) struct Reign {
     /// When it began, by [`Clock::ticks`](crate::clock::Clock::ticks).
     pub since: u64,
     pub reports: Reports,
+    /// Nodes of which something was heard that nobody has looked at yet.
+    pub news: BTreeSet<String>,
+    /// How long the last look at all nodes took.
+    pub look_micros: Option<u64>,
 }
 
 /// See the [module](self).
@@ -51,7 +56,13 @@ pub(super) struct Hearing {
 impl Hearing {
     /// Begins to hear.
     pub(super) fn begin(&self, lead: Arc<Lead>, since: u64) {
-        let reign = Reign { lead, since, reports: Reports::default() };
+        let reign = Reign {
+            lead,
+            since,
+            reports: Reports::default(),
+            news: BTreeSet::new(),
+            look_micros: None,
+        };
         *self.reign.lock().expect(UNPOISONED) = Some(reign);
         self.begun.send_replace(());
     }
@@ -93,7 +104,8 @@ impl Fleet {
             Err(_) => self.state.leader(LED).await?,
         };
         let (asked, generation) = (self.me.clone(), self.state.generation().await?);
-        Ok(PlacementStatus { asked, leader, generation })
+        let look_micros = self.hearing.with(|reign| reign.look_micros).ok().flatten();
+        Ok(PlacementStatus { asked, leader, generation, look_micros })
     }
 
     /// Who answers for the fleet. While nobody does, it is waited for a little.

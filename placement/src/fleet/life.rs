@@ -19,7 +19,7 @@ use crate::member::check_name;
 use crate::state::State;
 use crate::state::keys::{Transaction, encode};
 
-const PREFIX: &str = "standing/";
+pub(super) const PREFIX: &str = "standing/";
 
 /// What may be put on a node, as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,12 @@ pub(crate) struct Stood {
     by: String,
 }
 
+impl Stood {
+    pub(super) fn standing(&self) -> Standing {
+        self.standing
+    }
+}
+
 pub(crate) fn key(node: &str) -> String {
     format!("{PREFIX}{node}")
 }
@@ -38,6 +44,12 @@ pub(crate) fn key(node: &str) -> String {
 /// What may be put on nodes, as of one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standings(BTreeMap<String, Standing>);
+
+impl FromIterator<(String, Standing)> for Standings {
+    fn from_iter<I: IntoIterator<Item = (String, Standing)>>(all: I) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
 
 impl Standings {
     /// Of one node.
@@ -65,7 +77,7 @@ pub(crate) async fn welcome(state: &State, node: &str) -> Result<()> {
 impl Fleet {
     pub(super) async fn standings(&self) -> Result<Standings> {
         let all = self.state.list_versioned::<Stood>(PREFIX).await?.into_iter();
-        Ok(Standings(all.map(|(node, stood, _)| (node, stood.standing)).collect()))
+        Ok(all.map(|(node, stood, _)| (node, stood.standing)).collect())
     }
 
     /// Refuses what a node says that was forgotten.

@@ -9,6 +9,7 @@
 //! that go with it in one transaction. A transaction that somebody else was faster than is dropped: the next pass
 //! decides anew. Nothing on the path of the data waits for any of this.
 
+mod board;
 mod cancel;
 pub(crate) mod claims;
 mod control;
@@ -18,6 +19,7 @@ mod heard;
 mod hearing;
 pub(crate) mod leases;
 pub(crate) mod life;
+mod mirror;
 mod operations;
 mod plan;
 pub(crate) mod pools;
@@ -48,6 +50,7 @@ use crate::clock::Clock;
 use crate::member::check_name;
 use crate::state::State;
 use crate::state::keys::{Transaction, encode};
+use board::Board;
 use goals::Goals;
 use hearing::Hearing;
 use plan::Plan;
@@ -107,6 +110,8 @@ pub(crate) struct Fleet {
     /// Seconds for which a node has its leases after it was heard of.
     lease_secs: u64,
     hearing: Hearing,
+    /// What the state has, for who decides: one at a time.
+    board: tokio::sync::Mutex<Board>,
     stats: Stats,
     /// One choice that is reserved at a time.
     choosing: tokio::sync::Mutex<()>,
@@ -137,6 +142,7 @@ impl Fleet {
             clock,
             catalog,
             hearing: Hearing::default(),
+            board: tokio::sync::Mutex::default(),
             stats,
             choosing: tokio::sync::Mutex::default(),
             planned: Mutex::default(),
@@ -161,10 +167,13 @@ impl Fleet {
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
         let (leases, released) = (report.leases.clone(), report.released.clone());
         let ticks = self.clock.ticks();
-        let news = self.hearing.with(|reign| {
+        let news = self.hearing.with(|reign| -> Result<_> {
             let known = reign.reports.get(node).is_some();
-            let news = reign.reports.take(node, report, ticks);
-            news.map(|news| news.then_some(known))
+            let news = reign.reports.take(node, report, ticks)?;
+            if news {
+                reign.news.insert(node.to_owned());
+            }
+            Ok(news.then_some(known))
         })??;
         match measured {
             Some(measured) => self.stats.take(node, &run, *measured, ticks),

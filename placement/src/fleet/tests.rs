@@ -21,7 +21,7 @@ use api::operation::OperationState;
 use api::pool::{Claimed, NewClaim, PoolInfo, Served, SetPool};
 use image::{Error, Kind};
 
-use super::control::Memory;
+use super::control::{Look, Memory};
 use super::heard::AWAY;
 use super::{Fleet, State, Terms};
 use crate::catalog::Catalog;
@@ -188,7 +188,7 @@ impl Grid {
             let told = self.fleet.report(name, node.report(), Duration::ZERO).await.unwrap();
             node.take(told.goal);
         }
-        self.fleet.pass(&self.lead, &mut self.memory).await.unwrap();
+        self.fleet.pass(&self.lead, &mut self.memory, Look::All).await.unwrap();
         self.later(1);
     }
 

@@ -21,6 +21,7 @@
 //! | `volume` | reads and writes of a volume that is all here, beside other servers of its file ([`volume`]) |
 //! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
+//! | `nodes` | ten thousand modelled nodes at one placement ([`nodes`]) |
 //! | `claim` | ready volumes handed out, beside a journaled rename ([`claim`]) |
 //! | `erase` | what was in a volume overwritten, beside fio ([`erase`]) |
 //! | `format` | a blank disk that is partitioned and formatted, beside the tools alone ([mod@format]) |
@@ -48,6 +49,7 @@ mod import;
 mod memory;
 mod network;
 mod node;
+mod nodes;
 mod overload;
 mod process;
 mod pull;
@@ -110,7 +112,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 27] = [
+    let all: [(&str, Measure); 28] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -131,6 +133,7 @@ fn main() {
         ("volume-idle", idle::measure),
         ("volume-cpu", cpu::measure),
         ("claim", claim::measure),
+        ("nodes", nodes::measure),
         ("erase", erase::measure),
         ("format", format::measure),
         ("save", save::measure),

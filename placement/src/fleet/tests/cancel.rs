@@ -113,7 +113,7 @@ impl Grid {
                 }
             }
             Step::Work(which) => self.nodes.get_mut(name(which)).unwrap().work(),
-            Step::Pass => self.fleet.pass(&self.lead, &mut self.memory).await.unwrap(),
+            Step::Pass => self.fleet.pass(&self.lead, &mut self.memory, Look::All).await.unwrap(),
             Step::Taken(which) => self.nodes.get_mut(name(which)).unwrap().ready.clear(),
         }
     }

@@ -1,0 +1,80 @@
+//! What the state has for the fleet, in the memory of who leads: passes over ten thousand nodes do not read it anew.
+
+use api::goal::GoalState;
+use api::pool::SetPool;
+use image::Result;
+use serde::de::DeserializeOwned;
+
+use super::NodeEntry;
+use super::goals::Goals;
+use super::life::{Standings, Stood};
+use super::mirror::Mirror;
+use super::operations::Kept;
+use crate::state::State;
+use crate::state::keys::{Versioned, decode};
+
+/// See the [module](self).
+pub(super) struct Board {
+    /// Of the grid: as long as a state is open it does not change.
+    generation: Option<u64>,
+    pub(super) nodes: Mirror<NodeEntry>,
+    goals: Mirror<GoalState>,
+    standings: Mirror<Stood>,
+    pub(super) pools: Mirror<SetPool>,
+    /// Those that are not over.
+    pub(super) open: Mirror<Kept>,
+}
+
+fn all<T: DeserializeOwned>(key: &str, value: &Versioned) -> Result<Option<T>> {
+    decode(key, value).map(Some)
+}
+
+fn open(key: &str, value: &Versioned) -> Result<Option<Kept>> {
+    let kept: Kept = decode(key, value)?;
+    Ok(Some(kept).filter(|kept| !kept.operation.state.is_final()))
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            generation: None,
+            nodes: Mirror::new("nodes/", all),
+            goals: Mirror::new("goals/", all),
+            standings: Mirror::new(super::life::PREFIX, all),
+            pools: Mirror::new("pools/", all),
+            open: Mirror::new("operations/", open),
+        }
+    }
+}
+
+impl Board {
+    /// All that is known by now.
+    pub(super) async fn catch_up(&mut self, state: &State) -> Result<()> {
+        if self.generation.is_none() {
+            self.generation = Some(state.generation().await?);
+        }
+        self.nodes.catch_up(state).await?;
+        self.goals.catch_up(state).await?;
+        self.standings.catch_up(state).await?;
+        self.pools.catch_up(state).await?;
+        self.open.catch_up(state).await
+    }
+
+    /// Keys were written: who looks next is to see them.
+    pub(super) fn wrote<'k>(&mut self, keys: impl IntoIterator<Item = &'k String>) {
+        for key in keys {
+            self.goals.wrote(key);
+            self.open.wrote(key);
+        }
+    }
+
+    /// The goals, to be changed.
+    pub(super) fn goals(&self) -> Goals<'_> {
+        Goals::of(self.generation.unwrap_or_default(), self.goals.entries())
+    }
+
+    pub(super) fn standings(&self) -> Standings {
+        let all = self.standings.entries().iter();
+        all.map(|(node, (stood, _))| (node.clone(), stood.standing())).collect()
+    }
+}
