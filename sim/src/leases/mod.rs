@@ -59,7 +59,7 @@ const STEPS: u64 = 1 << 20;
 pub enum Bug {
     /// Keys forget now and then what a transaction believes.
     Unbelieving,
-    /// A node's clock is half as fast as it should be, so that it goes on for too long.
+    /// A node's clock is a tenth as fast as it should be, so that it goes on for too long.
     Slow,
 }
 

@@ -83,7 +83,7 @@ impl Node {
         let name = format!("n{number}");
         let mut chance = Chance::new(world.seed, &name);
         let slow = world.bug == Some(Bug::Slow) && number == 0;
-        let pace = (if slow { 500_000 } else { pace(&mut chance) }, chance.within(0..1_000_000));
+        let pace = (if slow { 100_000 } else { pace(&mut chance) }, chance.within(0..1_000_000));
         // In memory where there is such a thing: it is synced often.
         let memory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let dir = memory.expect("a directory");
