@@ -55,7 +55,8 @@ impl Watchdog {
 const TICK: Duration = Duration::from_millis(250);
 
 /// Watches over the leases in a daemon's directory. Of several one watches, the others wait for its end. Returns when
-/// there is nothing to watch: the directory is gone, or the daemon that started it has ended and left no lease.
+/// there is nothing to watch: the directory is gone, or the daemon that started it has ended and nobody else writes what it
+/// had leases of. The next daemon has a watchdog of its own.
 ///
 /// # Errors
 ///
@@ -66,10 +67,11 @@ pub fn watch(dir: &Path) -> Result<()> {
     let lock = lock.map_err(|e| Error::io("the watchdog's lock", e))?;
     let boot = boot_id()?;
     let (mut watches, mut held) = (false, Held::default());
+    let mut reads = true;
     while dir.exists() {
         watches = watches || lock.try_lock_exclusive().map_err(|e| Error::io("watchdog", e))?;
-        held = read(dir, held);
-        if held.leases.is_empty() && getppid() != daemon {
+        held = read(dir, held, &mut reads);
+        if getppid() != daemon && held.leases.values().all(|lease| nobody_writes(&lease.disk)) {
             break;
         }
         if watches && held.boot == boot && is_over(&held) {
@@ -84,13 +86,18 @@ pub fn watch(dir: &Path) -> Result<()> {
 
 /// The leases as they are now; while they cannot be read, as they were when they last could: they are not longer than
 /// that for all that is known, and who writes then is stopped.
-fn read(dir: &Path, last: Held) -> Held {
-    match Held::load(dir) {
+fn read(dir: &Path, last: Held, reads: &mut bool) -> Held {
+    let loaded = Held::load(dir);
+    let did = std::mem::replace(reads, loaded.is_ok());
+    match loaded {
         // The daemon replaces the file, and never removes it.
         Ok(now) if now.boot.is_empty() && !last.leases.is_empty() => last,
         Ok(now) => now,
         Err(error) => {
-            tracing::error!(%error, "the leases cannot be read; what was read last is watched");
+            // Once.
+            if did {
+                tracing::error!(%error, "the leases cannot be read; what was read last is watched");
+            }
             last
         }
     }
@@ -98,6 +105,11 @@ fn read(dir: &Path, last: Held) -> Held {
 
 fn is_over(held: &Held) -> bool {
     !held.leases.is_empty() && boottime() + TICK.as_millis() as u64 >= held.until
+}
+
+/// Whether a file is open for writing nowhere; so is one of a file system that is dead.
+fn nobody_writes(file: &Path) -> bool {
+    fs::metadata(file).map_or(true, |of| writers(&of).is_empty())
 }
 
 /// Kills whoever has a file open for writing, but for this process.
@@ -156,17 +168,17 @@ mod tests {
         let path = dir.path().join("leases.json");
         let text = r#"{"boot":"b","until":5,"term":9,"leases":{"v":{"epoch":1,"disk":"/d"}}}"#;
         fs::write(&path, text).unwrap();
-        let held = read(dir.path(), Held::default());
+        let held = read(dir.path(), Held::default(), &mut true);
         assert!(is_over(&held));
         fs::write(&path, "rubbish").unwrap();
-        assert_eq!(read(dir.path(), held.clone()), held);
+        assert_eq!(read(dir.path(), held.clone(), &mut true), held);
         fs::remove_file(&path).unwrap();
-        assert_eq!(read(dir.path(), held.clone()), held);
+        assert_eq!(read(dir.path(), held.clone(), &mut true), held);
         fs::create_dir(&path).unwrap();
-        assert_eq!(read(dir.path(), held.clone()), held, "nor does it end by an error");
+        assert_eq!(read(dir.path(), held.clone(), &mut true), held, "nor does it end by an error");
         fs::remove_dir(&path).unwrap();
         fs::write(&path, r#"{"boot":"b","until":5,"term":9,"leases":{}}"#).unwrap();
-        assert!(read(dir.path(), held).leases.is_empty());
+        assert!(read(dir.path(), held, &mut true).leases.is_empty());
     }
 
     #[test]
