@@ -5,7 +5,7 @@
 //!  admin ── pools ──▶ state ─┼─▶ control: one pass ──┤
 //!  anybody ── claim ─▶ state ┘   (plan, claims)      └─▶ operations ──▶ whoever waits
 //! ```
-//! A pass reads all of it as of one moment, decides, and writes what has changed, each node's goal and the operations
+//! A pass takes what the state has from its mirror in memory, decides, and writes what has changed, each node's goal and the operations
 //! that go with it in one transaction. A transaction that somebody else was faster than is dropped: the next pass
 //! decides anew. Nothing on the path of the data waits for any of this.
 
