@@ -62,6 +62,8 @@ pub(super) struct Node {
     /// Those that are written, and what ends their writers.
     writers: RefCell<BTreeMap<usize, Process>>,
     runs: Cell<u64>,
+    /// Who asks for the lease of a volume.
+    entering: [tokio::sync::Mutex<()>; VOLUMES],
     chance: RefCell<Chance>,
 }
 
@@ -99,6 +101,7 @@ impl Node {
             writers: RefCell::default(),
             runs: Cell::new(0),
             chance: RefCell::new(chance),
+            entering: Default::default(),
         })
     }
 
@@ -250,9 +253,10 @@ impl Node {
         }
     }
 
-    /// `gate::enter`
+    /// `gate::enter`, by one at a time.
     async fn enter(&self, volume: usize) -> Result<()> {
         let of = id(volume);
+        let _one = self.entering[volume].lock().await;
         if self.leases().has(&of) {
             return Ok(());
         }
@@ -302,7 +306,8 @@ impl Node {
                     return;
                 }
                 if node.enter(volume).await.is_ok() {
-                    if node.kept.borrow().contains_key(&volume) {
+                    let served = node.writers.borrow().contains_key(&volume);
+                    if !served && node.kept.borrow().contains_key(&volume) {
                         node.write(volume);
                     }
                     return;
