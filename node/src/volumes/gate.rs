@@ -77,7 +77,13 @@ impl<G: Grid> Volumes<G> {
         let volumes = self.clone();
         tokio::spawn(async move {
             let mut said = false;
-            while volumes.0.kept.get(&name).is_some_and(|now| now == how) {
+            loop {
+                // Who attaches it asks for the same lease: one at a time, or one gives back what the other has.
+                let only = volumes.only(&name).await;
+                let served = volumes.0.homes.lock().expect(UNPOISONED).contains_key(&name);
+                if served || volumes.0.kept.get(&name).is_none_or(|now| now != how) {
+                    return;
+                }
                 let let_in = match how.read_only {
                     true => Ok(()),
                     false => volumes.enter(&name).await,
@@ -95,6 +101,7 @@ impl<G: Grid> Volumes<G> {
                             tracing::warn!(%error, name, "a volume is not served until it has its lease");
                         }
                         said = true;
+                        drop(only);
                         tokio::time::sleep(AGAIN).await;
                     }
                 }
