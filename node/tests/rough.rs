@@ -18,18 +18,18 @@ use forebay_node::volumes::Share;
 
 const FAULTS: Faults = Faults { fail: 10, damage: 5, late: Duration::from_millis(50) };
 
-fn rough(disk: &Disk) -> OneImage<Rough> {
+fn rough(disk: &Disk, faults: Faults) -> OneImage<Rough> {
     let seed = std::env::var("FOREBAY_SEED").map_or(1, |seed| seed.parse().unwrap());
     println!("FOREBAY_SEED={seed}");
     let source = Source::honest(disk);
-    OneImage::by(&Arc::clone(&source.disk), Rough::new(&source, FAULTS, seed))
+    OneImage::by(&Arc::clone(&source.disk), Rough::new(&source, faults, seed))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_on_the_way_a_volume_is_whole_in_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Disk::new(&"abcdefgh..ijklmnop".repeat(20)).cut(512);
-    let volumes = start(dir.path(), rough(&disk), Share::Never).await;
+    let volumes = start(dir.path(), rough(&disk, FAULTS), Share::Never).await;
     for name in ["a", "b"] {
         create(&volumes, name).await;
         volumes.attach(name, over_nbd()).await.unwrap();
@@ -38,6 +38,18 @@ async fn whatever_happens_on_the_way_a_volume_is_whole_in_the_end() {
         until(&volumes, name, |info| info.plain).await;
         disk.is_at(&volumes.detach(name).await.unwrap().disk);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_becomes_plain_though_mostly_nobody_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Disk::new("abcdefgh..ijklmnop");
+    let faults = Faults { fail: 60, late: Duration::ZERO, ..FAULTS };
+    let volumes = start(dir.path(), rough(&disk, faults), Share::Never).await;
+    create(&volumes, "a").await;
+    volumes.attach("a", over_nbd()).await.unwrap();
+    until(&volumes, "a", |info| info.plain).await;
+    disk.is_at(&volumes.detach("a").await.unwrap().disk);
 }
 
 /// Runs a program that must not fail, nor hang.
@@ -93,7 +105,7 @@ async fn guests_see_right_bytes_and_no_error_whatever_happens_on_the_way() {
     let dir = dir.path().to_owned();
     let disk = Arc::new(Disk::new(&"abcdefgh.ijklmno".repeat(256)));
     assert_eq!(disk.bytes.len(), 4096 * CHUNK);
-    let volumes = start(&dir, rough(&disk), Share::Never).await;
+    let volumes = start(&dir, rough(&disk, FAULTS), Share::Never).await;
     for name in ["a", "b"] {
         create(&volumes, name).await;
         volumes.attach(name, over_nbd()).await.unwrap();

@@ -309,8 +309,8 @@ impl Live {
         filled?;
         // Some are looked at once more; if the disk has lost one, all are.
         let step = (self.volume.arrived().chunks / SAMPLES).max(1) as usize;
-        if self.compare(core, Arc::clone(&grid), step).await?.wrong > 0 {
-            self.compare(core, grid, 1).await?;
+        if self.compare_at_last(core, &grid, step).await?.wrong > 0 {
+            self.compare_at_last(core, &grid, 1).await?;
         }
         self.volume.become_plain().await?;
         tracing::info!(volume = self.name, "all of the image is here");
@@ -326,7 +326,8 @@ impl Live {
     ) -> Result<()> {
         let arena = core.arena(self.volume.identity().chunk_log2)?;
         let size = self.volume.identity().base.map_or(0, |base| base.size);
-        let hydration = self.hydration(core, source, image, size, &arena)?;
+        // The plan asks again, and knows who waits.
+        let hydration = self.hydration(core, source, (image, size), &arena, Patience::brief)?;
         let Terms { patience, by, .. } = self.how.terms;
         let patience = patience.map(Duration::from_secs);
         let (deadline, paced) = (by.is_some(), self.status.pace.borrow().holds());
@@ -334,13 +335,35 @@ impl Live {
         hydration.run(policy, self.trace(grid, &image)).await
     }
 
+    /// As [`Self::compare`], and again for as long as nobody answers: nobody else asks for it.
+    async fn compare_at_last<G: Grid>(
+        &self,
+        core: &Core,
+        grid: &Arc<G>,
+        step: usize,
+    ) -> Result<Scrubbed> {
+        let mut patience = Patience::endless();
+        loop {
+            let error = match self.compare(core, Arc::clone(grid), step).await {
+                Ok(scrubbed) => {
+                    self.status.trouble.replace(None);
+                    return Ok(scrubbed);
+                }
+                Err(error) => error,
+            };
+            let Some(pause) = patience.again(&error) else { return Err(error) };
+            self.status.trouble.replace(Some(error));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
     fn hydration<'a, G: Grid>(
         &'a self,
         core: &'a Core,
         source: &'a LazySource<G>,
-        image: Digest,
-        size: u64,
+        (image, size): (Digest, u64),
         arena: &'a Arena,
+        patience: fn() -> Patience,
     ) -> Result<Hydration<'a, LazySource<G>>> {
         let identity = self.volume.identity();
         let fetch = Fetch {
@@ -352,8 +375,7 @@ impl Live {
             rate: None,
             watch: &self.watch,
             trace: 0,
-            // The plan asks again, and knows who waits.
-            patience: Patience::brief,
+            patience,
         };
         Ok(Hydration::new(&self.volume, fetch, &core.time, &self.status))
     }
@@ -390,7 +412,7 @@ impl Live {
             let asking = async || source.manifest(&ctx, &image).await;
             let size = Patience::new().ask(asking).await?.geometry().size();
             let arena = core.arena(self.volume.identity().chunk_log2)?;
-            let hydration = self.hydration(core, &source, image, size, &arena)?;
+            let hydration = self.hydration(core, &source, (image, size), &arena, Patience::new)?;
             hydration.scrub((0..self.volume.arrived().chunks).step_by(step)).await
         };
         let scrubbed = scrubbed.await;
