@@ -114,6 +114,11 @@ impl<'a> Asked<'a> {
             near: near(view, &request.near)?,
         })
     }
+
+    /// None of these nodes will do.
+    pub fn bar(&mut self, nodes: impl IntoIterator<Item = At>) {
+        nodes.into_iter().for_each(|at| self.not_on.set(at, ()));
+    }
 }
 
 fn counts<'v>(view: &'v View, of: &Of) -> Box<dyn Iterator<Item = (At, u64)> + 'v> {

@@ -7,7 +7,7 @@ use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 /// The number of a node in a view. It is used again when the node is gone.
-pub(super) type At = u32;
+pub(crate) type At = u32;
 
 /// For each key the nodes that have it, each with a value.
 #[derive(Clone, Debug)]

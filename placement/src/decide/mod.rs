@@ -28,9 +28,9 @@ use api::place::{Chosen, Decision, Explanation, Miss, PlaceRequest, Policy, Scor
 use image::Result;
 
 use asked::Asked;
-use index::At;
 use view::Slot;
 
+pub(crate) use index::At;
 pub use view::View;
 pub(crate) use view::instance;
 
@@ -49,7 +49,23 @@ pub fn decide(view: &View, request: &PlaceRequest, policy: &Policy) -> Result<De
 ///
 /// As of [`decide`]. Conflict: something of this name is placed already.
 pub fn place(view: &mut View, request: &PlaceRequest, policy: &Policy) -> Result<Decision> {
-    let decision = decide(view, request, policy)?;
+    place_but(view, request, policy, [])
+}
+
+/// As [`place`], and on none of these nodes, by their numbers in the view.
+///
+/// # Errors
+///
+/// As of [`place`].
+pub(crate) fn place_but(
+    view: &mut View,
+    request: &PlaceRequest,
+    policy: &Policy,
+    not_on: impl IntoIterator<Item = At>,
+) -> Result<Decision> {
+    let mut asked = asked(view, request, policy)?;
+    asked.bar(not_on);
+    let decision = decided(view, &asked);
     if let Some(chosen) = &decision.chosen {
         view.reserve(request, &chosen.node)?;
     }

@@ -311,7 +311,8 @@ impl View {
         self.slots.len()
     }
 
-    pub(super) fn number(&self, name: &str) -> Option<At> {
+    /// The number of a node, as long as it is there.
+    pub(crate) fn number(&self, name: &str) -> Option<At> {
         self.by_name.get(name).copied()
     }
 

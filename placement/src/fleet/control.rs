@@ -20,7 +20,8 @@ use super::heard::{AWAY, Reports};
 use super::hearing::LED;
 use super::life::Standings;
 use super::operations::{self, Kept, Work};
-use super::plan::{NodeView, Plan, PoolView, plan, view};
+use super::plan::{NodeView, Nodes, Plan, PoolView, plan};
+use super::writes::{Write, Writes};
 use super::{Fleet, UNPOISONED, claims};
 use crate::state::Lead;
 use crate::state::keys::{Transaction, Versioned};
@@ -32,6 +33,8 @@ const TICK: Duration = Duration::from_secs(1);
 const LEAD: Duration = Duration::from_secs(2);
 /// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
 const CLAIMS: usize = 48;
+/// Builds that one look at all pools decides on: [`MEASURED`] each.
+const BUILDS: u32 = 64;
 /// Pause between two passes: what comes together is decided together.
 const BREATH: Duration = Duration::from_millis(5);
 /// All nodes are looked at for this part of the time at most, one in so many.
@@ -67,8 +70,21 @@ pub(super) struct Memory {
     /// When operations that are long over are forgotten next, in seconds since 1970.
     forget: u64,
     filling: BTreeSet<String>,
+    /// The pool that is planned for first.
+    turn: usize,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
+}
+
+impl Memory {
+    /// By node the pools that it is not to build for now.
+    fn shunned(&self, now: u64) -> BTreeMap<&str, Vec<&str>> {
+        let mut shunned: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for ((pool, node), _) in self.failed.iter().filter(|(_, failed)| now < failed.until) {
+            shunned.entry(node).or_default().push(pool);
+        }
+        shunned
+    }
 }
 
 /// Everything as of one moment, and what is to become of it.
@@ -276,7 +292,14 @@ impl Fleet {
             }
         }
         memory.failed.retain(|_, failed| pass.now < failed.until + SHUNNED_MOST);
-        let mut plans = pass.plan(&pools, memory, &self.policy)?;
+        // The first has been first often enough, if not all had their turn.
+        let turn = memory.turn % pools.len().max(1);
+        pools.rotate_left(turn);
+        let (mut plans, more) = pass.plan(&pools, memory, &self.policy);
+        if more {
+            memory.turn = turn + 1;
+            self.wake.notify_one();
+        }
         for ((name, _, _), plan) in pools.iter().zip(&mut plans) {
             let failed = memory.failed.iter().filter(|((pool, _), _)| pool == name);
             for ((_, node), Failures { why, .. }) in failed {
@@ -300,42 +323,6 @@ impl Fleet {
         *self.planned.lock().expect(UNPOISONED) = planned;
         Ok(())
     }
-
-    /// Writes it; of which nodes there is more to be looked at.
-    async fn write(
-        &self,
-        lead: &Lead,
-        board: &mut Board,
-        writes: Writes,
-    ) -> Result<BTreeSet<String>> {
-        let Writes { all, left: mut again } = writes;
-        for Write { node, keys, write } in all {
-            match lead.commit(write).await {
-                Ok(()) => {
-                    board.wrote(&keys);
-                    self.tell(keys);
-                }
-                Err(error) if error.kind() == Kind::Conflict => again.extend(node),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(again)
-    }
-}
-
-/// What is to be written at once.
-struct Write {
-    /// The node that is told something else, if it is one.
-    node: Option<String>,
-    keys: Vec<String>,
-    write: Transaction,
-}
-
-/// What a pass has decided.
-struct Writes {
-    all: Vec<Write>,
-    /// Nodes of which there is more to be looked at.
-    left: BTreeSet<String>,
 }
 
 #[expect(
@@ -507,24 +494,25 @@ impl Pass<'_> {
         kept.fail(&error, now);
     }
 
+    /// For each pool what is to be done; and whether there is more to be built than is decided on at a time.
     fn plan(
         &self,
         pools: &[(String, SetPool, VolumeKind)],
         memory: &Memory,
         policy: &Policy,
-    ) -> Result<Vec<Plan>> {
-        let mut nodes: Vec<NodeView<'_>> =
-            self.heard.iter().map(|(name, _)| self.node(name, memory)).collect();
-        nodes.retain(|node| self.standings.of(node.name) != Standing::Forgotten);
-        let mut seen = view(&nodes)?;
+    ) -> (Vec<Plan>, bool) {
+        let shunned = memory.shunned(self.now);
+        let heard = self.heard.iter().map(|(name, _)| name);
+        let heard = heard.filter(|name| self.standings.of(name) != Standing::Forgotten);
+        let mut nodes = Nodes::new(heard.map(|name| self.node(name, &shunned)).collect(), BUILDS);
         let plans = pools.iter().map(|(name, set, kind)| {
             let filling = memory.filling.contains(name);
-            plan(&PoolView { name, set, kind, filling }, &mut nodes, &mut seen, policy)
+            plan(&PoolView { name, set, kind, filling }, &mut nodes, policy)
         });
-        Ok(plans.collect())
+        (plans.collect(), nodes.more())
     }
 
-    fn node<'a>(&'a self, name: &'a str, memory: &'a Memory) -> NodeView<'a> {
+    fn node<'a>(&'a self, name: &'a str, shunned: &BTreeMap<&str, Vec<&'a str>>) -> NodeView<'a> {
         let mut view = NodeView { name, away: self.is_away(name), ..NodeView::default() };
         let Some(last) = self.heard.get(name) else { return view };
         let standing = self.standings.of(name);
@@ -563,11 +551,7 @@ impl Pass<'_> {
             }
         };
         view.ready = last.report.ready.iter().filter(stays).collect();
-        let shunned = memory
-            .failed
-            .iter()
-            .filter(|((_, node), failed)| node == name && self.now < failed.until);
-        view.shunned = shunned.map(|((pool, _), _)| pool.as_str()).collect();
+        view.shunned = shunned.get(name).cloned().unwrap_or_default();
         view
     }
 }

@@ -29,6 +29,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 mod waiting;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -9,7 +9,7 @@
 //! meanwhile is built elsewhere, and what is claimed meanwhile is built again. Never is more being built than what
 //! lacks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use api::fleet::{NodeFacts, Resources};
 use api::goal::ReadyVolume;
@@ -17,7 +17,7 @@ use api::place::{Decision, PlaceRequest, Policy};
 use api::pool::{PoolOnNode, SetPool, VolumeKind};
 use image::Result;
 
-use crate::decide::{View, place};
+use crate::decide::{At, View, place_but};
 
 /// A pool, for planning.
 #[derive(Clone, Copy, Debug)]
@@ -68,59 +68,126 @@ pub(crate) struct Plan {
     pub why: String,
 }
 
-/// The nodes for choosing among them: those that are heard of.
-pub(crate) fn view(nodes: &[NodeView<'_>]) -> Result<View> {
-    let mut view = View::new(Vec::new())?;
-    for node in nodes.iter().filter(|node| !node.away) {
-        let mut pools: BTreeMap<String, u64> = BTreeMap::new();
-        let mut images = BTreeMap::new();
-        for ready in &node.ready {
-            *pools.entry(ready.pool.clone()).or_default() += 1;
-            images.extend(ready.kind.image.map(|image| (image, ready.kind.size)));
-        }
-        for (pool, building) in &node.building {
-            *pools.entry((*pool).to_owned()).or_default() += u64::from(*building);
-        }
-        let told = view.set_node(NodeFacts {
-            name: node.name.to_owned(),
-            capacity: Resources { disk: node.size, ..Resources::default() },
-            reserved: Resources {
-                disk: node.size.saturating_sub(node.free),
-                ..Resources::default()
-            },
+impl NodeView<'_> {
+    /// For choosing.
+    fn facts(&self) -> NodeFacts {
+        let taken = self.size.saturating_sub(self.free);
+        let images = self.ready.iter().filter_map(|v| Some((v.kind.image?, v.kind.size)));
+        NodeFacts {
+            name: self.name.to_owned(),
+            capacity: Resources { disk: self.size, ..Resources::default() },
+            reserved: Resources { disk: taken, ..Resources::default() },
             risk_most: u8::MAX,
-            cordoned: node.cordoned,
-            pools,
-            images,
+            cordoned: self.cordoned,
+            images: images.collect(),
             ..NodeFacts::default()
-        });
-        // What one says of itself keeps nobody from choosing the others.
-        if let Err(error) = told {
-            tracing::warn!(%error, node = node.name, "nothing is built on a node that makes no sense");
         }
     }
-    Ok(view)
 }
 
-/// Plans for one pool. Who is chosen has less room afterwards: `nodes` and `view`, which is of them, are to be kept for
-/// the next pool.
-pub(crate) fn plan<'a>(
-    pool: &PoolView<'a>,
-    nodes: &mut [NodeView<'a>],
-    view: &mut View,
-    policy: &Policy,
-) -> Plan {
-    let mut plan = count(pool, nodes);
+/// All nodes, for planning one pool after the other: who is chosen has less room for the next.
+pub(crate) struct Nodes<'a> {
+    all: Vec<NodeView<'a>>,
+    /// What there is of each pool, of whatever kind: the place of a node in `all`, rising, and a volume. So each volume
+    /// is looked at for its own pool alone.
+    volumes: BTreeMap<&'a str, Vec<(usize, &'a ReadyVolume)>>,
+    /// Builds that may still be decided on.
+    left: u32,
+    /// There were more than these.
+    more: bool,
+    choice: Option<Choice>,
+}
+
+/// What of a pool is on a node.
+#[derive(Clone, Copy, Default)]
+struct Share {
+    ready: u32,
+    building: u32,
+    /// Of another kind than the pool's is now.
+    stale: u32,
+}
+
+/// Those that are heard of, for choosing among them.
+struct Choice {
+    view: View,
+    /// The number in it of each node.
+    numbers: Vec<Option<At>>,
+}
+
+impl<'a> Nodes<'a> {
+    /// With as many builds for all pools together.
+    pub(crate) fn new(all: Vec<NodeView<'a>>, builds: u32) -> Self {
+        let mut volumes: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for (n, node) in all.iter().enumerate() {
+            for volume in node.ready.iter().filter(|volume| volume.state == "ready") {
+                volumes.entry(volume.pool.as_str()).or_default().push((n, *volume));
+            }
+        }
+        Self { all, volumes, left: builds, more: false, choice: None }
+    }
+
+    /// Whether more would be built if more might be decided on.
+    pub(crate) fn more(&self) -> bool {
+        self.more
+    }
+
+    /// What of a pool each node has.
+    fn shares(&self, pool: &PoolView<'_>) -> Vec<Share> {
+        let building = |node: &NodeView<'_>| node.building.get(pool.name).copied().unwrap_or(0);
+        let share = |node| Share { building: building(node), ..Share::default() };
+        let mut shares: Vec<Share> = self.all.iter().map(share).collect();
+        for (n, volume) in self.of(pool) {
+            match volume.kind == *pool.kind {
+                true => shares[n].ready += 1,
+                false => shares[n].stale += 1,
+            }
+        }
+        shares
+    }
+
+    fn of(&self, pool: &PoolView<'_>) -> impl Iterator<Item = (usize, &'a ReadyVolume)> {
+        self.volumes.get(pool.name).into_iter().flatten().copied()
+    }
+
+    /// Ready volumes of those that drain.
+    fn leaving(&self, shares: &[Share]) -> u32 {
+        let nodes = self.all.iter().zip(shares).filter(|(node, _)| node.leaves && !node.away);
+        nodes.map(|(_, share)| share.ready).sum()
+    }
+
+    fn choice(&mut self) -> Result<(&mut Choice, &mut Vec<NodeView<'a>>)> {
+        if self.choice.is_none() {
+            self.choice = Some(Choice::of(&self.all)?);
+        }
+        Ok((self.choice.as_mut().expect("it was made"), &mut self.all))
+    }
+}
+
+impl Choice {
+    fn of(nodes: &[NodeView<'_>]) -> Result<Self> {
+        let mut view = View::new(Vec::new())?;
+        for node in nodes.iter().filter(|node| !node.away) {
+            // What one says of itself keeps nobody from choosing the others.
+            if let Err(error) = view.set_node(node.facts()) {
+                tracing::warn!(%error, node = node.name, "nothing is built on a node that makes no sense");
+            }
+        }
+        let numbers = nodes.iter().map(|node| view.number(node.name)).collect();
+        Ok(Self { view, numbers })
+    }
+}
+
+/// Plans for one pool.
+pub(crate) fn plan<'a>(pool: &PoolView<'a>, nodes: &mut Nodes<'a>, policy: &Policy) -> Plan {
+    let mut shares = nodes.shares(pool);
+    let mut plan = count(nodes, &shares);
     let set = pool.set;
-    let stale = |v: &&&ReadyVolume| v.pool == pool.name && v.kind != *pool.kind;
     if set.draining {
-        discard(&mut plan, nodes, u32::MAX, |v| v.pool == pool.name);
+        discard(&mut plan, nodes, pool, u32::MAX, |_, _| true);
         plan.why = "draining: what is ready is removed, and nothing is built".into();
         return plan;
     }
-    let leaves = |node: &&NodeView<'_>| node.leaves && !node.away;
-    let leaving: Vec<NodeView<'a>> = nodes.iter().filter(leaves).cloned().collect();
-    let stays = plan.ready - leaving.iter().map(|node| ready_on(pool, node)).sum::<u32>();
+    let stays = plan.ready - nodes.leaving(&shares);
     let have = stays + plan.building;
     plan.filling = (pool.filling && stays < set.target) || have < set.low;
     plan.why = match plan.filling {
@@ -136,53 +203,45 @@ pub(crate) fn plan<'a>(
     if plan.filling {
         let room = set.builds.map_or(u32::MAX, |most| most.saturating_sub(plan.building));
         let lacking = set.target.saturating_sub(have).min(room);
-        let chosen = build(pool, &mut plan, nodes, (view, policy), lacking);
+        let chosen = build(pool, &mut plan, (nodes, &mut shares), policy, lacking);
         if let Err(error) = chosen {
             plan.why += &format!("; {error}");
         }
     }
-    empty(pool, &mut plan, &leaving, nodes);
-    let staying: Vec<NodeView<'a>> = nodes.iter().filter(|node| !node.leaves).cloned().collect();
+    empty(pool, &mut plan, nodes, &shares);
     // What is of another kind serves until there is enough of the right one.
-    if stays >= set.low {
-        discard(&mut plan, &staying, u32::MAX, |v| stale(&v));
+    if stays >= set.low && shares.iter().any(|share| share.stale > 0) {
+        discard(&mut plan, nodes, pool, u32::MAX, |node, kind| !node.leaves && !kind);
     }
     let excess = stays.saturating_sub(set.most());
-    discard(&mut plan, &staying, excess, |v| v.pool == pool.name && v.kind == *pool.kind);
+    discard(&mut plan, nodes, pool, excess, |node, kind| !node.leaves && kind);
     plan
 }
 
 /// Removes what is on nodes that drain, as far as the pool stays at its threshold without it; all of it, if nobody else
 /// can build any.
-fn empty(pool: &PoolView<'_>, plan: &mut Plan, leaving: &[NodeView<'_>], nodes: &[NodeView<'_>]) {
-    if leaving.is_empty() {
+fn empty(pool: &PoolView<'_>, plan: &mut Plan, nodes: &Nodes<'_>, shares: &[Share]) {
+    if !nodes.all.iter().any(|node| node.leaves && !node.away) {
         return;
     }
     // Who has failed to build is told again in a while.
-    let waits =
-        nodes.iter().any(|node| !node.away && !node.cordoned && node.shunned.contains(&pool.name));
+    let waits = nodes
+        .all
+        .iter()
+        .any(|node| !node.away && !node.cordoned && node.shunned.contains(&pool.name));
     let hopeless = plan.filling && plan.building == 0 && plan.build.is_empty() && !waits;
     let spare = match hopeless {
         true => u32::MAX,
         false => plan.ready.saturating_sub(pool.set.low),
     };
-    discard(plan, leaving, spare, |v| is_of(pool, v));
-    discard(plan, leaving, u32::MAX, |v| v.pool == pool.name && !is_of(pool, v));
-    plan.why += &format!(
-        "; {} on nodes that drain",
-        leaving.iter().map(|n| ready_on(pool, n)).sum::<u32>()
-    );
+    discard(plan, nodes, pool, spare, |node, kind| node.leaves && kind);
+    discard(plan, nodes, pool, u32::MAX, |node, kind| node.leaves && !kind);
+    plan.why += &format!("; {} on nodes that drain", nodes.leaving(shares));
 }
 
-fn ready_on(pool: &PoolView<'_>, node: &NodeView<'_>) -> u32 {
-    node.ready.iter().filter(|v| is_of(pool, v)).count() as u32
-}
-
-fn count(pool: &PoolView<'_>, nodes: &[NodeView<'_>]) -> Plan {
+fn count(nodes: &Nodes<'_>, shares: &[Share]) -> Plan {
     let mut plan = Plan::default();
-    for node in nodes {
-        let ready = ready_on(pool, node);
-        let building = node.building.get(pool.name).copied().unwrap_or(0);
+    for (node, Share { ready, building, .. }) in nodes.all.iter().zip(shares.iter().copied()) {
         if !node.away {
             plan.ready += ready;
             plan.building += building;
@@ -195,30 +254,25 @@ fn count(pool: &PoolView<'_>, nodes: &[NodeView<'_>]) -> Plan {
     plan
 }
 
-fn is_of(pool: &PoolView<'_>, volume: &ReadyVolume) -> bool {
-    volume.pool == pool.name && volume.kind == *pool.kind && volume.state == "ready"
-}
-
 /// Tells nodes to build, as many as are lacking.
 fn build<'a>(
     pool: &PoolView<'a>,
     plan: &mut Plan,
-    nodes: &mut [NodeView<'a>],
-    (view, policy): (&mut View, &Policy),
+    (nodes, shares): (&mut Nodes<'a>, &mut [Share]),
+    policy: &Policy,
     lacking: u32,
 ) -> Result<()> {
     let needs = Resources { disk: pool.kind.size, ..Resources::default() };
-    for n in 0..lacking {
-        let mut request = PlaceRequest {
+    nodes.more |= lacking > nodes.left;
+    for n in 0..lacking.min(nodes.left) {
+        let request = PlaceRequest {
             builds: Some(pool.name.to_owned()),
             image: pool.kind.image,
             image_bytes: pool.kind.image.map_or(0, |_| pool.kind.size),
             ..PlaceRequest::new(format!("pools/{}/{n}", pool.name), needs)
         };
-        let decision = fewest_first(pool, nodes, |not_on| {
-            request.not_on = not_on;
-            place(view, &request, policy)
-        })?;
+        let (choice, all) = nodes.choice()?;
+        let decision = fewest_first(pool, (choice, all, shares), &request, policy)?;
         let Some(chosen) = decision.chosen else {
             let nearest = decision.nearest.map_or("no node is heard of".to_owned(), |miss| {
                 let why: Vec<String> = miss.reasons.into_iter().map(|reason| reason.why).collect();
@@ -227,10 +281,13 @@ fn build<'a>(
             plan.why += &format!("; no node can build {} more: {nearest}", lacking - n);
             return Ok(());
         };
-        if let Some(node) = nodes.iter_mut().find(|node| node.name == chosen.node) {
-            node.free = node.free.saturating_sub(pool.kind.size);
-            *node.building.entry(pool.name).or_default() += 1;
+        let number = choice.view.number(&chosen.node);
+        if let Some(at) = choice.numbers.iter().position(|at| *at == number) {
+            all[at].free = all[at].free.saturating_sub(pool.kind.size);
+            *all[at].building.entry(pool.name).or_default() += 1;
+            shares[at].building += 1;
         }
+        nodes.left -= 1;
         plan.build.push(chosen.node);
     }
     Ok(())
@@ -240,55 +297,57 @@ fn build<'a>(
 /// on: a node that is lost takes no more with it than it must.
 fn fewest_first(
     pool: &PoolView<'_>,
-    nodes: &[NodeView<'_>],
-    mut decide: impl FnMut(BTreeSet<String>) -> Result<Decision>,
+    (choice, nodes, shares): (&mut Choice, &[NodeView<'_>], &[Share]),
+    request: &PlaceRequest,
+    policy: &Policy,
 ) -> Result<Decision> {
-    let heard = || nodes.iter().filter(|node| !node.away);
-    let counts: BTreeSet<u32> = heard().map(|node| on(pool, node)).collect();
+    let Choice { view, numbers } = choice;
+    let all = nodes.iter().zip(shares.iter().map(|share| share.ready + share.building));
+    let heard = || all.clone().zip(&*numbers).filter(|((node, _), _)| !node.away);
+    let counts: BTreeSet<u32> = heard().map(|((_, on), _)| on).collect();
     let mut last = None;
     for most in counts {
-        let barred = heard().filter(|node| is_shut(pool, node) || on(pool, node) > most);
-        let decision = decide(barred.map(|node| node.name.to_owned()).collect())?;
+        let barred = heard().filter(|((node, on), _)| *on > most || is_shut(pool, node, *on));
+        let decision = place_but(view, request, policy, barred.filter_map(|(_, number)| *number))?;
         if decision.chosen.is_some() {
             return Ok(decision);
         }
         last = Some(decision);
     }
-    last.map_or_else(|| decide(BTreeSet::new()), Ok)
+    last.map_or_else(|| place_but(view, request, policy, []), Ok)
 }
 
-/// How many of a pool are on a node, or will be.
-fn on(pool: &PoolView<'_>, node: &NodeView<'_>) -> u32 {
-    ready_on(pool, node) + node.building.get(pool.name).copied().unwrap_or(0)
+/// Whether a pool, of which a node has so many, is not to be built for there, whatever room there is.
+fn is_shut(pool: &PoolView<'_>, node: &NodeView<'_>, on: u32) -> bool {
+    node.shunned.contains(&pool.name) || pool.set.per_node.is_some_and(|most| on >= most)
 }
 
-/// Whether a pool is not to be built for there, whatever room there is.
-fn is_shut(pool: &PoolView<'_>, node: &NodeView<'_>) -> bool {
-    let shunned = node.shunned.contains(&pool.name);
-    shunned || pool.set.per_node.is_some_and(|most| on(pool, node) >= most)
-}
-
-/// Has up to so many ready volumes removed, first where there are the most.
+/// Has up to so many ready volumes removed, first where there are the most, of those that are to go by their node and by
+/// whether they are of the pool's kind.
 fn discard(
     plan: &mut Plan,
-    nodes: &[NodeView<'_>],
+    nodes: &Nodes<'_>,
+    pool: &PoolView<'_>,
     most: u32,
-    which: impl Fn(&&ReadyVolume) -> bool,
+    goes: impl Fn(&NodeView<'_>, bool) -> bool,
 ) {
-    let mut left: Vec<(&str, Vec<&str>)> = nodes
-        .iter()
-        .filter(|node| !node.away)
-        .map(|node| {
-            let of = node.ready.iter().filter(|v| which(v) && v.state == "ready");
-            (node.name, of.map(|v| v.id.as_str()).collect())
-        })
-        .collect();
+    if most == 0 {
+        return;
+    }
+    let going = nodes.of(pool).filter(|(n, volume)| {
+        let node = &nodes.all[*n];
+        !node.away && goes(node, volume.kind == *pool.kind)
+    });
+    let mut ids: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for (n, volume) in going {
+        ids.entry(n).or_default().push(&volume.id);
+    }
+    let full = ids.into_iter().map(|(n, ids)| (ids.len(), nodes.all[n].name, ids));
+    let mut left: BinaryHeap<(usize, &str, Vec<&str>)> = full.collect();
     for _ in 0..most {
-        let fullest = left.iter_mut().max_by_key(|(name, ids)| (ids.len(), *name));
-        let Some((node, id)) = fullest.and_then(|(name, ids)| Some((*name, ids.pop()?))) else {
-            return;
-        };
-        plan.discard.push((node.to_owned(), id.to_owned()));
+        let Some((n, node, mut ids)) = left.pop() else { return };
+        plan.discard.extend(ids.pop().map(|id| (node.to_owned(), id.to_owned())));
+        left.extend((n > 1).then_some((n - 1, node, ids)));
     }
 }
 
@@ -302,8 +361,10 @@ mod tests {
     /// With the whole disk for volumes.
     fn plan<'a>(pool: &PoolView<'a>, nodes: &mut [NodeView<'a>]) -> Plan {
         let policy = Policy { head_room: HeadRoom::NONE, ..Policy::default() };
-        let mut seen = view(nodes).unwrap();
-        super::plan(pool, nodes, &mut seen, &policy)
+        let mut all = Nodes::new(nodes.to_vec(), 100);
+        let made = super::plan(pool, &mut all, &policy);
+        nodes.clone_from_slice(&all.all);
+        made
     }
 
     fn kind(size: u64) -> VolumeKind {

@@ -23,11 +23,12 @@ use image::{Error, Kind};
 
 use super::control::{Look, Memory};
 use super::heard::AWAY;
+use super::writes::{Write, Writes};
 use super::{Fleet, State, Terms};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::state::Lead;
-use crate::state::keys::{Transaction, encode};
+use crate::state::keys::{Transaction, Versioned, encode};
 use crate::tests::fake;
 
 const NOW: u64 = 1_700_000_000;
@@ -524,10 +525,33 @@ async fn after_a_restore_no_lease_is_given_until_those_before_it_are_over() {
 }
 
 #[tokio::test]
+async fn of_what_is_written_together_one_that_conflicts_keeps_none_of_the_others() {
+    let grid = Grid::new(&[]).await;
+    let mut board = grid.fleet.board.lock().await;
+    board.catch_up(&grid.fleet.state).await.unwrap();
+    let write = |node: &str, seen: Option<&Versioned>| {
+        let key = super::goals::key(node);
+        let write = Transaction::default().unchanged(&key, seen);
+        let write = write.put(&key, encode(&GoalState::default()));
+        Write { node: Some(node.to_owned()), keys: vec![key], write }
+    };
+    let stale = Versioned { version: 99, value: vec![] };
+    let all = vec![write("a", None), write("b", Some(&stale)), write("c", None)];
+    let writes = Writes { all, left: BTreeSet::new() };
+    let again = grid.fleet.write(&grid.lead, &mut board, writes).await.unwrap();
+    assert_eq!(again, ["b".to_owned()].into());
+    let told = grid.fleet.state.list_versioned::<GoalState>("goals/").await.unwrap();
+    let told: Vec<_> = told.into_iter().map(|(node, ..)| node).collect();
+    assert_eq!(told, ["a", "c"]);
+}
+
+#[tokio::test]
 async fn a_burst_of_claims_is_served_however_many_there_are() {
     let mut grid = Grid::new(&["a"]).await;
     grid.nodes.get_mut("a").unwrap().free = 1000 * SIZE;
     grid.fleet.set_pool("p", set(200, 200)).await.unwrap();
+    // More than one pass decides on.
+    grid.settle().await;
     grid.settle().await;
     assert_eq!(grid.ready(), 200);
     for n in 0..200 {

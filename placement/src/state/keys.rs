@@ -86,15 +86,28 @@ impl Transaction {
         self
     }
 
+    /// Both, or neither. They change different keys.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.compares.extend(other.compares);
+        self.changes.extend(other.changes);
+        self
+    }
+
+    /// What counts as [`MAX_OPS`].
+    pub(crate) fn ops(&self) -> usize {
+        self.compares.len().max(self.changes.len())
+    }
+
     /// Bytes that it changes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
     }
 
     /// Refuses what one of the databases would not take, so that both take the same.
     pub(super) fn check(&self) -> Result<()> {
         let refuse = |what| Err(Error::new(Kind::Invalid, format!("placement's state: {what}")));
-        let ops = self.compares.len().max(self.changes.len());
+        let ops = self.ops();
         if ops > MAX_OPS {
             return refuse(format!("a transaction of {ops} keys, of {MAX_OPS} at most"));
         }
