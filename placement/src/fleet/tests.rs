@@ -5,6 +5,8 @@ mod cancel;
 mod fences;
 mod life;
 mod reads;
+mod returns;
+mod schedules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -155,7 +157,10 @@ struct Grid {
 
 impl Grid {
     async fn new(nodes: &[&str]) -> Self {
-        let state = State::in_memory("grid").await;
+        Self::over(State::in_memory("grid").await, nodes).await
+    }
+
+    async fn over(state: State, nodes: &[&str]) -> Self {
         let now = Arc::new(AtomicU64::new(NOW));
         let clock = {
             let now = Arc::clone(&now);
