@@ -8,7 +8,7 @@ use api::goal::{StatusReport, Told};
 use api::grid::{PlacementInfo, PlacementStatus};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease, TransferLease};
 use api::operation::Operation;
-use api::place::Policy;
+use api::place::{PlaceAnswer, PlaceAsk, Policy, Reservation, ReservationList};
 use api::pool::{NewClaim, PoolInfo, SetPool};
 use image::record::Verified;
 use image::signing::SigningKey;
@@ -128,6 +128,21 @@ impl Coordinator {
     /// `GET /v1/operations/{id}`
     pub async fn operation(&self, id: &str, wait: Duration) -> Result<Operation> {
         self.0.operation(id, wait).await
+    }
+
+    /// `POST /v1/place`
+    pub async fn place(&self, ask: &PlaceAsk) -> Result<PlaceAnswer> {
+        self.0.place("test", ask).await
+    }
+
+    /// `GET /v1/reservations`
+    pub async fn reservations(&self) -> Result<ReservationList> {
+        self.0.reservations().await
+    }
+
+    /// `DELETE /v1/reservations/{id}`
+    pub async fn release_reservation(&self, id: &str) -> Result<Reservation> {
+        self.0.release_reservation(id, None).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! Real members of etcd, for tests.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -19,8 +21,18 @@ pub fn wanted() -> bool {
 
 struct Member {
     args: Vec<String>,
-    port: u16,
+    place: Place,
     running: Option<Child>,
+}
+
+/// Where a member runs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its network namespace, if it has one to itself.
+    pub namespace: Option<String>,
+    pub host: String,
+    /// Where clients ask, and where other members do.
+    pub ports: [u16; 2],
 }
 
 /// An etcd cluster, killed when dropped.
@@ -37,45 +49,63 @@ impl Etcd {
 
     /// With more arguments, given the directory.
     pub async fn start_with(count: usize, more: impl Fn(&Path) -> Vec<String>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         // etcd does not say which ports it took. All are held until all are known.
         let held: Vec<_> =
             (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<_> = held.iter().map(|l| l.local_addr().unwrap().port()).collect();
+        let port = |i: usize| held[i].local_addr().unwrap().port();
+        let place = |i: usize| Place {
+            namespace: None,
+            host: "127.0.0.1".into(),
+            ports: [port(2 * i), port(2 * i + 1)],
+        };
+        let places = (0..count).map(place).collect();
         drop(held);
+        Self::start_at(places, more).await
+    }
+
+    /// At these places, with more arguments.
+    pub async fn start_at(places: Vec<Place>, more: impl Fn(&Path) -> Vec<String>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let more = more(dir.path());
         let scheme =
             if more.iter().any(|a| a.starts_with("--cert-file")) { "https" } else { "http" };
-        let peer = |i: usize| format!("http://127.0.0.1:{}", ports[2 * i + 1]);
-        let all: Vec<_> = (0..count).map(|i| format!("m{i}={}", peer(i))).collect();
-        let member = |i: usize| {
-            let client = format!("{scheme}://127.0.0.1:{}", ports[2 * i]);
+        let peer = |place: &Place| format!("http://{}:{}", place.host, place.ports[1]);
+        let named = places.iter().enumerate().map(|(i, place)| format!("m{i}={}", peer(place)));
+        let all = named.collect::<Vec<_>>().join(",");
+        let member = |(i, place): (usize, Place)| {
+            let client = format!("{scheme}://{}:{}", place.host, place.ports[0]);
             let data = dir.path().join(format!("m{i}"));
             let mut args = vec![
                 format!("--name=m{i}"),
                 format!("--data-dir={}", data.display()),
                 format!("--listen-client-urls={client}"),
                 format!("--advertise-client-urls={client}"),
-                format!("--listen-peer-urls={}", peer(i)),
-                format!("--initial-advertise-peer-urls={}", peer(i)),
-                format!("--initial-cluster={}", all.join(",")),
+                format!("--listen-peer-urls={}", peer(&place)),
+                format!("--initial-advertise-peer-urls={}", peer(&place)),
+                format!("--initial-cluster={all}"),
                 "--log-level=error".into(),
             ];
             args.extend(more.clone());
-            Member { args, port: ports[2 * i], running: None }
+            Member { args, place, running: None }
         };
-        let members = (0..count).map(member).collect();
+        let members: Vec<_> = places.into_iter().enumerate().map(member).collect();
         let mut etcd = Self { dir, members };
-        (0..count).for_each(|i| etcd.run(i));
+        (0..etcd.members.len()).for_each(|i| etcd.run(i));
         etcd
     }
 
     /// Starts a member that is not running.
     pub fn run(&mut self, i: usize) {
         let log = self.dir.path().join(format!("m{i}.log"));
-        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let Member { args, place, .. } = &self.members[i];
         let mut command = Command::new("etcd");
-        command.args(&self.members[i].args).stdout(log.try_clone().unwrap()).stderr(log);
+        if let Some(namespace) = &place.namespace {
+            // It becomes the member.
+            command = Command::new("ip");
+            command.args(["netns", "exec", namespace, "etcd"]);
+        }
+        command.args(args).stdout(log.try_clone().unwrap()).stderr(log);
         self.members[i].running = Some(command.spawn().expect("etcd can be started"));
     }
 
@@ -92,7 +122,8 @@ impl Etcd {
 
     /// Host and port of a member.
     pub fn address(&self, i: usize) -> String {
-        format!("127.0.0.1:{}", self.members[i].port)
+        let Place { host, ports, .. } = &self.members[i].place;
+        format!("{host}:{}", ports[0])
     }
 
     /// Host and port of each, this one first.
@@ -103,20 +134,63 @@ impl Etcd {
 
     /// What a member answers to a request of its HTTP interface.
     pub fn http(&self, i: usize, request: &str, body: &str) -> String {
-        let mut stream = TcpStream::connect(self.address(i)).unwrap();
-        let length = body.len();
-        let text = format!("{request} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}");
-        stream.write_all(text.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        http(&self.address(i), request, body)
     }
 
     /// Who leads.
     pub fn leader(&self) -> usize {
-        let leads = |i: &usize| self.http(*i, "GET /metrics", "").contains("is_leader 1");
+        let leads = |i: &usize| leads(&self.address(*i));
         (0..self.members.len()).find(leads).expect("somebody leads")
     }
+}
+
+/// What is answered at an address to a request.
+pub fn http(address: &str, request: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let text = format!("{request} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}");
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Whether the member leads whose measurements are at an address.
+pub fn leads(address: &str) -> bool {
+    http(address, "GET /metrics", "").contains("is_leader 1")
+}
+
+/// Writes an authority of its own, and a certificate of it for hosts; the files of the first, of the second, and of its
+/// key.
+pub fn papers(dir: &Path, name: &str, hosts: &[String]) -> [PathBuf; 3] {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let generate = || {
+        #[expect(clippy::disallowed_methods, reason = "a test founds an authority")]
+        KeyPair::generate().unwrap()
+    };
+    let (ca_key, key) = (generate(), generate());
+    let mut ca = CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let of = CertificateParams::new([hosts, &["localhost".into()]].concat()).unwrap();
+    let cert = of.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().pem();
+    [("ca", ca_pem), ("cert", cert), ("key", key.serialize_pem())].map(|(what, text)| {
+        let path = dir.join(format!("{name}-{what}.pem"));
+        let mut file = File::options();
+        let mut file = file.create_new(true).write(true).mode(0o600).open(&path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        path
+    })
+}
+
+/// What has a member talk to those alone who show such papers.
+pub fn tls_args([ca, cert, key]: &[PathBuf; 3]) -> Vec<String> {
+    vec![
+        format!("--cert-file={}", cert.display()),
+        format!("--key-file={}", key.display()),
+        format!("--trusted-ca-file={}", ca.display()),
+        "--client-cert-auth".into(),
+    ]
 }
 
 impl Drop for Etcd {

@@ -19,6 +19,7 @@ pub mod claims;
 pub mod keys;
 pub mod lease;
 mod oracle;
+pub mod reservations;
 pub mod writes;
 
 use std::fmt::Debug;

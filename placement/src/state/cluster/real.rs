@@ -10,7 +10,7 @@ use crate::state::keys::Keys;
 #[allow(dead_code, missing_docs)]
 mod etcd;
 
-pub(super) use etcd::{Etcd, until, wanted};
+pub(super) use etcd::{Etcd, papers, tls_args, until, wanted};
 
 impl Etcd {
     /// Keys in all of it; waits until it answers.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::real::{Etcd, keys_at, until, wanted};
+use super::real::{Etcd, keys_at, papers, tls_args, until, wanted};
 use super::{Cluster, ClusterPlace, Papers};
 use crate::clock::Uptime;
 use crate::state::State;
@@ -324,51 +324,21 @@ async fn real_changes_that_are_compacted_are_said_to_be_gone() {
     assert_eq!(changes.next().await.unwrap().unwrap().value.unwrap(), b"10");
 }
 
-/// Writes an authority of its own, and a certificate of it for this machine; the names of the files.
-fn papers(dir: &Path, name: &str) -> Papers {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let generate = || {
-        #[expect(clippy::disallowed_methods, reason = "a test founds an authority")]
-        KeyPair::generate().unwrap()
-    };
-    let (ca_key, key) = (generate(), generate());
-    let mut ca = CertificateParams::new(vec![]).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let of = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
-    let cert = of.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().pem();
-    let file = |what: &str, text: String| {
-        let path = dir.join(format!("{name}-{what}.pem"));
-        crate::files::open_private(&path).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let (ca, cert) = (file("ca", ca_pem), file("cert", cert));
-    Papers { ca, cert, key: file("key", key.serialize_pem()) }
-}
-
 #[tokio::test]
 async fn real_etcd_is_reached_by_mutual_tls() {
     if !wanted() {
         return;
     }
-    let etcd = Etcd::start_with(1, |dir| {
-        let Papers { ca, cert, key } = papers(dir, "etcd");
-        vec![
-            format!("--cert-file={}", cert.display()),
-            format!("--key-file={}", key.display()),
-            format!("--trusted-ca-file={}", ca.display()),
-            "--client-cert-auth".into(),
-        ]
-    })
-    .await;
+    let host = ["127.0.0.1".to_owned()];
+    let etcd = Etcd::start_with(1, |dir| tls_args(&papers(dir, "etcd", &host))).await;
     let file = |what: &str| etcd.dir.path().join(format!("etcd-{what}.pem"));
     let ours = Papers { ca: file("ca"), cert: file("cert"), key: file("key") };
     let keys = keys_at(&etcd.addresses(0), Some(ours.clone()));
     until("etcd answers", async || keys.get("a".into()).await.is_ok()).await;
     keys.commit(put("a", "1")).await.unwrap();
     // Neither is heard who has papers of another authority, nor is etcd believed with another's.
-    let other = papers(etcd.dir.path(), "other");
+    let [ca, cert, key] = papers(etcd.dir.path(), "other", &host);
+    let other = Papers { ca, cert, key };
     for papers in [Papers { ca: ours.ca, ..other.clone() }, Papers { ca: other.ca, ..ours }] {
         let e = keys_at(&etcd.addresses(0), Some(papers)).get("a".into()).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Retry, "{e}");
