@@ -1,5 +1,7 @@
 //! What the state has for the fleet, in the memory of who leads: passes over ten thousand nodes do not read it anew.
 
+use std::collections::BTreeSet;
+
 use api::goal::GoalState;
 use api::pool::SetPool;
 use image::Result;
@@ -19,6 +21,8 @@ pub(super) struct Board {
     generation: Option<u64>,
     pub(super) nodes: Mirror<NodeEntry>,
     goals: Mirror<GoalState>,
+    /// Nodes whose goals could not be read, and can again: nobody has looked at them since.
+    mended: BTreeSet<String>,
     standings: Mirror<Stood>,
     pub(super) pools: Mirror<SetPool>,
     /// Those that are not over.
@@ -40,6 +44,7 @@ impl Default for Board {
             generation: None,
             nodes: Mirror::new("nodes/", all),
             goals: Mirror::new("goals/", all),
+            mended: BTreeSet::new(),
             standings: Mirror::new(super::life::PREFIX, all),
             pools: Mirror::new("pools/", all),
             open: Mirror::new("operations/", open),
@@ -54,7 +59,9 @@ impl Board {
             self.generation = Some(state.generation().await?);
         }
         self.nodes.catch_up(state).await?;
+        let before = self.goals.unreadable().clone();
         self.goals.catch_up(state).await?;
+        self.mended.extend(before.difference(self.goals.unreadable()).cloned());
         self.standings.catch_up(state).await?;
         self.pools.catch_up(state).await?;
         self.open.catch_up(state).await
@@ -70,11 +77,18 @@ impl Board {
 
     /// The goals, to be changed.
     pub(super) fn goals(&self) -> Goals<'_> {
-        Goals::of(self.generation.unwrap_or_default(), self.goals.entries())
+        let unreadable = self.goals.unreadable().clone();
+        Goals::of(self.generation.unwrap_or_default(), self.goals.entries(), unreadable)
+    }
+
+    /// Nodes whose goals can be read again: they are to be looked at as if they had said something new.
+    pub(super) fn mended(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.mended)
     }
 
     pub(super) fn standings(&self) -> Standings {
         let all = self.standings.entries().iter();
-        all.map(|(node, (stood, _))| (node.clone(), stood.standing())).collect()
+        let all = all.map(|(node, (stood, _))| (node.clone(), stood.standing()));
+        Standings::of_all(all, self.standings.unreadable().iter().cloned())
     }
 }

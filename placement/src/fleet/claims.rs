@@ -178,7 +178,7 @@ fn choose(
         let wanted = asked.node.as_deref() == Some(name);
         let standing = standings.of(name);
         let passed_over = (asked.only && !wanted) || tried.contains(name);
-        if passed_over || standing == Standing::Forgotten {
+        if passed_over || standing == Standing::Forgotten || !goals.can_tell(name) {
             continue;
         }
         let (ready, promised) = promised(pool, kind, &last.report, goals.items(name));

@@ -169,8 +169,10 @@ impl Fleet {
     pub(super) async fn pass(&self, lead: &Lead, memory: &mut Memory, look: Look) -> Result<()> {
         let mut board = self.board.lock().await;
         board.catch_up(&self.state).await?;
+        let mended = board.mended();
         let claims = board.open.entries().values().any(|(kept, _)| kept.node().is_none());
         let (heard, news, since) = self.hearing.with(|reign| {
+            reign.news.extend(mended);
             let heard = match look == Look::All || claims {
                 true => reign.reports.clone(),
                 false => reign.reports.of(&reign.news),
@@ -502,8 +504,10 @@ impl Pass<'_> {
         policy: &Policy,
     ) -> (Vec<Plan>, bool) {
         let shunned = memory.shunned(self.now);
-        let heard = self.heard.iter().map(|(name, _)| name);
-        let heard = heard.filter(|name| self.standings.of(name) != Standing::Forgotten);
+        let counts = |name: &&String| {
+            self.standings.of(name) != Standing::Forgotten && self.goals.can_tell(name)
+        };
+        let heard = self.heard.iter().map(|(name, _)| name).filter(counts);
         let mut nodes = Nodes::new(heard.map(|name| self.node(name, &shunned)).collect(), BUILDS);
         let plans = pools.iter().map(|(name, set, kind)| {
             let filling = memory.filling.contains(name);

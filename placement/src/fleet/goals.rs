@@ -1,7 +1,7 @@
 //! The goals of all nodes, while they are being changed.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::goal::{Goal, GoalItem, GoalState};
 use image::{Digest, Result};
@@ -18,6 +18,8 @@ pub(crate) struct Goals<'a> {
     /// Of the grid.
     generation: u64,
     told: Cow<'a, Told>,
+    /// Nodes of which it cannot be read what they were told.
+    unreadable: BTreeSet<String>,
     /// Of those that change.
     drafts: BTreeMap<String, Draft>,
 }
@@ -35,22 +37,27 @@ pub(crate) fn key(node: &str) -> String {
 
 impl<'a> Goals<'a> {
     /// Those that were read already.
-    pub(crate) fn of(generation: u64, told: &'a Told) -> Self {
-        Self { generation, told: Cow::Borrowed(told), drafts: BTreeMap::new() }
+    pub(crate) fn of(generation: u64, told: &'a Told, unreadable: BTreeSet<String>) -> Self {
+        Self { generation, told: Cow::Borrowed(told), unreadable, ..Self::default() }
     }
 
     /// All goals, as of one moment.
     pub(crate) async fn load(state: &State) -> Result<Goals<'static>> {
         let all = state.list_versioned::<GoalState>("goals/").await?.into_iter();
         let told = Cow::Owned(all.map(|(node, goal, seen)| (node, (goal, seen))).collect());
-        Ok(Goals { generation: state.generation().await?, told, drafts: BTreeMap::new() })
+        Ok(Goals { generation: state.generation().await?, told, ..Goals::default() })
     }
 
     /// That of one node.
     pub(crate) async fn load_one(state: &State, node: &str) -> Result<Goals<'static>> {
         let found = state.get::<GoalState>(&key(node)).await?;
         let told = Cow::Owned(found.map(|found| (node.to_owned(), found)).into_iter().collect());
-        Ok(Goals { generation: state.generation().await?, told, drafts: BTreeMap::new() })
+        Ok(Goals { generation: state.generation().await?, told, ..Goals::default() })
+    }
+
+    /// Whether a node can be told anything: of what cannot be read nobody can say what would become of it.
+    pub(crate) fn can_tell(&self, node: &str) -> bool {
+        !self.unreadable.contains(node)
     }
 
     /// What a node is to do.
@@ -128,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn ids_are_used_once_also_after_items_are_gone() {
         let state = State::in_memory("g").await;
-        let mut ids = std::collections::BTreeSet::new();
+        let mut ids = BTreeSet::new();
         for round in 0..4 {
             let mut goals = Goals::load(&state).await.unwrap();
             for _ in 0..3 {

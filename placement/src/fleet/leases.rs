@@ -218,7 +218,13 @@ impl Fleet {
                 }
                 Ok(())
             });
-            done.await?;
+            match done.await {
+                // Nobody can say who has it; the others go on.
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    tracing::error!(%error, node, "a lease that cannot be given back");
+                }
+                done => drop(done?),
+            }
         }
         Ok(())
     }
@@ -228,7 +234,14 @@ impl Fleet {
         let mut lost = Vec::new();
         for HeldLease { volume, epoch } in believed {
             check_id(volume)?;
-            let found = self.state.get::<Lease>(&key(volume)).await?;
+            let found = match self.state.get::<Lease>(&key(volume)).await {
+                // Nobody else is given it either.
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    tracing::error!(%error, node, "a lease that goes on though it cannot be read");
+                    continue;
+                }
+                found => found?,
+            };
             let has = found.is_some_and(|(lease, _)| {
                 lease.holder.as_deref() == Some(node) && lease.epoch == *epoch && !lease.revoked
             });

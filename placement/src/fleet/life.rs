@@ -45,13 +45,15 @@ pub(crate) fn key(node: &str) -> String {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standings(BTreeMap<String, Standing>);
 
-impl FromIterator<(String, Standing)> for Standings {
-    fn from_iter<I: IntoIterator<Item = (String, Standing)>>(all: I) -> Self {
-        Self(all.into_iter().collect())
-    }
-}
-
 impl Standings {
+    /// On those of which it cannot be read nothing new is put, and nothing is taken from them.
+    pub(super) fn of_all(
+        all: impl Iterator<Item = (String, Standing)>,
+        unreadable: impl Iterator<Item = String>,
+    ) -> Self {
+        Self(all.chain(unreadable.map(|node| (node, Standing::Cordoned))).collect())
+    }
+
     /// Of one node.
     pub(crate) fn of(&self, node: &str) -> Standing {
         self.0.get(node).copied().unwrap_or_default()
@@ -76,8 +78,9 @@ pub(crate) async fn welcome(state: &State, node: &str) -> Result<()> {
 
 impl Fleet {
     pub(super) async fn standings(&self) -> Result<Standings> {
-        let all = self.state.list_versioned::<Stood>(PREFIX).await?.into_iter();
-        Ok(all.map(|(node, stood, _)| (node, stood.standing)).collect())
+        let (all, unreadable) = self.state.list_readable::<Stood>(PREFIX).await?;
+        let all = all.into_iter().map(|(node, stood, _)| (node, stood.standing));
+        Ok(Standings::of_all(all, unreadable.into_iter()))
     }
 
     /// Refuses what a node says that was forgotten.

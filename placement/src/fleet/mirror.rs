@@ -2,6 +2,8 @@
 //!
 //! A decision that is made by them is written with the versions that they have here. If somebody else was faster it is a
 //! conflict, and made anew: what is late here is never wrong for it.
+//!
+//! A value that cannot be read is left out, and said with its key: it concerns nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -24,6 +26,8 @@ pub(super) struct Mirror<T> {
     prefix: &'static str,
     read: Read<T>,
     entries: BTreeMap<String, (T, Versioned)>,
+    /// Of which nothing can be read.
+    unreadable: BTreeSet<String>,
     /// In a lock that is never taken, so that a mirror can be shared, which a stream cannot.
     changes: Option<Mutex<Watch>>,
     /// Keys that were written here, and are to be seen.
@@ -32,8 +36,8 @@ pub(super) struct Mirror<T> {
 
 impl<T> Mirror<T> {
     pub(super) fn new(prefix: &'static str, read: Read<T>) -> Self {
-        let (entries, written) = (BTreeMap::new(), BTreeSet::new());
-        Self { prefix, read, entries, changes: None, written }
+        let (entries, unreadable, written) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { prefix, read, entries, unreadable, changes: None, written }
     }
 
     /// All that is known by now, and what was written here in any case.
@@ -45,7 +49,7 @@ impl<T> Mirror<T> {
                 false => tokio::time::timeout(SEEN, changes.next()).await.ok(),
             };
             match next {
-                Some(Some(Ok(change))) => self.apply(change)?,
+                Some(Some(Ok(change))) => self.apply(change),
                 None if self.written.is_empty() => return Ok(()),
                 // It was too slow, or what is due is not known any more.
                 _ => self.changes = None,
@@ -53,36 +57,43 @@ impl<T> Mirror<T> {
         }
         let listing = state.listing(self.prefix).await?;
         self.entries.clear();
+        self.unreadable.clear();
         self.written.clear();
         for (key, value) in listing.entries {
-            self.put(&key, value)?;
+            self.put(&key, value);
         }
         self.changes = Some(Mutex::new(state.watch(self.prefix, listing.revision)));
         Ok(())
     }
 
-    fn apply(&mut self, Change { key, version, value }: Change) -> Result<()> {
+    fn apply(&mut self, Change { key, version, value }: Change) {
         self.written.remove(&key);
         match value {
             Some(value) => self.put(&key, Versioned { version, value }),
             None => {
-                self.entries.remove(&key[self.prefix.len()..]);
-                Ok(())
+                let name = &key[self.prefix.len()..];
+                self.entries.remove(name);
+                self.unreadable.remove(name);
             }
         }
     }
 
-    fn put(&mut self, key: &str, value: Versioned) -> Result<()> {
+    fn put(&mut self, key: &str, value: Versioned) {
         let name = &key[self.prefix.len()..];
-        match (self.read)(key, &value)? {
-            Some(read) => {
+        self.unreadable.remove(name);
+        match (self.read)(key, &value) {
+            Ok(Some(read)) => {
                 // What was read is what counts; the bytes are not needed to compare versions.
                 let seen = Versioned { version: value.version, value: Vec::new() };
                 self.entries.insert(name.to_owned(), (read, seen));
             }
-            None => drop(self.entries.remove(name)),
+            Ok(None) => drop(self.entries.remove(name)),
+            Err(error) => {
+                tracing::error!(key, %error, "it is left out, and what it concerns stands still");
+                self.entries.remove(name);
+                self.unreadable.insert(name.to_owned());
+            }
         }
-        Ok(())
     }
 
     /// A key was written here: who looks next is to see it.
@@ -90,6 +101,11 @@ impl<T> Mirror<T> {
         if key.starts_with(self.prefix) && self.changes.is_some() {
             self.written.insert(key.to_owned());
         }
+    }
+
+    /// What is left out, by the rest of each key.
+    pub(super) fn unreadable(&self) -> &BTreeSet<String> {
+        &self.unreadable
     }
 
     pub(super) fn entries(&self) -> &BTreeMap<String, (T, Versioned)> {
@@ -127,6 +143,27 @@ mod tests {
                 here.map(|(name, (n, seen))| (name.clone(), *n, seen.version)).collect();
             assert_eq!(here, all);
         }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_left_out_until_it_can() {
+        let state = State::in_memory("g").await;
+        let mut mirror = Mirror::new("n/", |key, value| decode::<u64>(key, value).map(Some));
+        let put = |name: &str, value: &str| Transaction::default().put(name, value.into());
+        for tx in [put("n/a", "1"), put("n/b", "{"), put("n/c", "3")] {
+            state.commit(tx).await.unwrap();
+        }
+        let mut sees = async |names: &[&str], bad: &[&str]| {
+            mirror.catch_up(&state).await.unwrap();
+            assert_eq!(mirror.entries().keys().collect::<Vec<_>>(), names);
+            assert_eq!(mirror.unreadable().iter().collect::<Vec<_>>(), bad);
+        };
+        sees(&["a", "c"], &["b"]).await;
+        state.commit(put("n/a", "x")).await.unwrap();
+        state.commit(put("n/b", "2")).await.unwrap();
+        sees(&["b", "c"], &["a"]).await;
+        state.commit(Transaction::default().delete("n/a")).await.unwrap();
+        sees(&["b", "c"], &[]).await;
     }
 
     #[tokio::test]

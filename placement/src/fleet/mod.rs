@@ -52,7 +52,6 @@ use crate::member::check_name;
 use crate::state::State;
 use crate::state::keys::{Transaction, encode};
 use board::Board;
-use goals::Goals;
 use hearing::Hearing;
 use plan::Plan;
 use waiting::Waiting;
@@ -189,7 +188,12 @@ impl Fleet {
             self.wake.notify_one();
         }
         let look = || async {
-            let (goal, lost) = (self.goal(node).await?, self.lost(node, &leases).await?);
+            let goal = match self.goal(node).await {
+                // It does what it was told before, and has its leases.
+                Err(error) if error.kind() == Kind::Corrupt => GoalState::default(),
+                goal => goal?,
+            };
+            let lost = self.lost(node, &leases).await?;
             let stats_secs = self.stats.wanted(node, self.clock.ticks());
             Ok(Told { goal, lease_secs: self.lease_secs, lost, stats_secs })
         };
@@ -276,11 +280,12 @@ impl Fleet {
 
     /// All nodes that have ever reported.
     pub(crate) async fn nodes(&self) -> Result<NodeList> {
-        let known = self.state.list_versioned::<NodeEntry>("nodes/").await?;
-        let goals = Goals::load(&self.state).await?;
+        let (known, _) = self.state.list_readable::<NodeEntry>("nodes/").await?;
+        let (goals, _) = self.state.list_readable::<GoalState>("goals/").await?;
         let standings = self.standings().await?;
         let (heard, now) = (self.hearing.with(|r| r.reports.clone())?, self.clock.ticks());
-        let told: BTreeMap<&str, &GoalState> = goals.iter().collect();
+        let told: BTreeMap<&str, &GoalState> =
+            goals.iter().map(|(node, goal, _)| (node.as_str(), goal)).collect();
         let info = |(name, _, _): (String, NodeEntry, _)| {
             let last = heard.get(&name);
             let report = last.map(|h| &*h.report);

@@ -79,9 +79,9 @@ pub(crate) async fn get(state: &State, id: &str) -> Result<Option<(Kept, Version
     state.get(&key(id)).await
 }
 
-/// All that are remembered.
+/// All that are remembered, but those that cannot be read.
 pub(crate) async fn all(state: &State) -> Result<Vec<(Kept, Versioned)>> {
-    let all = state.list_versioned("operations/").await?;
+    let (all, _) = state.list_readable("operations/").await?;
     Ok(all.into_iter().map(|(_, kept, seen)| (kept, seen)).collect())
 }
 

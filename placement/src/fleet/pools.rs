@@ -25,9 +25,9 @@ impl Fleet {
         Ok(PoolList { pools })
     }
 
-    /// What all pools shall be.
+    /// What all pools shall be, but those of which it cannot be read.
     pub(super) async fn sets(&self) -> Result<Vec<(String, SetPool, Versioned)>> {
-        self.state.list_versioned("pools/").await
+        Ok(self.state.list_readable("pools/").await?.0)
     }
 
     /// One pool.

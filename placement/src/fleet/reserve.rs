@@ -139,16 +139,19 @@ impl Fleet {
     async fn seen(&self) -> Result<Seen> {
         let now = self.clock.now();
         let mut books = BTreeMap::new();
-        for (node, mut book, seen) in self.state.list_versioned::<Book>(PREFIX).await? {
+        let (reserved, unreadable) = self.state.list_readable::<Book>(PREFIX).await?;
+        for (node, mut book, seen) in reserved {
             book.holds.retain(|hold| now < hold.until);
             books.insert(node, (book, seen));
         }
-        let nodes = self.state.list_versioned::<NodeEntry>("nodes/").await?;
+        let (nodes, _) = self.state.list_readable::<NodeEntry>("nodes/").await?;
         let standings = self.standings().await?;
         let is_shut = |name: &str| !standings.of(name).is_open();
         let cordoned = nodes.into_iter().map(|(name, _, _)| (is_shut(&name), name));
         let cordoned = cordoned.map(|(is_shut, name)| (name, is_shut));
-        Ok(Seen { now, books, cordoned: cordoned.collect() })
+        // What is reserved on a node must be known before there is more.
+        let shut = unreadable.into_iter().map(|name| (name, true));
+        Ok(Seen { now, books, cordoned: cordoned.chain(shut).collect() })
     }
 
     /// Chooses, each with what those before have left.

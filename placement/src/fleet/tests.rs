@@ -7,6 +7,7 @@ mod life;
 mod reads;
 mod returns;
 mod schedules;
+mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -290,6 +290,25 @@ impl State {
         Ok(all.into_iter().map(|(name, value, _)| (name, value)).collect())
     }
 
+    /// As [`State::list_versioned`], and the names of what cannot be read: that is said, and keeps nobody from the rest.
+    pub(crate) async fn list_readable<T: serde::de::DeserializeOwned>(
+        &self,
+        prefix: &str,
+    ) -> Result<(Vec<(String, T, Versioned)>, Vec<String>)> {
+        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
+        for (key, value) in self.0.list(prefix.into()).await?.entries {
+            let name = key[prefix.len()..].to_owned();
+            match decode(&key, &value) {
+                Ok(decoded) => read.push((name, decoded, value)),
+                Err(error) => {
+                    tracing::error!(key, %error, "it is left out");
+                    unreadable.push(name);
+                }
+            }
+        }
+        Ok((read, unreadable))
+    }
+
     /// What the keys of a prefix hold, by the rest of each key, and their versions.
     pub(crate) async fn list_versioned<T: serde::de::DeserializeOwned>(
         &self,
