@@ -57,6 +57,9 @@ pub enum Goal {
         pool: String,
         /// Of which kind.
         kind: VolumeKind,
+        /// Bytes a second that it may fetch at most; unset: no limit. An earlier version's node knows none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate: Option<u64>,
     },
     /// Hand out a ready volume of a pool.
     #[serde(rename_all = "kebab-case")]
@@ -123,6 +126,9 @@ pub struct ItemStatus {
     /// It had to be built.
     #[serde(default)]
     pub built: bool,
+    /// Milliseconds that building took, from its turn to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_millis: Option<u64>,
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]

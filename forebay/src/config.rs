@@ -175,6 +175,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("node.transfers", Form::Number, "2", "transfers that the node daemon runs at a time"),
     key("node.builds", Form::Number, "1", "volumes of pools that the node daemon builds at a time"),
+    key(
+        "node.build_rate",
+        Form::Size,
+        "0",
+        "bytes a second that builds of pools that nobody waits for may take together from the network; 0 means no limit",
+    ),
     key("node.captures", Form::Number, "2", "volumes that the node daemon captures at a time"),
     // With twice as much what a guest on two cores feels of it is 1.8 to 2.6 times as much as nothing, and with this 0.9 to
     // 1.7 times (p99, `compare save-beside`).

@@ -95,9 +95,10 @@ impl Node {
 
     fn one(&mut self, item: &GoalItem) -> ItemStatus {
         let (id, state) = (item.id.clone(), ItemState::Done);
-        let mut status = ItemStatus { id, state, volume: None, built: false, error: None };
+        let mut status =
+            ItemStatus { id, state, volume: None, built: false, took_millis: None, error: None };
         match &item.goal {
-            Goal::Build { pool, kind } if !self.is_full() => {
+            Goal::Build { pool, kind, .. } if !self.is_full() => {
                 let (id, pool, kind) = (item.id.clone(), pool.clone(), kind.clone());
                 self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });
             }

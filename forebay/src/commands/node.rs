@@ -300,10 +300,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         leases: Arc::clone(&leases),
         watchdog: Arc::new(watchdog(&config.data.join("node"))?),
         share: config.text("volumes.share").parse()?,
-        rate: match config.size("volumes.rate") {
-            0 => None,
-            rate => Some(Arc::new(Rate::new(rate, RealTime::start()))),
-        },
+        rate: limit(config, "volumes.rate"),
+        build_rate: limit(config, "node.build_rate"),
     };
     let capture_options = CaptureOptions {
         at_once: config.number("node.captures").max(1) as usize,
@@ -363,6 +361,14 @@ fn serve(config: &Config, output: Output) -> Result<()> {
     runtime.shutdown_background();
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// A limit that is configured; none if it is 0.
+fn limit(config: &Config, key: &'static str) -> Option<Arc<Rate>> {
+    match config.size(key) {
+        0 => None,
+        rate => Some(Arc::new(Rate::new(rate, RealTime::start()))),
+    }
 }
 
 /// What measures this node.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::goal::{DiskRoom, Goal, GoalItem, StatusReport, Told};
-use api::pool::LocalClaim;
+use api::pool::{LocalClaim, VolumeKind};
 use blockio::Fs;
 use image::{Digest, Error, Kind, Result};
 use tokio::sync::{Notify, Semaphore};
@@ -16,7 +16,7 @@ use super::ready::{Ready, request_of};
 use crate::daemon::Grid;
 use crate::leases::{Leases, boottime};
 use crate::stats::Sampler;
-use crate::volumes::{Birth, Volumes};
+use crate::volumes::{Birth, Hurry, Volumes};
 
 const STATE: &str = "items.json";
 /// Longest state file that is read, in bytes.
@@ -255,31 +255,32 @@ impl<G: Grid> Agent<G> {
     async fn one(&self, item: &GoalItem) -> Result<Outcome> {
         let id = request_of(&item.id)?;
         match &item.goal {
-            Goal::Build { pool, kind } => {
+            Goal::Build { pool, kind, rate } => {
                 let _turn = self.0.builds.acquire().await.expect("never closed");
                 if !self.0.items.lock().expect(UNPOISONED).wants(&item.id) {
                     return Err(Error::new(Kind::Cancelled, "not wanted any more"));
                 }
                 self.change(|items| items.begin(&item.id))?;
-                self.0.ready.build(pool, kind, self.birth(id)).await?;
-                Ok(Outcome { volume: Some(item.id.clone()), built: true })
+                let hurry = Hurry::Background { rate: *rate };
+                let took_millis = self.build((pool, kind), id, hurry).await?;
+                Ok(Outcome { volume: Some(item.id.clone()), built: true, took_millis })
             }
             Goal::Claim { request, pool, volume, build, .. } => {
                 let asked = LocalClaim { request: request.clone(), volume: volume.clone() };
                 let claimed = self.0.ready.claim(pool, &asked).await;
-                let (info, built) = match (claimed, build) {
+                let (info, took_millis) = match (claimed, build) {
                     (Err(error), Some(kind)) if error.kind() == Kind::Gone => {
                         self.change(|items| items.begin(&item.id))?;
-                        self.0.ready.build(pool, kind, self.birth(id)).await?;
+                        let took = self.build((pool, kind), id, Hurry::Waited).await?;
                         // What was built is ready then, for whoever comes next.
                         if self.0.items.lock().expect(UNPOISONED).is_cancelled(&item.id) {
                             return Err(super::items::cancelled());
                         }
-                        (self.0.ready.claim(pool, &asked).await?, true)
+                        (self.0.ready.claim(pool, &asked).await?, took)
                     }
-                    (claimed, _) => (claimed?, false),
+                    (claimed, _) => (claimed?, None),
                 };
-                Ok(Outcome { volume: Some(info.id), built })
+                Ok(Outcome { volume: Some(info.id), built: took_millis.is_some(), took_millis })
             }
             Goal::Discard { volume } => {
                 self.0.ready.discard(request_of(volume)?, self.seed(&id)).await?;
@@ -290,6 +291,18 @@ impl<G: Grid> Agent<G> {
                 Err(Error::new(Kind::Unsupported, what))
             }
         }
+    }
+
+    /// Builds one; how long it took.
+    async fn build(
+        &self,
+        (pool, kind): (&str, &VolumeKind),
+        id: [u8; 16],
+        hurry: Hurry,
+    ) -> Result<Option<u64>> {
+        let begun = boottime();
+        self.0.ready.build(pool, kind, self.birth(id), hurry).await?;
+        Ok(Some(boottime().saturating_sub(begun)))
     }
 
     /// For the erasure that an item asks for: another one for each.

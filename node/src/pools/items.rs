@@ -32,6 +32,8 @@ pub(super) struct Outcome {
     pub(super) volume: Option<String>,
     /// It had to be built.
     pub(super) built: bool,
+    /// Milliseconds that it took then.
+    pub(super) took_millis: Option<u64>,
 }
 
 impl Items {
@@ -60,6 +62,7 @@ impl Items {
                 state: ItemState::Pending,
                 volume: None,
                 built: false,
+                took_millis: None,
                 error: None,
             };
             self.known.insert(item.id.clone(), Known { item: item.clone(), status });
@@ -103,6 +106,7 @@ impl Items {
                 status.state = ItemState::Done;
                 status.volume.clone_from(&outcome.volume);
                 status.built = outcome.built;
+                status.took_millis = outcome.took_millis;
             }
             Err(error) => {
                 status.state = ItemState::Failed;
@@ -147,7 +151,8 @@ mod tests {
         assert!(items.take(goal(2, &["a", "b"])).is_empty());
         assert!(items.take(goal(1, &["c"])).is_empty(), "older");
         items.begin("a");
-        items.end("a", &Ok(Outcome { volume: Some("x".into()), built: true }));
+        items
+            .end("a", &Ok(Outcome { volume: Some("x".into()), built: true, took_millis: Some(7) }));
         items.end("b", &Err(Error::new(Kind::Full, "no room")));
         let states: Vec<_> = items.statuses().into_iter().map(|s| s.state).collect();
         assert_eq!(states, [ItemState::Done, ItemState::Failed]);

@@ -13,7 +13,7 @@ use volume_pool::VolumeState;
 use volume_pool::ready::name_of;
 
 use crate::daemon::Grid;
-use crate::volumes::{Birth, Volumes};
+use crate::volumes::{Birth, Hurry, Volumes};
 
 const UNPOISONED: &str = "no panics while locked";
 
@@ -107,13 +107,19 @@ impl<G: Grid> Ready<G> {
     }
 
     /// Builds one. If it is there already, or was handed out meanwhile, nothing is done.
-    pub async fn build(&self, pool: &str, kind: &VolumeKind, birth: Birth) -> Result<()> {
+    pub async fn build(
+        &self,
+        pool: &str,
+        kind: &VolumeKind,
+        birth: Birth,
+        hurry: Hurry,
+    ) -> Result<()> {
         if self.has(&birth.id) || self.was_handed_out(&birth.id).await? {
             return Ok(());
         }
         let origin = Origin { pool: pool.to_owned(), kind: kind.clone() };
         let bytes = serde_json::to_vec(&origin).expect("our own types serialise");
-        let made = self.0.volumes.make_ready(kind, bytes, birth).await?;
+        let made = self.0.volumes.make_ready(kind, bytes, birth, hurry).await?;
         let entry = Entry { origin, state: made.state, created: made.created };
         self.0.index.lock().expect(UNPOISONED).unclaimed.insert(birth.id, entry);
         self.0.changed.notify_one();

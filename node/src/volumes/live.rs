@@ -70,8 +70,8 @@ pub(super) struct Surroundings<G> {
     pub(super) kept: Arc<Kept>,
     /// What keeps its mount while this process is away, if it is to be kept.
     pub(super) holder: Option<Holder>,
-    /// The limit of all volumes.
-    pub(super) rate: Option<Arc<Rate>>,
+    /// Limits on what is fetched for nobody who waits: that of all volumes, and those of builds for one of these.
+    pub(super) limits: Vec<Arc<Rate>>,
     /// In seconds since 1970.
     pub(super) now: u64,
 }
@@ -83,7 +83,7 @@ impl<G> Clone for Surroundings<G> {
             grid: Arc::clone(&self.grid),
             kept: Arc::clone(&self.kept),
             holder: self.holder.clone(),
-            rate: self.rate.clone(),
+            limits: self.limits.clone(),
             ..*self
         }
     }
@@ -197,7 +197,7 @@ impl Live {
         how: Attachment,
         recorder: Option<Rc<Recorder>>,
     ) -> Rc<Self> {
-        let pace = RefCell::new(pace(core, &around.rate, &how.terms, around.now));
+        let pace = RefCell::new(pace(core, &around.limits, &how.terms, around.now));
         let status = Status { pace, ..Status::default() };
         status.fills.set(how.fill);
         Rc::new(Self {
@@ -591,7 +591,7 @@ fn lean(volume: &Volume, base: Result<Rc<Base>>) -> Option<Rc<Base>> {
 }
 
 /// How fast a volume is filled: on the core's clock, from the terms in the world's.
-fn pace(core: &Core, all: &Option<Arc<Rate>>, terms: &Terms, now: u64) -> Pace {
+fn pace(core: &Core, all: &[Arc<Rate>], terms: &Terms, now: u64) -> Pace {
     let own = terms.rate.map(|rate| Arc::new(Rate::new(rate, RealTime::start())));
     let by = terms.by.map(|by| core.time.now() + Duration::from_secs(by.saturating_sub(now)));
     Pace::new(all.iter().cloned().chain(own).collect(), by)

@@ -39,6 +39,7 @@ mod window;
 
 pub use cores::CoreOptions;
 pub use fleeced::Fleeced;
+pub use ready::Hurry;
 pub use release::Signs;
 pub use service::{Birth, Share, VolumeOptions, Volumes, identify};
 pub use serving::Holder;

@@ -1,5 +1,7 @@
 //! Volumes that are made ahead, and handed out.
 
+use std::sync::Arc;
+
 use futures::FutureExt;
 use image::error::At;
 use image::geometry::DEFAULT_CHUNK_LOG2;
@@ -14,6 +16,19 @@ use super::live::Live;
 use super::service::{Birth, Share, Volumes};
 use crate::daemon::Grid;
 use crate::format::format;
+use crate::rate::{Rate, RealTime};
+
+/// Whether somebody waits for a volume that is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hurry {
+    /// Somebody does: it comes as fast as it can.
+    Waited,
+    /// Nobody does: it is fetched within the limit of all builds on this node, and within its own, in bytes a second.
+    Background {
+        /// Its own; unset: none.
+        rate: Option<u64>,
+    },
+}
 
 /// A volume that is nobody's.
 #[derive(Clone, Debug)]
@@ -65,10 +80,11 @@ impl<G: Grid> Volumes<G> {
         kind: &VolumeKind,
         origin: Vec<u8>,
         birth: Birth,
+        hurry: Hurry,
     ) -> Result<Identity> {
         let name = name_of(&birth.id);
         self.remove_ready(&birth.id).await?;
-        let made = self.make(kind, origin, birth).await;
+        let made = self.make(kind, origin, birth, hurry).await;
         if made.is_err()
             && let Err(error) = self.remove_ready(&birth.id).await
         {
@@ -77,7 +93,13 @@ impl<G: Grid> Volumes<G> {
         made.at(|| format!("volume {name}"))
     }
 
-    async fn make(&self, kind: &VolumeKind, origin: Vec<u8>, birth: Birth) -> Result<Identity> {
+    async fn make(
+        &self,
+        kind: &VolumeKind,
+        origin: Vec<u8>,
+        birth: Birth,
+        hurry: Hurry,
+    ) -> Result<Identity> {
         let image = match kind.image {
             Some(image) => Some(self.manifest(image.to_string()).await?),
             None => None,
@@ -102,7 +124,7 @@ impl<G: Grid> Volumes<G> {
         let shelf = self.0.shelf.clone();
         self.blocking(move || shelf.ready()?.make(&new, &origin)).await?;
         if !blank {
-            self.fill_ready(&birth.id).await?;
+            self.fill_ready(&birth.id, hurry).await?;
         } else if let Some(layout) = &kind.layout {
             self.format_ready(&birth.id, layout).await?;
         }
@@ -129,11 +151,15 @@ impl<G: Grid> Volumes<G> {
     }
 
     /// Brings all of its image into a volume that is nobody's.
-    async fn fill_ready(&self, id: &[u8; 16]) -> Result<()> {
+    async fn fill_ready(&self, id: &[u8; 16], hurry: Hurry) -> Result<()> {
         let (shelf, name) = (self.0.shelf.clone(), name_of(id));
         let files = self.blocking(move || shelf.ready()?.take(&name)).await?;
         let home = self.home(files.identity.get());
-        let around = self.around(None);
+        let mut around = self.around(None);
+        if let Hurry::Background { rate } = hurry {
+            let own = rate.map(|rate| Arc::new(Rate::new(rate, RealTime::start())));
+            around.limits.extend(self.0.build_rate.iter().cloned().chain(own));
+        }
         self.on(home, move |core| {
             async move {
                 let filled = match Live::start_unshown(&core, around, files, true).await {

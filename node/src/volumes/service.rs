@@ -45,6 +45,8 @@ pub struct VolumeOptions {
     pub holder: Holder,
     /// Limit on what all volumes together fetch before a guest asks for it.
     pub rate: Option<Arc<Rate>>,
+    /// Limit on what all builds of pools that nobody waits for together fetch.
+    pub build_rate: Option<Arc<Rate>>,
     /// Which new volumes share the chunks of their images.
     pub share: Share,
     /// Which of them this node may write.
@@ -111,6 +113,7 @@ pub(super) struct Inner<G> {
     pub(super) kept: Arc<Kept>,
     holder: Holder,
     rate: Option<Arc<Rate>>,
+    pub(super) build_rate: Option<Arc<Rate>>,
     pub(super) share: Share,
     /// Whether files on the shelf can share blocks.
     pub(super) reflinks: bool,
@@ -170,6 +173,7 @@ impl<G: Grid> Volumes<G> {
             kept: Arc::new(Kept::load(options.state.join("attachments.json"))?),
             holder: options.holder,
             rate: options.rate,
+            build_rate: options.build_rate,
             share: options.share,
             reflinks,
             homes: std::sync::Mutex::default(),
@@ -452,7 +456,7 @@ impl<G: Grid> Volumes<G> {
             grid: Arc::clone(&self.0.grid),
             kept: Arc::clone(&self.0.kept),
             holder,
-            rate: self.0.rate.clone(),
+            limits: self.0.rate.iter().cloned().collect(),
             now: now(),
         }
     }

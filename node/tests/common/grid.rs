@@ -72,6 +72,7 @@ pub async fn start<C: Connect + Clone + Sync>(
         cores: CoreOptions { cores: 2, memory: 64 << 20, engine: EngineChoice::Auto },
         holder: Holder { socket: dir.join("holder"), command: Arc::new([]) },
         rate: None,
+        build_rate: None,
         share,
         signer: Arc::new(Nobody),
         leases: Arc::new(Leases::load(dir.join("state"), boottime).unwrap()),

@@ -311,7 +311,7 @@ impl Fleet {
         for ((name, _, kind), plan) in pools.iter().zip(&plans) {
             for node in &plan.build {
                 let (pool, kind) = (name.clone(), kind.clone());
-                pass.goals.add(node, Goal::Build { pool, kind });
+                pass.goals.add(node, Goal::Build { pool, kind, rate: None });
             }
             for (node, volume) in &plan.discard {
                 pass.goals.add(node, Goal::Discard { volume: volume.clone() });
@@ -527,7 +527,7 @@ impl Pass<'_> {
         let over = last.report.over();
         for item in self.goals.items(name) {
             match &item.goal {
-                Goal::Build { pool, kind } => {
+                Goal::Build { pool, kind, .. } => {
                     *view.building.entry(pool).or_default() += 1;
                     view.free = view.free.saturating_sub(kind.size);
                 }

@@ -107,12 +107,18 @@ impl Node {
 
     fn one(&mut self, item: &GoalItem) -> ItemStatus {
         let id = item.id.clone();
-        let mut status =
-            ItemStatus { id, state: ItemState::Done, volume: None, built: false, error: None };
+        let mut status = ItemStatus {
+            id,
+            state: ItemState::Done,
+            volume: None,
+            built: false,
+            took_millis: None,
+            error: None,
+        };
         let failed = |kind, what: &str| Some(ErrorBody::from(&Error::new(kind, what.to_owned())));
         match &item.goal {
             Goal::Build { .. } if self.fails => status.error = failed(Kind::Io, "no"),
-            Goal::Build { pool, kind } => {
+            Goal::Build { pool, kind, .. } => {
                 assert!(self.built.insert(item.id.clone()), "built twice");
                 let (id, pool, kind) = (item.id.clone(), pool.clone(), kind.clone());
                 self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });

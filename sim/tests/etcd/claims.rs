@@ -69,7 +69,8 @@ impl Giver {
             if !self.done.contains_key(&item.id) {
                 let volume = self.one(&item);
                 let (id, state) = (item.id.clone(), ItemState::Done);
-                let status = ItemStatus { id, state, volume, built: false, error: None };
+                let status =
+                    ItemStatus { id, state, volume, built: false, took_millis: None, error: None };
                 self.done.insert(item.id, status);
             }
         }
@@ -78,7 +79,7 @@ impl Giver {
     fn one(&mut self, item: &GoalItem) -> Option<String> {
         let id = item.id.clone();
         match &item.goal {
-            Goal::Build { pool, kind } => {
+            Goal::Build { pool, kind, .. } => {
                 let (pool, kind) = (pool.clone(), kind.clone());
                 self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });
                 None

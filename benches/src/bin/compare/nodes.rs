@@ -99,10 +99,11 @@ impl Node {
             state: ItemState::Done,
             volume: None,
             built: false,
+            took_millis: None,
             error: None,
         };
         match &item.goal {
-            Goal::Build { pool, kind } => {
+            Goal::Build { pool, kind, .. } => {
                 let (pool, kind) = (pool.clone(), kind.clone());
                 self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });
             }
