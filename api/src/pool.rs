@@ -40,8 +40,41 @@ pub struct VolumeKind {
     pub layout: Option<Layout>,
 }
 
+/// How a pool follows demand: as many are kept ready as are claimed, by the forecast, while one is built and for some time
+/// beyond that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Follow {
+    /// Never fewer are wanted than this.
+    #[serde(default)]
+    pub floor: u32,
+    /// Never more.
+    pub ceiling: u32,
+    /// Seconds of claims that are kept ready beyond those of one build.
+    #[serde(default = "Follow::ahead")]
+    pub ahead_secs: u32,
+    /// Seconds for which fewer must have been wanted before the pool gets smaller.
+    #[serde(default = "Follow::hold")]
+    pub hold_secs: u32,
+}
+
+impl Follow {
+    /// Between these, with a minute ahead, and held for half an hour.
+    pub fn between(floor: u32, ceiling: u32) -> Self {
+        Self { floor, ceiling, ahead_secs: Self::ahead(), hold_secs: Self::hold() }
+    }
+
+    fn ahead() -> u32 {
+        60
+    }
+
+    fn hold() -> u32 {
+        1800
+    }
+}
+
 /// What a pool shall be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SetPool {
     /// A ref or a digest of the image that its volumes hold; blank volumes without one. Of a ref the pool follows
@@ -58,10 +91,13 @@ pub struct SetPool {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub layout: Option<Layout>,
-    /// With fewer ready volumes than this in the grid more are built.
+    /// With fewer ready volumes than this in the grid more are built. Of no account while it follows demand.
     pub low: u32,
-    /// Until there are this many.
+    /// Until there are this many. Of no account while it follows demand.
     pub target: u32,
+    /// Low threshold and target are what demand asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<Follow>,
     /// More than this are removed; twice the target by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<u32>,
@@ -71,6 +107,12 @@ pub struct SetPool {
     /// Volumes that are being built at the same time, at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builds: Option<u32>,
+    /// Bytes that its volumes may have over the grid, each counted with its whole size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_budget: Option<u64>,
+    /// Bytes a second that builds of it over the grid may fetch together. What is blank fetches nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_rate: Option<u64>,
     /// Nothing is built any more, and what is ready is removed; claims are served while there is something.
     #[serde(default)]
     pub draining: bool,
@@ -98,8 +140,62 @@ pub struct PoolOnNode {
     pub away: bool,
 }
 
+/// What keeps a pool from what demand, or its target, asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolBound {
+    /// It has more than demand asks for: its floor.
+    Floor,
+    /// Its ceiling, or its maximum.
+    Ceiling,
+    /// Its budget of disk, or what all pools may have together.
+    Disk,
+    /// Its budget of build bandwidth.
+    Bandwidth,
+    /// What one node may have of it.
+    PerNode,
+}
+
+impl PoolBound {
+    /// As text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::Ceiling => "ceiling",
+            Self::Disk => "disk",
+            Self::Bandwidth => "bandwidth",
+            Self::PerNode => "per node",
+        }
+    }
+}
+
+/// What is known of the demand for a pool, and what it asks for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolDemand {
+    /// Claims through placement in an hour, by the exponentially weighted rate of now.
+    pub claims_per_hour: f64,
+    /// Seconds that a build takes, smoothed; unset before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_secs: Option<f64>,
+    /// Claims that are expected while one is built, and for the time ahead: the highest such forecast of the last while.
+    pub forecast: f64,
+    /// Seconds that those who make these claims do not wait, since there is something ready.
+    pub saved_secs: f64,
+    /// Ready volumes that the forecast asks for.
+    pub wanted: u32,
+    /// Those that the pool is filled to.
+    pub target: u32,
+    /// Why that is not the same, or not reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<PoolBound>,
+    /// Until when, in seconds since 1970, as many are wanted though the forecast of now asks for fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_until: Option<u64>,
+}
+
 /// A pool as it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct PoolInfo {
     /// Its name.
@@ -115,12 +211,15 @@ pub struct PoolInfo {
     pub building: u32,
     /// Why it wants what it wants, or cannot have it.
     pub why: String,
+    /// What demand there is, as it was looked at last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demand: Option<PoolDemand>,
     /// By node.
     pub nodes: Vec<PoolOnNode>,
 }
 
 /// The pools of the grid.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PoolList {
     /// In the order of their names.
     pub pools: Vec<PoolInfo>,
@@ -195,6 +294,9 @@ mod tests {
     fn what_a_pool_shall_be_is_refused_if_a_word_of_it_is_not_known() {
         let set: SetPool = serde_json::from_str(r#"{"size":1,"low":1,"target":3}"#).unwrap();
         assert_eq!(set.most(), 6);
+        let follows = r#"{"size":1,"low":0,"target":0,"follow":{"ceiling":9}}"#;
+        let set: SetPool = serde_json::from_str(follows).unwrap();
+        assert_eq!(set.follow, Some(Follow::between(0, 9)));
         let wrong = serde_json::from_str::<SetPool>(r#"{"size":1,"low":1,"traget":3}"#);
         assert!(wrong.unwrap_err().to_string().contains("traget"));
     }

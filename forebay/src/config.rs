@@ -274,6 +274,12 @@ pub const KEYS: &[Key] = &[
     key("place.head_room_disk", Form::Number, "50", "the same of the disk"),
     key("place.head_room_network", Form::Number, "0", "the same of the network"),
     key(
+        "place.pools_disk",
+        Form::Number,
+        "1000",
+        "thousandths of each node's disk that volumes of pools may have, ready or being built",
+    ),
+    key(
         "place.load_most",
         Form::Decimal,
         "0.9",
@@ -432,6 +438,15 @@ pub fn parse_later(text: &str) -> std::result::Result<Duration, String> {
         time if time.as_secs() == 0 => Err("a second is the least".into()),
         time => Ok(time),
     }
+}
+
+/// Parses two whole numbers given on the command line, of which the first is not above the second.
+pub fn parse_range(text: &str) -> std::result::Result<(u32, u32), String> {
+    let both = text
+        .split_once("..")
+        .and_then(|(from, to)| Some((from.trim().parse().ok()?, to.trim().parse().ok()?)));
+    both.filter(|(from, to)| from <= to)
+        .ok_or_else(|| "write the least and the most as 1..40".into())
 }
 
 impl Config {

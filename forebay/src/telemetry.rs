@@ -131,6 +131,20 @@ fn describe() {
     describe_gauge!("forebay_fleet_node_disk_free_bytes", Bytes, "what can be written");
     describe_gauge!("forebay_fleet_node_disk_errors", Count, "errors of disks and arrays");
     describe_gauge!("forebay_fleet_node_raid_degraded", Count, "devices that arrays lack");
+    describe_gauge!("forebay_pool_ready", Count, "ready volumes of a pool");
+    describe_gauge!("forebay_pool_building", Count, "volumes of it that are being built");
+    describe_gauge!("forebay_pool_target", Count, "ready volumes that it is filled to");
+    describe_gauge!("forebay_pool_wanted", Count, "those that demand asks for");
+    describe_gauge!("forebay_pool_claims_per_hour", Count, "claims of it, by the rate of now");
+    describe_gauge!("forebay_pool_build_seconds", Seconds, "how long a build takes, smoothed");
+    describe_gauge!("forebay_pool_forecast_claims", Count, "claims that it is to do for");
+    describe_gauge!("forebay_pool_saved_seconds", Seconds, "what these do not wait");
+    describe_gauge!(
+        "forebay_pool_holds_until_seconds",
+        Seconds,
+        "until when it holds its target, since 1970; 0: not by that"
+    );
+    describe_gauge!("forebay_pool_bound", Count, "1 where that keeps it from what it wants");
     describe_gauge!("forebay_rehearsal_passed", Count, "1 if the last restore was good");
     describe_gauge!("forebay_rehearsal_timestamp_seconds", Seconds, "when that was, since 1970");
     describe_gauge!("forebay_rehearsal_pull_seconds", Seconds, "until all of it was restored");

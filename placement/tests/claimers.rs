@@ -162,16 +162,12 @@ async fn contend(ready: u32, claimers: u32) {
         nodes.spawn(Node::new(n, phase.subscribe()).run(placement.clone()));
     }
     let set = SetPool {
-        image: None,
         size: Some(SIZE),
-        sector: None,
-        layout: None,
         low: ready,
         target: ready,
         max: Some(ready),
-        per_node: None,
         builds: Some(ready),
-        draining: false,
+        ..SetPool::default()
     };
     placement.set_pool("p", &set).await.unwrap();
     while placement.pool("p").await.unwrap().ready < ready {

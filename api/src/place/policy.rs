@@ -85,13 +85,20 @@ pub struct Policy {
     pub head_room: HeadRoom,
     /// The load above which a node takes nothing new, 0 to 1.
     pub load_most: f64,
+    /// Thousandths of each node's disk that volumes of pools may have, ready or being built.
+    pub pools_disk: u16,
     /// How much each term counts.
     pub weights: Weights,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { head_room: HeadRoom::default(), load_most: 0.9, weights: Weights::default() }
+        Self {
+            head_room: HeadRoom::default(),
+            load_most: 0.9,
+            pools_disk: 1000,
+            weights: Weights::default(),
+        }
     }
 }
 
@@ -113,6 +120,10 @@ impl Policy {
         }
         if let Some(most) = self.head_room.all().into_iter().find(|most| *most > 1000) {
             return Err(invalid(format!("head-room is {most} thousandths: 1000 are all")));
+        }
+        if self.pools_disk > 1000 {
+            let what = format!("pools-disk is {} thousandths: 1000 are all", self.pools_disk);
+            return Err(invalid(what));
         }
         check_share("load-most", self.load_most)
     }
@@ -136,6 +147,7 @@ mod tests {
         assert!(all.check().is_err());
         let head_room = HeadRoom { cpu: 1001, ..HeadRoom::NONE };
         assert!(Policy { head_room, ..Policy::default() }.check().is_err());
+        assert!(Policy { pools_disk: 1001, ..Policy::default() }.check().is_err());
         assert!(Policy { load_most: 1.1, ..Policy::default() }.check().is_err());
     }
 }

@@ -76,6 +76,24 @@ pub struct SetPoolArgs {
     /// Build at most so many at the same time
     #[arg(long, value_name = "N")]
     pub builds: Option<u32>,
+    /// Follow demand, with so many ready at least and at most, e.g. 1..40: low threshold and target are what claims ask for
+    #[arg(long, value_name = "FLOOR..CEILING", value_parser = crate::config::parse_range, conflicts_with = "no_follow")]
+    pub follow: Option<(u32, u32)>,
+    /// Go by the low threshold and the target again
+    #[arg(long, conflicts_with_all = ["ahead", "hold"])]
+    pub no_follow: bool,
+    /// Keep the claims of so long ready, beyond those that come while one is built [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time)]
+    pub ahead: Option<std::time::Duration>,
+    /// Get smaller only after fewer were wanted for so long [default: 30m]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time)]
+    pub hold: Option<std::time::Duration>,
+    /// Bytes that its volumes may have over the grid; 0: no limit
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::parse_size)]
+    pub disk_budget: Option<u64>,
+    /// Bytes a second that builds of it over the grid may fetch together; 0: no limit
+    #[arg(long, value_name = "RATE", value_parser = crate::config::parse_rate)]
+    pub build_rate: Option<u64>,
 }
 
 /// `forebay pool claim`.

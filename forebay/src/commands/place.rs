@@ -111,6 +111,7 @@ pub fn policy(config: &Config) -> Result<Policy> {
             disk: room("place.head_room_disk"),
             network: room("place.head_room_network"),
         },
+        pools_disk: room("place.pools_disk"),
         load_most: config.decimal("place.load_most"),
         weights: Weights {
             fit: config.decimal("place.weight_fit"),

@@ -6,7 +6,9 @@ use api::ErrorBody;
 use api::goal::ReadyVolume;
 use api::layout::Layout;
 use api::operation::{Operation, OperationList, OperationState};
-use api::pool::{Claimed, LocalClaim, NewClaim, PoolInfo, PoolList, SetPool, VolumeKind};
+use api::pool::{
+    Claimed, Follow, LocalClaim, NewClaim, PoolDemand, PoolInfo, PoolList, SetPool, VolumeKind,
+};
 use image::{Error, Kind, Result};
 use placement::Client;
 
@@ -90,33 +92,23 @@ async fn create(
         }
     }
     let target = args.target.unwrap_or(TARGET);
-    let blank = SetPool {
-        image: None,
-        size: None,
-        sector: None,
-        layout,
-        low: target.div_ceil(2),
-        target,
-        max: None,
-        per_node: None,
-        builds: None,
-        draining: false,
-    };
-    placement.set_pool(&args.name, &changed(blank, args)).await
+    let blank = SetPool { layout, low: target.div_ceil(2), target, ..SetPool::default() };
+    placement.set_pool(&args.name, &changed(blank, args)?).await
 }
 
 async fn set(placement: &Client, args: &SetPoolArgs, layout: Option<Layout>) -> Result<PoolInfo> {
     let now = placement.pool(&args.name).await?.set;
     let layout = layout.or(now.layout.clone());
-    let asked = changed(SetPool { draining: false, layout, ..now }, args);
+    let asked = changed(SetPool { draining: false, layout, ..now }, args)?;
     placement.set_pool(&args.name, &asked).await
 }
 
-fn changed(now: SetPool, args: &SetPoolArgs) -> SetPool {
+fn changed(now: SetPool, args: &SetPoolArgs) -> Result<SetPool> {
     let target = args.target.unwrap_or(now.target);
     // With the target goes what is half of it.
     let low = if args.target.is_some() { target.div_ceil(2) } else { now.low };
-    SetPool {
+    let budget = |asked: Option<u64>, now| asked.or(now).filter(|bytes| *bytes > 0);
+    Ok(SetPool {
         image: args.image.clone().or(now.image),
         size: args.size.or(now.size),
         sector: args.sector_size.as_deref().and_then(|s| s.parse().ok()).or(now.sector),
@@ -126,7 +118,37 @@ fn changed(now: SetPool, args: &SetPoolArgs) -> SetPool {
         max: args.max.or(now.max),
         per_node: args.per_node.or(now.per_node),
         builds: args.builds.or(now.builds),
+        follow: follow(now.follow, args)?,
+        disk_budget: budget(args.disk_budget, now.disk_budget),
+        build_rate: budget(args.build_rate, now.build_rate),
         draining: now.draining,
+    })
+}
+
+/// How it follows demand, if it does.
+fn follow(now: Option<Follow>, args: &SetPoolArgs) -> Result<Option<Follow>> {
+    let now = match args.follow {
+        _ if args.no_follow => return Ok(None),
+        Some((floor, ceiling)) => {
+            Some(Follow { floor, ceiling, ..now.unwrap_or(Follow::between(floor, ceiling)) })
+        }
+        None => now,
+    };
+    let secs = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    match now {
+        Some(now) => Ok(Some(Follow {
+            ahead_secs: args.ahead.map_or(now.ahead_secs, secs),
+            hold_secs: args.hold.map_or(now.hold_secs, secs),
+            ..now
+        })),
+        None if args.ahead.is_some() || args.hold.is_some() => {
+            let what = format!(
+                "pool {}: it does not follow demand: add --follow FLOOR..CEILING",
+                args.name
+            );
+            Err(Error::new(Kind::Invalid, what))
+        }
+        None => Ok(None),
     }
 }
 
@@ -191,7 +213,8 @@ fn rows(list: &PoolList) -> String {
     let head = ["POOL", "VOLUMES", "READY", "BUILDING", "LOW", "TARGET", ""];
     let head = head.map(str::to_owned).to_vec();
     let rows = list.pools.iter().map(|p| {
-        let numbers = [p.ready, p.building, p.set.low, p.set.target].map(|n| n.to_string());
+        let (low, target) = wanted(p);
+        let numbers = [p.ready, p.building, low, target].map(|n| n.to_string());
         [vec![p.name.clone(), volumes_of(p)], numbers.to_vec(), vec![p.why.clone()]].concat()
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
@@ -214,17 +237,66 @@ fn human(p: &PoolInfo) -> String {
         vec!["volumes".into(), volumes_of(p)],
         vec!["image".into(), image_of(p.kind.as_ref())],
         vec!["ready".into(), format!("{} and {} building", p.ready, p.building)],
-        vec![
-            "wanted".into(),
-            format!("{}, filled below {}, removed above {}", p.set.target, p.set.low, p.set.most()),
-        ],
+        vec!["wanted".into(), wanted_of(p)],
         vec!["now".into(), p.why.clone()],
     ];
+    lines.extend(p.demand.iter().flat_map(|demand| demand_of(p, demand)));
+    lines.extend(budgets_of(p));
     lines.extend(p.nodes.iter().map(|n| {
         let away = if n.away { " (not heard of: does not count)" } else { "" };
         vec![format!("on {}", n.node), format!("{} ready, {} building{away}", n.ready, n.building)]
     }));
     table(&lines)
+}
+
+/// Low threshold and target, as they are now.
+fn wanted(p: &PoolInfo) -> (u32, u32) {
+    match (&p.set.follow, &p.demand) {
+        (Some(_), Some(demand)) => (demand.target, demand.target),
+        (Some(follow), None) => (follow.floor, follow.floor),
+        (None, _) => (p.set.low, p.set.target),
+    }
+}
+
+fn wanted_of(p: &PoolInfo) -> String {
+    let (low, target) = wanted(p);
+    match p.set.follow {
+        Some(follow) => {
+            format!("{target}, by demand, from {} to {}", follow.floor, follow.ceiling)
+        }
+        None => format!("{target}, filled below {low}, removed above {}", p.set.most()),
+    }
+}
+
+/// What its demand is, and asks for.
+fn demand_of(p: &PoolInfo, demand: &PoolDemand) -> Vec<Vec<String>> {
+    let line = |what: &str, value: String| vec![what.to_owned(), value];
+    let built = demand.build_secs.map_or("not measured yet".to_owned(), |s| format!("{s:.1} s"));
+    let mut lines = vec![
+        line("claims", format!("{:.1} an hour", demand.claims_per_hour)),
+        line("a build", built),
+    ];
+    if let Some(follow) = p.set.follow {
+        let (ahead, saved) = (follow.ahead_secs, demand.saved_secs);
+        let expected = demand.forecast;
+        lines.push(line(
+            "expected",
+            format!(
+                "{expected:.1} claims during a build and {ahead} s: {saved:.1} s that nobody waits"
+            ),
+        ));
+        let bound = demand.bound.map(|by| format!(", bound by {}: {}", by.name(), demand.target));
+        let bound = bound.unwrap_or_default();
+        lines.push(line("demand asks for", format!("{}{bound}", demand.wanted)));
+        lines.extend(demand.holds_until.map(|until| line("holds until", time(until))));
+    }
+    lines
+}
+
+fn budgets_of(p: &PoolInfo) -> Vec<Vec<String>> {
+    let disk = p.set.disk_budget.map(|most| vec!["disk budget".to_owned(), bytes(most)]);
+    let rate = p.set.build_rate.map(|most| vec!["build rate".into(), format!("{}/s", bytes(most))]);
+    disk.into_iter().chain(rate).collect()
 }
 
 fn image_of(kind: Option<&VolumeKind>) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::pool::{PoolBound, PoolInfo, PoolList};
 use api::stats::{DiskStats, InterfaceStats, NodeStats, NodeSummary, RaidStats, Stall, StatsList};
 use metrics::{counter, gauge};
 use placement::Client;
@@ -91,12 +92,16 @@ fn interface(link: &InterfaceStats) {
     set("forebay_node_interface_errors", link.errors);
 }
 
-/// Publishes what the fleet has measured, again and again.
+/// Publishes what the fleet has measured, and how its pools stand, again and again.
 pub async fn of_the_fleet(placement: &Client) {
     loop {
         match placement.stats(0).await {
             Ok(list) => fleet(&list),
             Err(error) => tracing::debug!(%error, "what nodes measure is not known just now"),
+        }
+        match placement.pools().await {
+            Ok(PoolList { pools }) => pools.iter().take(NAMED).for_each(pool),
+            Err(error) => tracing::debug!(%error, "how pools stand is not known just now"),
         }
         tokio::time::sleep(EVERY).await;
     }
@@ -118,6 +123,25 @@ fn fleet(list: &StatsList) {
     sum("forebay_fleet_vms", |node| node.last.vms.into());
     sum("forebay_fleet_volumes", |node| node.last.volumes.into());
     list.nodes.iter().take(NAMED).for_each(node);
+}
+
+fn pool(pool: &PoolInfo) {
+    let set = |what: &'static str, value: f64| gauge!(what, "pool" => pool.name.clone()).set(value);
+    set("forebay_pool_ready", pool.ready.into());
+    set("forebay_pool_building", pool.building.into());
+    let Some(demand) = &pool.demand else { return };
+    set("forebay_pool_target", demand.target.into());
+    set("forebay_pool_wanted", demand.wanted.into());
+    set("forebay_pool_claims_per_hour", demand.claims_per_hour);
+    set("forebay_pool_build_seconds", demand.build_secs.unwrap_or(0.0));
+    set("forebay_pool_forecast_claims", demand.forecast);
+    set("forebay_pool_saved_seconds", demand.saved_secs);
+    set("forebay_pool_holds_until_seconds", demand.holds_until.unwrap_or(0) as f64);
+    use PoolBound::{Bandwidth, Ceiling, Disk, Floor, PerNode};
+    for bound in [Floor, Ceiling, Disk, Bandwidth, PerNode] {
+        let is = f64::from(u8::from(demand.bound == Some(bound)));
+        gauge!("forebay_pool_bound", "pool" => pool.name.clone(), "by" => bound.name()).set(is);
+    }
 }
 
 fn node(node: &NodeSummary) {

@@ -1,6 +1,6 @@
 //! What the state has for the fleet, in the memory of who leads: passes over ten thousand nodes do not read it anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::goal::GoalState;
 use api::pool::SetPool;
@@ -8,6 +8,7 @@ use image::Result;
 use serde::de::DeserializeOwned;
 
 use super::NodeEntry;
+use super::demand::Demand;
 use super::goals::Goals;
 use super::life::{Standings, Stood};
 use super::mirror::Mirror;
@@ -25,8 +26,11 @@ pub(super) struct Board {
     mended: BTreeSet<String>,
     standings: Mirror<Stood>,
     pub(super) pools: Mirror<SetPool>,
+    pub(super) demands: Mirror<Demand>,
     /// Those that are not over.
     pub(super) open: Mirror<Kept>,
+    /// Claims of each pool that were written down since a pass has counted them.
+    pub(super) claimed: BTreeMap<String, u32>,
 }
 
 fn all<T: DeserializeOwned>(key: &str, value: &Versioned) -> Result<Option<T>> {
@@ -47,7 +51,9 @@ impl Default for Board {
             mended: BTreeSet::new(),
             standings: Mirror::new(super::life::PREFIX, all),
             pools: Mirror::new("pools/", all),
+            demands: Mirror::new(super::demands::PREFIX, all),
             open: Mirror::new("operations/", open),
+            claimed: BTreeMap::new(),
         }
     }
 }
@@ -64,6 +70,7 @@ impl Board {
         self.mended.extend(before.difference(self.goals.unreadable()).cloned());
         self.standings.catch_up(state).await?;
         self.pools.catch_up(state).await?;
+        self.demands.catch_up(state).await?;
         self.open.catch_up(state).await
     }
 
@@ -71,6 +78,7 @@ impl Board {
     pub(super) fn wrote<'k>(&mut self, keys: impl IntoIterator<Item = &'k String>) {
         for key in keys {
             self.goals.wrote(key);
+            self.demands.wrote(key);
             self.open.wrote(key);
         }
     }

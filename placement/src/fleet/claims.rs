@@ -76,6 +76,8 @@ impl Fleet {
         let keys: Vec<String> = keys.chain([operations::key(&kept.operation.id)]).collect();
         self.hearing.lead()?.commit(write).await?;
         board.wrote(&keys);
+        let Work::Claim { pool, .. } = kept.work;
+        *board.claimed.entry(pool).or_default() += 1;
         self.tell(keys);
         Ok(())
     }

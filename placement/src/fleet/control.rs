@@ -10,11 +10,12 @@ use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
 use api::life::Standing;
 use api::operation::OperationState;
 use api::place::Policy;
-use api::pool::{Claimed, Served, SetPool, VolumeKind};
+use api::pool::{Claimed, PoolBound, PoolDemand, Served};
 use image::{Error, Kind, Result};
 use tokio::time::Instant;
 
 use super::board::Board;
+use super::demands::{self, Demands, Planned, Room};
 use super::goals::{self, Goals};
 use super::heard::{AWAY, Reports};
 use super::hearing::LED;
@@ -72,6 +73,7 @@ pub(super) struct Memory {
     filling: BTreeSet<String>,
     /// The pool that is planned for first.
     turn: usize,
+    demands: Demands,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
 }
@@ -170,6 +172,7 @@ impl Fleet {
         let mut board = self.board.lock().await;
         board.catch_up(&self.state).await?;
         let mended = board.mended();
+        memory.demands.count(&mut board, self.clock.now());
         let claims = board.open.entries().values().any(|(kept, _)| kept.node().is_none());
         let (heard, news, since) = self.hearing.with(|reign| {
             reign.news.extend(mended);
@@ -193,6 +196,7 @@ impl Fleet {
             self.hearing.with(|reign| reign.news.extend(again))?;
             self.wake.notify_one();
         }
+        self.keep_demands(lead, &mut board, memory).await;
         drop(board);
         done?;
         self.forget_operations(lead, memory).await
@@ -230,6 +234,16 @@ impl Fleet {
             self.wake.notify_one();
         }
         Ok(Writes { left, ..pass.writes() })
+    }
+
+    /// Writes the demand for pools down. What is not written is only forgotten with this process.
+    async fn keep_demands(&self, lead: &Lead, board: &mut Board, memory: &mut Memory) {
+        let Some((write, keys)) = memory.demands.keep(board, self.clock.now()) else { return };
+        match lead.commit(write).await {
+            Ok(()) => board.wrote(&keys),
+            Err(error) if error.kind() == Kind::Conflict => {}
+            Err(error) => tracing::warn!(%error, "the demand for pools is not written down"),
+        }
     }
 
     /// Forgets operations that are long over.
@@ -286,7 +300,7 @@ impl Fleet {
         pass: &mut Pass<'_>,
         memory: &mut Memory,
     ) -> Result<()> {
-        let mut pools: Vec<(String, SetPool, VolumeKind)> = Vec::new();
+        let mut pools: Vec<Planned> = Vec::new();
         for (name, (set, _)) in board.pools.entries() {
             match self.kind_of(set).await {
                 Ok(kind) => pools.push((name.clone(), set.clone(), kind)),
@@ -297,12 +311,20 @@ impl Fleet {
         // The first has been first often enough, if not all had their turn.
         let turn = memory.turn % pools.len().max(1);
         pools.rotate_left(turn);
+        let room = pass.room(&self.policy);
+        let wished = memory.demands.apply(board, pools, room, pass.now);
+        let (pools, mut demands): (Vec<Planned>, Vec<PoolDemand>) = wished.into_iter().unzip();
         let (mut plans, more) = pass.plan(&pools, memory, &self.policy);
         if more {
             memory.turn = turn + 1;
             self.wake.notify_one();
         }
-        for ((name, _, _), plan) in pools.iter().zip(&mut plans) {
+        for (((name, set, _), plan), demand) in pools.iter().zip(&mut plans).zip(&mut demands) {
+            if plan.throttled {
+                demand.bound = Some(PoolBound::Bandwidth);
+            }
+            plan.why += &demands::why(demand, set.follow.is_some());
+            plan.demand = Some(std::mem::take(demand));
             let failed = memory.failed.iter().filter(|((pool, _), _)| pool == name);
             for ((_, node), Failures { why, .. }) in failed {
                 plan.why += &format!("; {node} could not build one: {why}");
@@ -311,7 +333,7 @@ impl Fleet {
         for ((name, _, kind), plan) in pools.iter().zip(&plans) {
             for node in &plan.build {
                 let (pool, kind) = (name.clone(), kind.clone());
-                pass.goals.add(node, Goal::Build { pool, kind, rate: None });
+                pass.goals.add(node, Goal::Build { pool, kind, rate: plan.rate });
             }
             for (node, volume) in &plan.discard {
                 pass.goals.add(node, Goal::Discard { volume: volume.clone() });
@@ -443,10 +465,16 @@ impl Pass<'_> {
                         status.error.as_ref().map_or_else(String::new, |e| e.message.clone());
                     tracing::warn!(node, pool, failed.why, "a build has failed");
                 } else {
+                    memory.demands.built(pool, status.took_millis);
                     memory.failed.remove(&key);
                 }
             }
-            Goal::Claim { request, .. } => self.claim_ended(node, request, item, status),
+            Goal::Claim { request, pool, .. } => {
+                if !failed {
+                    memory.demands.built(pool, status.took_millis);
+                }
+                self.claim_ended(node, request, item, status);
+            }
             Goal::Discard { .. } | Goal::Unknown => {}
         }
     }
@@ -497,12 +525,7 @@ impl Pass<'_> {
     }
 
     /// For each pool what is to be done; and whether there is more to be built than is decided on at a time.
-    fn plan(
-        &self,
-        pools: &[(String, SetPool, VolumeKind)],
-        memory: &Memory,
-        policy: &Policy,
-    ) -> (Vec<Plan>, bool) {
+    fn plan(&self, pools: &[Planned], memory: &Memory, policy: &Policy) -> (Vec<Plan>, bool) {
         let shunned = memory.shunned(self.now);
         let counts = |name: &&String| {
             self.standings.of(name) != Standing::Forgotten && self.goals.can_tell(name)
@@ -516,6 +539,18 @@ impl Pass<'_> {
         (plans.collect(), nodes.more())
     }
 
+    /// What pools may have on the nodes that are to stay.
+    fn room(&self, policy: &Policy) -> Room {
+        let mut room = Room::default();
+        for (name, last) in self.heard.iter() {
+            let standing = self.standings.of(name);
+            if !matches!(standing, Standing::Draining | Standing::Forgotten) {
+                room.add(last.report.disk.size, standing.is_open(), policy);
+            }
+        }
+        room
+    }
+
     fn node<'a>(&'a self, name: &'a str, shunned: &BTreeMap<&str, Vec<&'a str>>) -> NodeView<'a> {
         let mut view = NodeView { name, away: self.is_away(name), ..NodeView::default() };
         let Some(last) = self.heard.get(name) else { return view };
@@ -527,9 +562,13 @@ impl Pass<'_> {
         let over = last.report.over();
         for item in self.goals.items(name) {
             match &item.goal {
-                Goal::Build { pool, kind, .. } => {
+                Goal::Build { pool, kind, rate } => {
                     *view.building.entry(pool).or_default() += 1;
                     view.free = view.free.saturating_sub(kind.size);
+                    view.pooled = view.pooled.saturating_add(kind.size);
+                    // One that was told no limit may take all.
+                    let fetching = view.fetching.entry(pool).or_default();
+                    *fetching = fetching.saturating_add(rate.unwrap_or(u64::MAX));
                 }
                 Goal::Claim { build: Some(kind), .. } => {
                     view.free = view.free.saturating_sub(kind.size);
@@ -555,6 +594,8 @@ impl Pass<'_> {
             }
         };
         view.ready = last.report.ready.iter().filter(stays).collect();
+        let pooled = view.ready.iter().map(|v| v.kind.size).fold(0, u64::saturating_add);
+        view.pooled = view.pooled.saturating_add(pooled);
         view.shunned = shunned.get(name).cloned().unwrap_or_default();
         view
     }

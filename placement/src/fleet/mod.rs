@@ -13,6 +13,8 @@ mod board;
 mod cancel;
 pub(crate) mod claims;
 mod control;
+mod demand;
+mod demands;
 mod facts;
 mod goals;
 mod heard;
@@ -56,6 +58,7 @@ use hearing::Hearing;
 use plan::Plan;
 use waiting::Waiting;
 
+pub(crate) use demand::Demand;
 pub(crate) use hearing::Answers;
 pub(crate) use leases::Lease;
 pub(crate) use life::Stood;

@@ -14,9 +14,11 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use api::fleet::{NodeFacts, Resources};
 use api::goal::ReadyVolume;
 use api::place::{Decision, PlaceRequest, Policy};
-use api::pool::{PoolOnNode, SetPool, VolumeKind};
+use api::pool::{PoolDemand, PoolOnNode, SetPool, VolumeKind};
 use image::Result;
 
+use super::demand::lanes;
+use super::demands::most_of;
 use crate::decide::{At, View, place_but};
 
 /// A pool, for planning.
@@ -47,15 +49,23 @@ pub(crate) struct NodeView<'a> {
     pub ready: Vec<&'a ReadyVolume>,
     /// Of each pool, how many it was told to build and has not.
     pub building: BTreeMap<&'a str, u32>,
+    /// Bytes a second that these may fetch.
+    pub fetching: BTreeMap<&'a str, u64>,
+    /// Bytes that volumes of pools have there, and will have.
+    pub pooled: u64,
     /// Builds of a pool that have failed there lately: not there, for now.
     pub shunned: Vec<&'a str>,
 }
 
 /// What is to be done for a pool.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Plan {
     /// A node for each volume that is to be built.
     pub build: Vec<String>,
+    /// Bytes a second that each of these may fetch, if there is a limit.
+    pub rate: Option<u64>,
+    /// Fewer are built than lack, since those under way have the bandwidth.
+    pub throttled: bool,
     /// Ready volumes that are to be removed: node and id.
     pub discard: Vec<(String, String)>,
     /// Whether it goes on filling.
@@ -66,6 +76,8 @@ pub(crate) struct Plan {
     pub nodes: Vec<PoolOnNode>,
     /// For people.
     pub why: String,
+    /// What it was made by.
+    pub demand: Option<PoolDemand>,
 }
 
 impl NodeView<'_> {
@@ -203,6 +215,7 @@ pub(crate) fn plan<'a>(pool: &PoolView<'a>, nodes: &mut Nodes<'a>, policy: &Poli
     if plan.filling {
         let room = set.builds.map_or(u32::MAX, |most| most.saturating_sub(plan.building));
         let lacking = set.target.saturating_sub(have).min(room);
+        let lacking = throttle(pool, &mut plan, &nodes.all, lacking);
         let chosen = build(pool, &mut plan, (nodes, &mut shares), policy, lacking);
         if let Err(error) = chosen {
             plan.why += &format!("; {error}");
@@ -254,6 +267,19 @@ fn count(nodes: &Nodes<'_>, shares: &[Share]) -> Plan {
     plan
 }
 
+/// How many of those that lack can begin within the pool's bandwidth, and how fast each is.
+fn throttle(pool: &PoolView<'_>, plan: &mut Plan, nodes: &[NodeView<'_>], lacking: u32) -> u32 {
+    // What is blank fetches nothing.
+    let Some(budget) = pool.set.build_rate.filter(|_| pool.kind.image.is_some()) else {
+        return lacking;
+    };
+    let under_way = nodes.iter().filter_map(|node| node.fetching.get(pool.name));
+    let (builds, each) =
+        lanes(budget, under_way.fold(0, |sum, rate| sum.saturating_add(*rate)), lacking);
+    (plan.rate, plan.throttled) = (Some(each), builds < lacking);
+    builds
+}
+
 /// Tells nodes to build, as many as are lacking.
 fn build<'a>(
     pool: &PoolView<'a>,
@@ -279,11 +305,16 @@ fn build<'a>(
                 format!("{} comes nearest: {}", miss.node, why.join(", "))
             });
             plan.why += &format!("; no node can build {} more: {nearest}", lacking - n);
+            let full = all.iter().filter(|node| !node.away && is_full(pool, node, policy)).count();
+            if full > 0 {
+                plan.why += &format!("; on {full} pools have all that place.pools_disk lets them");
+            }
             return Ok(());
         };
         let number = choice.view.number(&chosen.node);
         if let Some(at) = choice.numbers.iter().position(|at| *at == number) {
             all[at].free = all[at].free.saturating_sub(pool.kind.size);
+            all[at].pooled = all[at].pooled.saturating_add(pool.kind.size);
             *all[at].building.entry(pool.name).or_default() += 1;
             shares[at].building += 1;
         }
@@ -307,7 +338,8 @@ fn fewest_first(
     let counts: BTreeSet<u32> = heard().map(|((_, on), _)| on).collect();
     let mut last = None;
     for most in counts {
-        let barred = heard().filter(|((node, on), _)| *on > most || is_shut(pool, node, *on));
+        let shut = |node, on| is_shut(pool, node, on) || is_full(pool, node, policy);
+        let barred = heard().filter(|((node, on), _)| *on > most || shut(node, *on));
         let decision = place_but(view, request, policy, barred.filter_map(|(_, number)| *number))?;
         if decision.chosen.is_some() {
             return Ok(decision);
@@ -320,6 +352,11 @@ fn fewest_first(
 /// Whether a pool, of which a node has so many, is not to be built for there, whatever room there is.
 fn is_shut(pool: &PoolView<'_>, node: &NodeView<'_>, on: u32) -> bool {
     node.shunned.contains(&pool.name) || pool.set.per_node.is_some_and(|most| on >= most)
+}
+
+/// Whether pools have as much of its disk as they may.
+fn is_full(pool: &PoolView<'_>, node: &NodeView<'_>, policy: &Policy) -> bool {
+    node.pooled.saturating_add(pool.kind.size) > most_of(node.size, policy)
 }
 
 /// Has up to so many ready volumes removed, first where there are the most, of those that are to go by their node and by
@@ -372,18 +409,7 @@ mod tests {
     }
 
     fn set(low: u32, target: u32) -> SetPool {
-        SetPool {
-            image: None,
-            size: Some(10),
-            sector: None,
-            layout: None,
-            low,
-            target,
-            max: None,
-            per_node: None,
-            builds: None,
-            draining: false,
-        }
+        SetPool { size: Some(10), low, target, ..SetPool::default() }
     }
 
     fn volumes(pool: &str, size: u64, n: u32) -> Vec<ReadyVolume> {
@@ -433,6 +459,46 @@ mod tests {
         assert!(made.why.contains("no node can build 1 more: b comes nearest"), "{}", made.why);
         let none = plan(&pool, &mut [away]);
         assert!(none.why.contains("can build 2 more: no node is heard of"), "{}", none.why);
+    }
+
+    #[test]
+    fn builds_begin_within_the_bandwidth_that_those_under_way_leave() {
+        let image = Some(image::Digest::of_chunk(b"image"));
+        let kind = VolumeKind { image, ..kind(10) };
+        let set = SetPool { build_rate: Some(800), ..set(20, 20) };
+        let pool = PoolView { name: "p", set: &set, kind: &kind, filling: false };
+        let mut nodes = [node("a", 500, &[]), node("b", 500, &[])];
+        let made = plan(&pool, &mut nodes);
+        assert_eq!((made.build.len(), made.rate, made.throttled), (8, Some(100), true), "{made:?}");
+        // Told once: now they have it all.
+        for node in &mut nodes {
+            node.fetching.insert("p", 400);
+        }
+        let none = plan(&pool, &mut nodes);
+        assert!(none.build.is_empty() && none.throttled && none.building == 8, "{none:?}");
+        nodes[0].fetching.insert("p", 100);
+        let more = plan(&pool, &mut nodes);
+        assert_eq!((more.build.len(), more.rate), (3, Some(100)), "{more:?}");
+        // What is blank fetches nothing.
+        let blank = VolumeKind { image: None, ..kind.clone() };
+        let made = plan(&PoolView { kind: &blank, ..pool }, &mut [node("a", 500, &[])]);
+        assert_eq!((made.build.len(), made.rate, made.throttled), (20, None, false));
+    }
+
+    #[test]
+    fn pools_have_no_more_of_a_node_than_they_may_together() {
+        let (set, kind) = (set(9, 9), kind(10));
+        let pool = PoolView { name: "p", set: &set, kind: &kind, filling: false };
+        let policy = Policy { head_room: HeadRoom::NONE, pools_disk: 100, ..Policy::default() };
+        let nodes = [
+            NodeView { pooled: 75, ..node("a", 900, &[]) },
+            NodeView { pooled: 91, ..node("b", 900, &[]) },
+            NodeView { pooled: 0, size: 50, ..node("c", 40, &[]) },
+        ];
+        let made = super::plan(&pool, &mut Nodes::new(nodes.to_vec(), 100), &policy);
+        assert_eq!(made.build, ["a", "a"], "{made:?}");
+        assert!(made.why.contains("can build 7 more"), "{}", made.why);
+        assert!(made.why.contains("on 3 pools have all that"), "{}", made.why);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What pools shall be, and how they stand.
 
-use api::pool::{PoolInfo, PoolList, SetPool, VolumeKind};
+use api::pool::{Follow, PoolInfo, PoolList, SetPool, VolumeKind};
 use image::error::At;
 use image::{Error, Kind, Result};
 
-use super::{Fleet, TRIES, UNPOISONED};
+use super::{Fleet, TRIES, UNPOISONED, demands};
 use crate::member::check_name;
 use crate::state::keys::{Transaction, Versioned, encode};
 
@@ -47,7 +47,8 @@ impl Fleet {
         check_name(name)?;
         check(&set).at(|| format!("pool {name}"))?;
         // Found here, it is not found out by a pool that stays empty.
-        self.kind_of(&set).await.at(|| format!("pool {name}"))?;
+        let kind = self.kind_of(&set).await.at(|| format!("pool {name}"))?;
+        check_budget(&set, &kind).at(|| format!("pool {name}"))?;
         let write = Transaction::default().put(&key(name), encode(&set));
         self.hearing.lead()?.commit(write).await?;
         self.wake.notify_one();
@@ -68,6 +69,7 @@ impl Fleet {
                 return Err(Error::new(Kind::Conflict, what));
             }
             let delete = Transaction::default().unchanged(&key(name), Some(&seen));
+            let delete = delete.delete(&demands::key(name));
             match self.hearing.lead()?.commit(delete.delete(&key(name))).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 done => return done.map(|()| was),
@@ -108,8 +110,36 @@ impl Fleet {
             Err(error) => (None, error.to_string()),
         };
         let (ready, building, nodes) = (plan.ready, plan.building, plan.nodes);
-        PoolInfo { name, set, kind, ready, building, why, nodes }
+        PoolInfo { name, set, kind, ready, building, why, demand: plan.demand, nodes }
     }
+}
+
+/// Refuses a budget that does not do for what is to be there in any case.
+fn check_budget(set: &SetPool, kind: &VolumeKind) -> Result<()> {
+    let Some(budget) = set.disk_budget else { return Ok(()) };
+    let least = set.follow.map_or(1, |follow| follow.floor.max(1));
+    let needs = kind.size.saturating_mul(least.into());
+    if budget < needs {
+        let what =
+            format!("disk budget: {least} of its volumes take {needs} bytes, and it is {budget}");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    Ok(())
+}
+
+fn check_follow(set: &SetPool, follow: &Follow) -> Result<()> {
+    let bad = |what: String| Err(Error::new(Kind::Invalid, what));
+    let Follow { floor, ceiling, .. } = *follow;
+    if ceiling > MOST {
+        return bad(format!("ceiling: at most {MOST}"));
+    }
+    if floor > ceiling {
+        return bad(format!("the floor, {floor}, is above the ceiling, {ceiling}"));
+    }
+    if let Some(max) = set.max.filter(|max| *max < floor) {
+        return bad(format!("the maximum, {max}, is below the floor, {floor}"));
+    }
+    Ok(())
 }
 
 fn check(set: &SetPool) -> Result<()> {
@@ -126,8 +156,13 @@ fn check(set: &SetPool) -> Result<()> {
     if low > target {
         return bad(format!("the low threshold, {low}, is above the target, {target}"));
     }
-    if set.most() < target {
+    if let Some(follow) = &set.follow {
+        check_follow(set, follow)?;
+    } else if set.most() < target {
         return bad(format!("the maximum, {}, is below the target, {target}", set.most()));
+    }
+    if set.build_rate == Some(0) {
+        return bad("build rate: 0 bytes a second build nothing; leave it out for no limit".into());
     }
     if size.is_some_and(|size| size == 0 || size % 4096 != 0) {
         return bad("size: must be a multiple of 4096 bytes".into());

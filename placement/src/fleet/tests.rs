@@ -2,6 +2,7 @@
 //! come back.
 
 mod cancel;
+mod demand;
 mod fences;
 mod life;
 mod reads;
@@ -21,7 +22,8 @@ use api::goal::{
 use api::lease::{BreakLease, HeldLease, TakeLease, TransferLease};
 use api::life::{NodeVolume, Standing};
 use api::operation::OperationState;
-use api::pool::{Claimed, NewClaim, PoolInfo, Served, SetPool};
+use api::place::Policy;
+use api::pool::{Claimed, Follow, NewClaim, PoolInfo, Served, SetPool};
 use image::{Error, Kind};
 
 use super::control::{Look, Memory};
@@ -48,6 +50,8 @@ struct Node {
     given: BTreeMap<String, String>,
     built: BTreeSet<String>,
     fails: bool,
+    /// How long it says that a build took.
+    took_millis: Option<u64>,
     free: u64,
     volumes: Vec<NodeVolume>,
     leases: Vec<HeldLease>,
@@ -65,6 +69,7 @@ impl Node {
             given: BTreeMap::new(),
             built: BTreeSet::new(),
             fails: false,
+            took_millis: None,
             free: 300 * SIZE,
             volumes: Vec::new(),
             leases: Vec::new(),
@@ -123,6 +128,7 @@ impl Node {
                 let (id, pool, kind) = (item.id.clone(), pool.clone(), kind.clone());
                 self.ready.push(ReadyVolume { id, pool, kind, state: "ready".into() });
                 self.free -= SIZE;
+                status.took_millis = self.took_millis;
             }
             Goal::Claim { cancelled: true, .. } => {
                 status.error = failed(Kind::Cancelled, "nobody waits");
@@ -164,10 +170,14 @@ struct Grid {
 
 impl Grid {
     async fn new(nodes: &[&str]) -> Self {
-        Self::over(State::in_memory("grid").await, nodes).await
+        Self::over(State::in_memory("grid").await, nodes, Policy::default()).await
     }
 
-    async fn over(state: State, nodes: &[&str]) -> Self {
+    async fn with(nodes: &[&str], policy: Policy) -> Self {
+        Self::over(State::in_memory("grid").await, nodes, policy).await
+    }
+
+    async fn over(state: State, nodes: &[&str], policy: Policy) -> Self {
         let now = Arc::new(AtomicU64::new(NOW));
         let clock = {
             let now = Arc::clone(&now);
@@ -181,7 +191,8 @@ impl Grid {
         let catalog =
             Catalog::open(state.clone(), store, key, clock.clone(), vec![]).await.unwrap();
         let lead = state.lead("controllers", "t", Duration::from_secs(10)).await.unwrap();
-        let fleet = Fleet::new(state, clock, Arc::new(catalog), Terms::default());
+        let terms = Terms { policy, ..Terms::default() };
+        let fleet = Fleet::new(state, clock, Arc::new(catalog), terms);
         let lead = Arc::new(lead);
         fleet.begin(Arc::clone(&lead));
         let nodes = nodes.iter().map(|name| ((*name).to_owned(), Node::new())).collect();
@@ -228,18 +239,7 @@ impl Grid {
 }
 
 fn set(low: u32, target: u32) -> SetPool {
-    SetPool {
-        image: None,
-        size: Some(SIZE),
-        sector: None,
-        layout: None,
-        low,
-        target,
-        max: None,
-        per_node: None,
-        builds: None,
-        draining: false,
-    }
+    SetPool { size: Some(SIZE), low, target, ..SetPool::default() }
 }
 
 fn claim(n: u8, node: Option<&str>) -> NewClaim {
@@ -403,6 +403,14 @@ async fn what_a_pool_cannot_be_is_refused() {
         (SetPool { size: None, ..set(1, 2) }, "needs a size"),
         (set(3, 2), "above the target"),
         (SetPool { max: Some(1), ..set(1, 2) }, "below the target"),
+        (SetPool { follow: Some(Follow::between(3, 2)), ..set(1, 2) }, "above the ceiling"),
+        (SetPool { follow: Some(Follow::between(0, 1 << 30)), ..set(1, 2) }, "at most 1000000"),
+        (
+            SetPool { max: Some(2), follow: Some(Follow::between(3, 9)), ..set(1, 2) },
+            "below the floor",
+        ),
+        (SetPool { disk_budget: Some(SIZE - 1), ..set(1, 2) }, "1 of its volumes take"),
+        (SetPool { build_rate: Some(0), ..set(1, 2) }, "build nothing"),
         (SetPool { size: Some(5), ..set(1, 2) }, "4096"),
         (SetPool { sector: Some(520), ..set(1, 2) }, "512 or 4096"),
         (SetPool { image: Some("nobody:1".into()), ..set(1, 2) }, "nobody:1"),

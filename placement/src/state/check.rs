@@ -12,7 +12,7 @@ use super::generation::{GENERATION, NOT_BEFORE, RESTORING};
 use super::keys::{Versioned, decode};
 use super::place::StatePlace;
 use super::{FORMAT, GRID, Holder, LEADERS, SEQ, STORE, Server, Target, Token, VERSION};
-use crate::fleet::{Book, Kept, Lease, NodeEntry, Stood};
+use crate::fleet::{Book, Demand, Kept, Lease, NodeEntry, Stood};
 
 /// Looks at one value; `name` is what follows the family in its key.
 type Look = fn(key: &str, name: &str, value: &Versioned) -> Result<()>;
@@ -31,6 +31,7 @@ const FAMILIES: &[(&str, Look)] = &[
     (RESTORING, |_, _, _| Err(wrong("a restore did not come to its end; restore again"))),
     ("audit/", audit_entry),
     (crate::audit::HEAD, json::<api::audit::AuditHead>),
+    ("demand/", json::<Demand>),
     ("goals/", json::<GoalState>),
     (LEADERS, json::<String>),
     ("leases/", json::<Lease>),

@@ -164,18 +164,7 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
 }
 
 fn set(target: u32) -> SetPool {
-    SetPool {
-        image: None,
-        size: Some(SIZE),
-        sector: None,
-        layout: None,
-        low: target,
-        target,
-        max: None,
-        per_node: None,
-        builds: None,
-        draining: false,
-    }
+    SetPool { size: Some(SIZE), low: target, target, ..SetPool::default() }
 }
 
 /// Processor time and memory while nothing but reports comes, and how long a look at all of it takes.

@@ -52,7 +52,7 @@ async fn a_holder_that_comes_back_meanwhile_keeps_its_lease_or_is_told_that_it_h
     let (holds, arrived, go) = (AtomicBool::new(false), Notify::new(), Notify::new());
     let held = Arc::new(Held { keys, holds, arrived, go });
     let state = State::over(Arc::<Held>::clone(&held), "grid").await.unwrap();
-    let mut grid = Grid::over(state, &["a"]).await;
+    let mut grid = Grid::over(state, &["a"], Policy::default()).await;
     grid.round(&[]).await;
     grid.fleet.take_lease(VOLUME, &take("a")).await.unwrap();
     grid.later(LAPSED);
