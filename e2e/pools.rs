@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::harness::{Disk, Grid, run, until};
+use crate::harness::{Disk, Grid, forebay, run, until};
 use crate::member::Node;
 use crate::real::wanted;
 
@@ -193,6 +193,84 @@ fn what_is_given_back_is_erased_recorded_and_built_again() {
     std::fs::write(&path, text.replace("\"v1\"", "\"v3\"")).unwrap();
     node.run(&["volume", "erasures", "--records"]).fails(76, &["signature is not good"]);
     until_ready(&grid, "web", 1);
+}
+
+#[test]
+fn a_pool_that_follows_demand_wants_more_after_a_burst_and_says_why() {
+    let (grid, disk) = (Grid::start(), Disk::new("abc.def"));
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let nodes = [Node::join(&grid, "n1"), Node::join(&grid, "n2")];
+    pool(&grid, &["create", "web", "--image", "d:1", "--follow", "1..30", "--ahead", "10m"]);
+    until_ready(&grid, "web", 1);
+    let quiet = pool(&grid, &["show", "web"]);
+    let demand = &quiet["demand"];
+    assert_eq!((&demand["wanted"], &demand["target"]), (&0.into(), &1.into()), "{quiet}");
+    assert_eq!(demand["bound"], "floor");
+    for n in 0..6 {
+        pool(&grid, &["claim", "web", &format!("v{n}")]);
+    }
+    // 6 claims, by a rate that is half after 300 s, in the 600 s ahead: 8, and twice the square root of it.
+    let mut last = Value::Null;
+    until("as many are ready as demand asks for", || {
+        last = pool(&grid, &["show", "web"]);
+        let wanted = last["demand"]["wanted"].as_u64().unwrap();
+        wanted >= 10 && last["demand"]["target"] == wanted && last["ready"] == wanted
+    });
+    assert_eq!(last["demand"]["bound"], Value::Null, "{last}");
+    assert!(last["demand"]["build-secs"].as_f64().unwrap() > 0.0, "{last}");
+    assert!(last["demand"]["saved-secs"].as_f64().unwrap() > 0.0, "{last}");
+    assert!(last["why"].as_str().unwrap().contains("claims an hour"), "{last}");
+    let said = run(forebay(&grid.data).args(["pool", "show", "web"])).out;
+    for says in ["by demand, from 1 to 30", "an hour", "a build", "claims during a build and 600 s"]
+    {
+        assert!(said.contains(says), "{says}: {said}");
+    }
+    // What was set bounds it, and what is too many then goes.
+    let args = ["set", "web", "--follow", "1..4", "--disk-budget", "1GiB", "--max", "4"];
+    pool(&grid, &args);
+    until_ready(&grid, "web", 4);
+    let bound = pool(&grid, &["show", "web"])["demand"]["bound"].clone();
+    assert_eq!(bound, "ceiling");
+    pool(&grid, &["set", "web", "--disk-budget", "4MiB"]);
+    until_ready(&grid, "web", 2);
+    assert_eq!(pool(&grid, &["show", "web"])["demand"]["bound"], "disk");
+    pool(
+        &grid,
+        &["set", "web", "--no-follow", "--disk-budget", "0", "--target", "3", "--low", "3"],
+    );
+    until_ready(&grid, "web", 3);
+    assert!(nodes.iter().all(|node| !node.ready().is_empty()));
+    grid.run(&["pool", "set", "web", "--hold", "1h"]).fails(65, &["--follow FLOOR..CEILING"]);
+    grid.run(&["pool", "set", "web", "--follow", "5..2"]).fails(64, &["1..40"]);
+    grid.run(&["pool", "set", "web", "--disk-budget", "1MiB"]).fails(65, &["of its volumes take"]);
+}
+
+#[test]
+fn a_build_takes_no_more_bandwidth_than_its_pool_may_have() {
+    let (grid, disk) = (Grid::start(), Disk::new("abcdefghijklmnopqrst"));
+    grid.import(&grid.disk("d.raw", &disk), "d:1");
+    let mut node = Node::join(&grid, "n1");
+    // 2.6 MiB, of which a quarter of a second's passes at once, and a part of what was asked for before.
+    let limited = |name: &str| {
+        until_ready(&grid, name, 1);
+        let took = pool(&grid, &["show", name])["demand"]["build-secs"].as_f64().unwrap();
+        assert!(took > 1.0, "{name}: {took}");
+    };
+    let one = |name, more: &[&str]| {
+        pool(&grid, &[&["create", name, "--image", "d:1", "--target", "1"], more].concat());
+    };
+    one("web", &["--build-rate", "1MiB"]);
+    limited("web");
+    pool(&grid, &["claim", "web", "v1"]);
+    assert!(node.disk("v1") == disk.bytes);
+    // All builds on a node together.
+    node.kill();
+    std::fs::write(node.data.join("forebay.toml"), "[node]\nbuild_rate = \"1MiB\"\n").unwrap();
+    node.start();
+    pool(&grid, &["drain", "web"]);
+    until_ready(&grid, "web", 0);
+    one("other", &[]);
+    limited("other");
 }
 
 #[test]

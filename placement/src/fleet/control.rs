@@ -73,7 +73,7 @@ pub(super) struct Memory {
     filling: BTreeSet<String>,
     /// The pool that is planned for first.
     turn: usize,
-    demands: Demands,
+    pub(super) demands: Demands,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
 }
@@ -320,7 +320,7 @@ impl Fleet {
             self.wake.notify_one();
         }
         for (((name, set, _), plan), demand) in pools.iter().zip(&mut plans).zip(&mut demands) {
-            if plan.throttled {
+            if plan.throttled && matches!(demand.bound, None | Some(PoolBound::Floor)) {
                 demand.bound = Some(PoolBound::Bandwidth);
             }
             plan.why += &demands::why(demand, set.follow.is_some());

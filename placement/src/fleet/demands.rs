@@ -148,8 +148,10 @@ pub(super) fn why(demand: &PoolDemand, follows: bool) -> String {
         let (rate, wanted) = (demand.claims_per_hour, demand.wanted);
         why += &format!("; {rate:.1} claims an hour and {built} ask for {wanted}");
     }
-    if let Some(bound) = demand.bound {
-        why += &format!("; bound to {} by {}", demand.target, bound.name());
+    match demand.bound {
+        Some(PoolBound::Bandwidth) => why += "; more begin when there is bandwidth",
+        Some(bound) => why += &format!("; bound to {} by {}", demand.target, bound.name()),
+        None => {}
     }
     why
 }

@@ -99,11 +99,22 @@ async fn demand_is_written_down_seldom_and_goes_with_its_pool() {
     }
     let second = grid.kept("p").await.unwrap();
     assert!(second.rate(NOW + 9) > 1.5 * first.rate(NOW + 9));
-    // Of somebody else's write it makes nothing undone.
     grid.set("p", SetPool { draining: true, ..following(0, 9) }).await;
     grid.work();
     grid.settle().await;
+    // What was to be written when it was deleted is not.
+    grid.claims("p", 2, 3).await;
+    grid.settle().await;
+    let late = {
+        let mut board = grid.fleet.board.lock().await;
+        board.catch_up(&grid.fleet.state).await.unwrap();
+        grid.memory.demands.built("p", Some(1));
+        grid.memory.demands.apply(&board, Vec::new(), Default::default(), NOW);
+        grid.memory.demands.keep(&board, NOW + 1000).unwrap().0
+    };
     grid.fleet.delete_pool("p").await.unwrap();
+    let refused = grid.lead.commit(late).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Conflict);
     for _ in 0..8 {
         grid.round(&[]).await;
     }
