@@ -20,6 +20,7 @@ mod guests;
 mod harness;
 mod house;
 mod journeys;
+mod keeps;
 mod kills;
 mod leases;
 mod life;

@@ -14,13 +14,16 @@
 
 use std::collections::BTreeSet;
 
+use image::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::ErrorBody;
+use crate::keep::HeldImage;
 use crate::lease::HeldLease;
 use crate::life::{NodeVolume, Standing};
 use crate::pool::VolumeKind;
+use crate::released::Released;
 use crate::stats::NodeStats;
 
 /// What placement wants of a node.
@@ -83,6 +86,15 @@ pub enum Goal {
     Discard {
         /// Its id.
         volume: String,
+    },
+    /// Have all of an image at hand, for volumes of it, as long as the goal says so. Done, it stays in the goal.
+    #[serde(rename_all = "kebab-case")]
+    Hold {
+        /// Which.
+        #[schema(value_type = String)]
+        image: Digest,
+        /// Bytes of its disk.
+        size: u64,
     },
     /// What a later version of placement knows.
     #[serde(other)]
@@ -181,6 +193,9 @@ pub struct StatusReport {
     /// What is there that is somebody's.
     #[serde(default)]
     pub volumes: Vec<NodeVolume>,
+    /// The images that it was told to hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldImage>,
     /// Room for volumes.
     #[serde(default)]
     pub disk: DiskRoom,
@@ -190,6 +205,9 @@ pub struct StatusReport {
     /// Those that it does not need any more: it has stopped.
     #[serde(default)]
     pub released: Vec<HeldLease>,
+    /// What it has erased of what was given back, as long as it has not read that placement remembers it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub erased: Vec<Released>,
     /// What it has measured of itself since it was last heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Box<NodeStats>>,
@@ -214,6 +232,9 @@ pub struct Told {
     /// Volumes, by their ids, of which it has no lease, whatever it believes: it must not write them any more.
     #[serde(default)]
     pub lost: Vec<String>,
+    /// Volumes, by their ids, of which placement remembers that they were erased: nobody needs to say so any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recorded: Vec<String>,
     /// Seconds after which somebody wants to see what it measures, if that is sooner than usual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats_secs: Option<u32>,
@@ -236,7 +257,7 @@ pub struct NodeInfo {
     pub goal: u64,
     /// See there.
     pub answers: u64,
-    /// Items that are not done.
+    /// Items that are not done; images that are held are.
     pub open: u32,
     /// Ready volumes.
     pub ready: u32,

@@ -20,6 +20,8 @@ use image::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::keep::CachedImage;
+
 /// What a member of the grid may do. Stands in its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -100,13 +102,20 @@ pub struct Serving {
     /// It is about to leave.
     #[serde(default)]
     pub draining: bool,
+    /// How much it has of the images that it was told to keep, or lately could not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<CachedImage>,
 }
 
-/// How long a cache counts as serving without being heard of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// How long a cache counts as serving without being heard of, and what it is to keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Lease {
     /// Seconds. To be renewed after a third of that.
     pub lease_secs: u64,
+    /// Images that it is to pin. What it was told before and is not now it lets go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub keep: Vec<Digest>,
 }
 
 /// The caches of the grid.

@@ -11,10 +11,12 @@ use utoipa::{IntoParams, ToSchema};
 use crate::catalog::{ImageLine, ImageList};
 use crate::goal::{NodeInfo, NodeList};
 use crate::grid::{CacheInfo, CacheList, MemberInfo, MemberList};
+use crate::keep::{KeepInfo, KeepList};
 use crate::lease::{LeaseInfo, LeaseList};
 use crate::operation::{Operation, OperationList};
 use crate::people::{PersonInfo, PersonList};
 use crate::pool::{PoolInfo, PoolList};
+use crate::released::{ReleasedList, ReleasedOn};
 
 /// Entries of a page of which was not said how long it shall be.
 pub const USUAL: u32 = 1000;
@@ -83,11 +85,15 @@ macro_rules! by_name {
 
 by_name!(CacheList, CacheInfo, caches, |c| c.name.clone());
 by_name!(ImageList, ImageLine, images, |i| i.name.to_string());
+by_name!(KeepList, KeepInfo, keeps, |k| k.name.clone());
 by_name!(LeaseList, LeaseInfo, leases, |l| l.volume.clone());
 by_name!(MemberList, MemberInfo, members, |m| m.name.clone());
 by_name!(NodeList, NodeInfo, nodes, |n| n.name.clone());
 by_name!(OperationList, Operation, operations, newest_first);
 by_name!(PersonList, PersonInfo, people, |p| p.name.clone());
+by_name!(ReleasedList, ReleasedOn, released, |r| {
+    format!("{:016x}{}/{}", u64::MAX - r.released.ended, r.node, r.released.volume)
+});
 by_name!(PoolList, PoolInfo, pools, |p| p.name.clone());
 
 /// The newest first, and of one second the greatest id.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::grid::{Health, Role, Serving};
+use api::grid::{Health, Lease, Role, Serving};
 use image::error::At;
 use image::signing::VerifyingKey;
 use image::{Digest, Error, Kind, Result};
@@ -23,6 +23,7 @@ use crate::output::line;
 use crate::report::CacheServing;
 use crate::serve::cores::{Chunks, Cores};
 use crate::serve::keeper::{Drain, DrainOrders, Keeper};
+use crate::serve::kept::Kept;
 use crate::serve::{
     advertised_ip, close_cache, ip, lock, on_a_runtime, open_cache, open_store_to_read,
     tell_systemd, trust, weight,
@@ -82,7 +83,9 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
         api: Some(SocketAddr::new(advertised, port)),
         weight: weight(config),
         draining: false,
+        kept: Vec::new(),
     };
+    let kept = Kept::load(Arc::clone(&keeper), &config.data)?;
     let lease = placement.serving(&name, &at).await?;
     let interrupted = interrupted();
     announce(
@@ -91,7 +94,7 @@ async fn serve(config: &Config, json: bool) -> Result<()> {
     )?;
     let until = async {
         tokio::select! {
-            () = keep_serving(&finder, &name, at, lease.lease_secs, orders) => {}
+            () = keep_serving(&finder, &name, at, lease, orders, kept) => {}
             () = keeper.drained() => tracing::info!("drained"),
             () = interrupted => {}
         }
@@ -148,18 +151,28 @@ async fn keep_serving(
     finder: &Finder,
     name: &str,
     mut at: Serving,
-    lease_secs: u64,
+    mut lease: Lease,
     mut orders: DrainOrders,
+    mut kept: Kept,
 ) {
-    let mut pause = Duration::from_secs(lease_secs) / 3;
+    let mut pause = Duration::from_secs(lease.lease_secs) / 3;
     loop {
+        // In time for the next report: what it takes long for goes on by itself.
+        let follow = kept.follow(&lease.keep, now());
+        if tokio::time::timeout(pause / 2, follow).await.is_err() {
+            tracing::warn!(
+                "how much is here of the images that this cache keeps takes long to find out"
+            );
+        }
         // Its keeper outlives this.
         let _ = tokio::time::timeout(pause, orders.ordered.changed()).await;
         at.draining = *orders.ordered.borrow_and_update();
+        at.kept = kept.said();
         let told = async { finder.find()?.placement.serving(name, &at).await };
         pause = match told.await {
-            Ok(lease) => {
+            Ok(renewed) => {
                 orders.told.send_replace(at.draining);
+                lease = renewed;
                 Duration::from_secs(lease.lease_secs) / 3
             }
             Err(error) => {
@@ -168,6 +181,11 @@ async fn keep_serving(
             }
         };
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "when a failure is long enough ago is real time")]
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }
 
 fn announce(serving: &CacheServing, json: bool) -> Result<()> {

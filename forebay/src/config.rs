@@ -254,7 +254,7 @@ pub const KEYS: &[Key] = &[
         "volumes.share",
         Form::Word(&["auto", "always", "never"]),
         "auto",
-        "whether new volumes share the chunks of their images; auto: where files can share blocks",
+        "whether new volumes share the chunks of their images; auto: where files can share blocks, and of images that the node holds",
     ),
     key("import.memory", Form::Size, "160MiB", "memory for sections on their way to the receiver"),
     key(

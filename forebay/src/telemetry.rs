@@ -124,6 +124,8 @@ fn describe() {
     describe_gauge!("forebay_fleet_disk_free_bytes", Bytes, "what of it can be written");
     describe_gauge!("forebay_fleet_vms", Count, "guests that run on them");
     describe_gauge!("forebay_fleet_volumes", Count, "volumes on them");
+    describe_counter!("forebay_fleet_released_total", Count, "volumes given back and erased");
+    describe_counter!("forebay_fleet_released_bytes_total", Bytes, "what they have freed");
     describe_gauge!("forebay_fleet_node_away", Count, "1 while a node is not heard of");
     describe_gauge!("forebay_fleet_node_cpu_busy", Count, "how busy a node is, 0 to 1");
     describe_gauge!("forebay_fleet_node_stall", Count, "share of a minute in which tasks waited");

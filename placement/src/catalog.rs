@@ -12,6 +12,7 @@ use api::catalog::{
     TicketAnswer, TicketRequest, VerifyReport, VerifyStoreRequest,
 };
 use api::grid::{CacheInfo, Lease, Serving};
+use api::keep::MOST_CACHED;
 use api::ticket::{Grant, Ticket};
 use api::trace::TraceInfo;
 use image::error::At;
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex, RwLock, Semaphore};
 
 use crate::archive::Archive;
 use crate::clock::Clock;
+use crate::fleet::pinned::Cache;
 use crate::known::Images;
 use crate::member::{Member, dns_name};
 use crate::names::{self, Name};
@@ -349,6 +351,13 @@ impl Catalog {
         Ok(servers)
     }
 
+    /// The caches that can be told to keep images: those that serve with a lease of their own.
+    pub(crate) async fn caches(&self) -> Result<Vec<Cache>> {
+        let mut caches = self.state.caches(self.clock.now()).await?;
+        caches.retain(|cache| !cache.info.receives);
+        Ok(caches)
+    }
+
     /// Says of the servers of this process that they serve, to the other placements.
     pub(crate) async fn announce(&self) -> Result<()> {
         for own in &self.own {
@@ -388,6 +397,9 @@ impl Catalog {
         if !(at.weight > 0.0 && at.weight.is_finite()) {
             return bad("weight: must be above 0 (cache.weight)".into());
         }
+        if at.kept.len() > MOST_CACHED {
+            return bad(format!("kept: at most {MOST_CACHED} images"));
+        }
         let info = CacheInfo {
             name: member.name.clone(),
             server_name: dns_name(&member.name),
@@ -397,8 +409,8 @@ impl Catalog {
             weight: at.weight,
             draining: at.draining,
         };
-        self.state.lease_server(&info, self.clock.now() + LEASE_SECS).await?;
-        Ok(Lease { lease_secs: LEASE_SECS })
+        self.state.lease_cache(&info, at.kept, self.clock.now() + LEASE_SECS).await?;
+        Ok(Lease { lease_secs: LEASE_SECS, keep: Vec::new() })
     }
 
     /// Counts a cache no longer.

@@ -16,6 +16,7 @@ fn at(port: u16) -> Serving {
         api: None,
         weight: 1.0,
         draining: false,
+        kept: vec![],
     }
 }
 

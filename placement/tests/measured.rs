@@ -31,6 +31,8 @@ async fn report(client: &Client, node: &str, stats: NodeStats) -> Result<Option<
         items: Vec::new(),
         ready: Vec::new(),
         volumes: vec![],
+        held: vec![],
+        erased: vec![],
         disk: Default::default(),
         leases: Vec::new(),
         released: Vec::new(),

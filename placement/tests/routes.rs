@@ -53,6 +53,11 @@ GET    /v1/pools/{name}                      -     +     +     +        +      +
 PUT    /v1/pools/{name}                      -     -     -     +        +      +        -
 DELETE /v1/pools/{name}                      -     -     -     +        +      +        -
 POST   /v1/pools/{name}/claims               -     +     -     +        +      +        -
+GET    /v1/keeps                             -     +     +     +        +      +        +
+GET    /v1/keeps/{ref}                       -     +     +     +        +      +        +
+PUT    /v1/keeps/{ref}                       -     -     -     +        +      +        -
+DELETE /v1/keeps/{ref}                       -     -     -     +        +      +        -
+GET    /v1/released                          -     +     +     +        +      +        +
 GET    /v1/leases                            -     +     +     +        +      +        +
 PUT    /v1/leases/{name}                     -     +     -     +        -      -        -
 POST   /v1/leases/{name}/transfer            -     +     -     +        -      -        -

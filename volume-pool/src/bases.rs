@@ -64,10 +64,12 @@ impl Shelf {
         bases.take(&new.name)
     }
 
-    /// Removes the bases of which no volume, nor a ready one, is left that shares them. One that is in use stays.
+    /// Removes the bases of which no volume, nor a ready one, is left that shares them, and that are not
+    /// [held](Self::hold). One that is in use stays.
     pub fn remove_idle_bases(&self) -> Result<()> {
         let bases = self.bases()?;
-        let mut named = BTreeSet::new();
+        let mut named: BTreeSet<String> =
+            self.held_names()?.iter().map(ToString::to_string).collect();
         let ready = self.ready()?;
         let people = self.names()?.into_iter().map(|name| (self, name));
         let nobody = ready.names()?.into_iter().map(|name| (&ready, name));

@@ -17,6 +17,7 @@ mod device;
 pub mod erase;
 mod extending;
 pub mod foreign;
+mod held;
 mod identity;
 pub mod inside;
 mod layout;
@@ -35,6 +36,7 @@ mod verified;
 mod volume;
 
 pub use device::{DEVICE_TAIL, disk_at, identify};
+pub use held::Held;
 pub use identity::{Base, Identity, IdentityBlocks, MAX_NAME, VolumeState};
 pub use layout::BLOCK;
 pub use place::check_path;

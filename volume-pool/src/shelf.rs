@@ -11,6 +11,7 @@
 //! DIR/NAME/erasing     how far its [erasure](crate::erase) is
 //! DIR/NAME/device      instead of the identity and the bytes, of a volume on a [device](crate::device)
 //! DIR/.images/DIGEST/  the same of a [base](crate::bases)
+//! DIR/.held/DIGEST     the base of this image [stays](Shelf::hold), whoever leans on it
 //! DIR/.ready/ID/       the same of a volume that is [nobody's](crate::ready)
 //! ```
 

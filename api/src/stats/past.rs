@@ -77,6 +77,12 @@ pub struct NodeSummary {
 pub struct StatsList {
     /// In the order of their names.
     pub nodes: Vec<NodeSummary>,
+    /// Volumes that were given back and erased, as far as the placement that leads has heard since it was started.
+    #[serde(default)]
+    pub released_volumes: u64,
+    /// Bytes that they have freed.
+    #[serde(default)]
+    pub released_bytes: u64,
 }
 
 /// What is known of a node, and what is remembered.

@@ -2,6 +2,7 @@
 
 mod disks;
 mod images;
+mod keeps;
 mod leases;
 mod nodes;
 mod people;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub use disks::*;
 pub use images::*;
+pub use keeps::*;
 pub use leases::*;
 pub use nodes::*;
 pub use people::*;
@@ -132,6 +134,12 @@ pub enum Command {
     Rm(RmArgs),
     /// Remove names of images by rules: what of each hour, day, week, month or year is kept
     Prune(PruneArgs),
+    /// Have an image whole on so many nodes, or in so many caches, whatever becomes of them
+    Keep(KeepArgs),
+    /// List the images that must be at hand, and where they are
+    Kept(KeptArgs),
+    /// Have an image be anywhere or nowhere again
+    Unkeep(UnkeepArgs),
     /// Remove what no name reaches from the store, in two steps with a pause between
     Gc(GcArgs),
     /// Take care of the permanent store

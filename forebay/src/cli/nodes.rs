@@ -265,6 +265,9 @@ pub struct ErasuresArgs {
     /// The records of what was erased, each checked against this node's certificate
     #[arg(long)]
     pub records: bool,
+    /// What was erased lately on all nodes, as placement remembers it
+    #[arg(long, conflicts_with = "records")]
+    pub grid: bool,
 }
 
 /// `forebay volume resize`.

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod export;
 pub mod images;
 pub mod import;
+pub mod keep;
 pub mod lease;
 pub mod life;
 pub mod lineage;

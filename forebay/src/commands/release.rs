@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use api::released::{ReleasedList, ReleasedOn};
 use api::volume::{EraseMethod, EraseProof, Erasure, ReleaseVolume};
 use image::error::At;
 use image::{Error, Kind, Result};
 use node::daemon::DaemonClient;
 use volume_pool::erase::{Outcome, Record};
 
-use super::block_on;
 use super::node::daemon_client;
+use super::{block_on, with_grid};
 use crate::cli::{EraseArg, ErasuresArgs, ProofArg, ReleaseVolumeArgs};
 use crate::config::Config;
 use crate::grid::Grid;
@@ -77,6 +78,10 @@ fn record(config: &Config, path: &std::path::Path) -> Result<Record> {
 
 /// Runs `forebay volume erasures`.
 pub fn list(config: &Config, args: &ErasuresArgs, output: Output) -> Result<()> {
+    if args.grid {
+        let all = with_grid(config, |grid| async move { grid.placement.released().await })?;
+        return output.result(&all, grid_rows);
+    }
     if !args.records {
         let all = block_on(async { daemon_client(config).erasures().await })?;
         return output.result(&all, |all| rows(all));
@@ -110,6 +115,19 @@ fn rows(all: &[Erasure]) -> String {
         vec![e.id.clone(), e.name.clone(), bytes(e.done), bytes(e.size), why]
     });
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+fn grid_rows(all: &ReleasedList) -> String {
+    let head = ["VOLUME", "ID", "NODE", "POOL", "ENDED", "FREED", "READ BACK", "HOW"];
+    let head = head.map(str::to_owned).to_vec();
+    let rows = all.released.iter().map(|ReleasedOn { node, released: r }| {
+        let pool = r.pool.clone().unwrap_or_else(|| "-".into());
+        let names = vec![r.called.clone(), r.volume.clone(), node.clone(), pool, time(r.ended)];
+        let how = format!("{}, {} passes", r.method, r.passes);
+        [names, vec![bytes(r.freed), bytes(r.read_back), how]].concat()
+    });
+    let rows = table(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+    format!("{rows}in all: {} volumes, {}\n", all.volumes, bytes(all.bytes))
 }
 
 fn record_rows(all: &[Record]) -> String {

@@ -122,6 +122,8 @@ fn fleet(list: &StatsList) {
     sum("forebay_fleet_disk_free_bytes", |node| node.last.disk_free_bytes);
     sum("forebay_fleet_vms", |node| node.last.vms.into());
     sum("forebay_fleet_volumes", |node| node.last.volumes.into());
+    counter!("forebay_fleet_released_total").absolute(list.released_volumes);
+    counter!("forebay_fleet_released_bytes_total").absolute(list.released_bytes);
     list.nodes.iter().take(NAMED).for_each(node);
 }
 

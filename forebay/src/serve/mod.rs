@@ -4,6 +4,7 @@ mod captures;
 pub mod cores;
 pub mod errands;
 pub mod keeper;
+pub mod kept;
 pub mod measures;
 mod publish;
 pub mod rehearsals;

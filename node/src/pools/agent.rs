@@ -9,7 +9,7 @@ use api::goal::{DiskRoom, Goal, GoalItem, StatusReport, Told};
 use api::pool::{LocalClaim, VolumeKind};
 use blockio::Fs;
 use image::{Digest, Error, Kind, Result};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::items::{Items, Outcome};
 use super::ready::{Ready, request_of};
@@ -72,6 +72,8 @@ struct Inner<G> {
     options: AgentOptions,
     builds: Arc<Semaphore>,
     changed: Notify,
+    /// A goal has come.
+    told: watch::Sender<()>,
 }
 
 impl<G: Grid> Agent<G> {
@@ -96,8 +98,9 @@ impl<G: Grid> Agent<G> {
         };
         let builds = Arc::new(Semaphore::new(options.builds.max(1)));
         let items = Mutex::new(items);
-        let changed = Notify::new();
-        Ok(Self(Arc::new(Inner { ready, volumes, leases, items, options, builds, changed })))
+        let (changed, told) = (Notify::new(), watch::Sender::new(()));
+        let inner = Inner { ready, volumes, leases, items, options, builds, changed, told };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Reports, and does what it is told, until it is dropped.
@@ -160,8 +163,13 @@ impl<G: Grid> Agent<G> {
 
     async fn report(&self, number: u64) -> StatusReport {
         let volumes = self.0.volumes.told().await;
-        let items = self.0.items.lock().expect(UNPOISONED);
-        let (generation, goal) = items.version();
+        let ((generation, goal), statuses) = {
+            let items = self.0.items.lock().expect(UNPOISONED);
+            (items.version(), items.statuses())
+        };
+        // What is said to be done before it is said what is there is there.
+        let held = self.0.volumes.held().await;
+        let erased = self.0.volumes.erased().await;
         let room = self.0.ready.room();
         let (size, free) = room.unwrap_or_else(|error| {
             tracing::warn!(%error, "how much room there is for volumes is not known");
@@ -173,12 +181,14 @@ impl<G: Grid> Agent<G> {
             number,
             generation,
             goal,
-            items: items.statuses(),
+            items: statuses,
             ready: self.0.ready.list(),
             volumes,
+            held,
             disk: DiskRoom { size, free },
             leases,
             released,
+            erased,
             stats: self.0.options.sampler.untold().map(|stats| Box::new((*stats).clone())),
         }
     }
@@ -188,6 +198,7 @@ impl<G: Grid> Agent<G> {
         let items = self.0.items.lock().expect(UNPOISONED).unfinished();
         let sizes = items.iter().map(|item| match &item.goal {
             Goal::Build { kind, .. } | Goal::Claim { build: Some(kind), .. } => kind.size,
+            Goal::Hold { size, .. } => *size,
             Goal::Claim { build: None, .. } | Goal::Discard { .. } | Goal::Unknown => 0,
         });
         sizes.fold(0, u64::saturating_add)
@@ -211,10 +222,14 @@ impl<G: Grid> Agent<G> {
                 self.0.volumes.fence_lost(&lease.volume).await?;
             }
         }
+        self.0.volumes.recorded(told.recorded).await?;
         self.0.leases.answered(sent, told.lease_secs, &asked.released)?;
         let number = asked.stats.as_ref().map(|stats| stats.number);
         self.0.options.sampler.told(number, told.stats_secs);
         let new = self.change(|items| items.take(told.goal))?;
+        self.0.told.send_replace(());
+        let wanted = self.0.items.lock().expect(UNPOISONED).held();
+        self.0.volumes.hold_only(&wanted).await?;
         new.into_iter().for_each(|item| self.spawn(item));
         Ok(())
     }
@@ -257,9 +272,7 @@ impl<G: Grid> Agent<G> {
         match &item.goal {
             Goal::Build { pool, kind, rate } => {
                 let _turn = self.0.builds.acquire().await.expect("never closed");
-                if !self.0.items.lock().expect(UNPOISONED).wants(&item.id) {
-                    return Err(Error::new(Kind::Cancelled, "not wanted any more"));
-                }
+                self.is_wanted(&item.id)?;
                 self.change(|items| items.begin(&item.id))?;
                 let hurry = Hurry::Background { rate: *rate };
                 let took_millis = self.build((pool, kind), id, hurry).await?;
@@ -282,6 +295,14 @@ impl<G: Grid> Agent<G> {
                 };
                 Ok(Outcome { volume: Some(info.id), built: took_millis.is_some(), took_millis })
             }
+            Goal::Hold { image, size } => {
+                let _turn = self.0.builds.acquire().await.expect("never closed");
+                self.is_wanted(&item.id)?;
+                self.change(|items| items.begin(&item.id))?;
+                self.0.changed.notify_one();
+                self.0.volumes.hold(*image, *size, self.unwanted(&item.id)).await?;
+                Ok(Outcome::default())
+            }
             Goal::Discard { volume } => {
                 self.0.ready.discard(request_of(volume)?, self.seed(&id)).await?;
                 Ok(Outcome::default())
@@ -303,6 +324,24 @@ impl<G: Grid> Agent<G> {
         let begun = boottime();
         self.0.ready.build(pool, kind, self.birth(id), hurry).await?;
         Ok(Some(boottime().saturating_sub(begun)))
+    }
+
+    fn is_wanted(&self, item: &str) -> Result<()> {
+        match self.0.items.lock().expect(UNPOISONED).wants(item) {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Cancelled, "not wanted any more")),
+        }
+    }
+
+    /// Ends when an item is not in the newest goal any more.
+    fn unwanted(&self, item: &str) -> impl Future<Output = ()> + Send + 'static {
+        let (agent, item, mut told) = (self.clone(), item.to_owned(), self.0.told.subscribe());
+        async move {
+            while agent.0.items.lock().expect(UNPOISONED).wants(&item) {
+                // The sender is in what is held here.
+                let _ = told.changed().await;
+            }
+        }
     }
 
     /// For the erasure that an item asks for: another one for each.

@@ -4,11 +4,11 @@
 //! it is done once, however often and in whatever order goals arrive, and also if the daemon ends in between: what
 //! was begun is begun again, and whatever does it finds what was done already by the item's id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::ErrorBody;
 use api::goal::{Goal, GoalItem, GoalState, ItemState, ItemStatus};
-use image::{Error, Kind, Result};
+use image::{Digest, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 /// What is known of the newest goal. Kept in a file, as JSON.
@@ -78,6 +78,16 @@ impl Items {
     pub(super) fn unfinished(&self) -> Vec<GoalItem> {
         let open = self.known.values().filter(|known| !known.status.state.is_final());
         open.map(|known| known.item.clone()).collect()
+    }
+
+    /// The images that are to be held, and may be.
+    pub(super) fn held(&self) -> BTreeSet<Digest> {
+        let able = self.known.values().filter(|known| known.status.state != ItemState::Failed);
+        let image = |known: &Known| match known.item.goal {
+            Goal::Hold { image, .. } => Some(image),
+            _ => None,
+        };
+        able.filter_map(image).collect()
     }
 
     /// Whether something is still wanted.
@@ -202,7 +212,7 @@ mod tests {
                     goal(v + 1, &names.iter().map(String::as_str).collect::<Vec<_>>())
                 })
                 .collect();
-            let (mut items, mut begun) = (Items::default(), std::collections::BTreeSet::new());
+            let (mut items, mut begun) = (Items::default(), BTreeSet::new());
             for at in order {
                 for item in items.take(goals[at].clone()) {
                     prop_assert!(begun.insert(item.id.clone()), "{} twice", item.id);

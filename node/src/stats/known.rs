@@ -42,6 +42,9 @@ pub async fn known<G: Grid, V: Saves>(of: &Knows<G, V>, tallies: &Tallies) -> Kn
             has_image(&mut holdings, ready.kind.image, ready.kind.size);
         }
     }
+    for held in of.volumes.held().await.into_iter().filter(|held| held.whole) {
+        has_image(&mut holdings, Some(held.image), held.size);
+    }
     let attached = volumes.iter().filter_map(|volume| volume.attached.as_ref());
     let places = attached.filter_map(|attached| attached.path.to_str());
     let disks = volumes.iter().filter_map(|volume| volume.disk.to_str());

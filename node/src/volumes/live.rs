@@ -161,16 +161,7 @@ impl Live {
         files: Files,
         fill: bool,
     ) -> Result<Rc<Self>> {
-        let how = Attachment {
-            kind: ExportKind::Nbd,
-            path: Default::default(),
-            qmp: None,
-            read_only: true,
-            fill,
-            terms: Terms { copy: fill, ..Terms::default() },
-            trace: false,
-            moved: false,
-        };
+        let how = unshown(fill);
         let leans = files.identity.get().shares && !files.identity.get().plain;
         let image = files.image.clone().filter(|_| leans);
         let volume = Rc::new(Volume::open(files, core.engine.clone())?);
@@ -287,6 +278,11 @@ impl Live {
             }
             ripe.await;
         }
+    }
+
+    /// Why what is missing did not come the last time.
+    pub(super) fn trouble(&self) -> Option<Error> {
+        self.status.trouble.borrow().clone()
     }
 
     /// Takes over what the base has; then it is not needed any more.
@@ -565,6 +561,20 @@ impl Live {
             true => left::let_go(&self.shelf, &self.volume).await,
             false => Ok(()),
         }
+    }
+}
+
+/// How a volume is opened that is shown to nobody.
+pub(super) fn unshown(fill: bool) -> Attachment {
+    Attachment {
+        kind: ExportKind::Nbd,
+        path: Default::default(),
+        qmp: None,
+        read_only: true,
+        fill,
+        terms: Terms { copy: fill, ..Terms::default() },
+        trace: false,
+        moved: false,
     }
 }
 

@@ -13,9 +13,11 @@
 mod bases;
 mod cores;
 mod disk;
+mod erased;
 mod extend;
 mod fleeced;
 mod gate;
+mod held;
 pub(crate) mod http;
 mod hydrate;
 mod kept;

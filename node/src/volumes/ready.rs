@@ -13,7 +13,7 @@ use api::pool::VolumeKind;
 use api::volume::VolumeInfo;
 
 use super::live::Live;
-use super::service::{Birth, Share, Volumes};
+use super::service::{Birth, Volumes};
 use crate::daemon::Grid;
 use crate::format::format;
 use crate::rate::{Rate, RealTime};
@@ -107,17 +107,13 @@ impl<G: Grid> Volumes<G> {
         let of_image = image.as_ref().map(|image| *image.geometry());
         let sector = kind.sector.or(of_image.map(|g| g.sector())).unwrap_or(512);
         let chunk_log2 = of_image.map_or(DEFAULT_CHUNK_LOG2, |g| g.chunk_log2());
-        let blank = image.is_none();
+        let (blank, shares) = (image.is_none(), self.shares(image.as_deref()).await?);
         let new = NewVolume {
             name: name_of(&birth.id),
             id: birth.id,
             geometry: volume_pool::size::geometry(kind.size, sector, chunk_log2)?,
             image,
-            shares: match self.0.share {
-                Share::Auto => self.0.reflinks,
-                Share::Always => true,
-                Share::Never => false,
-            },
+            shares,
             device: None,
             created: birth.now,
         };

@@ -18,6 +18,7 @@ use volume_pool::erase::{Method, Plan, Proof, Record};
 use volume_pool::ready::name_of;
 use volume_pool::{Shelf, VolumeState};
 
+use super::erased;
 use super::service::{UNPOISONED, Volumes, blocking, now};
 use crate::daemon::Grid;
 
@@ -132,6 +133,7 @@ impl<G: Grid> Volumes<G> {
                 Ok(()) => {
                     tracing::info!(volume = run.name, id, "erased");
                     volumes.0.erasures.lock().expect(UNPOISONED).remove(&id);
+                    volumes.0.told.changed();
                 }
                 Err(error) => {
                     tracing::error!(%error, volume = run.name, id, "not erased; it stays out of use");
@@ -207,6 +209,8 @@ fn erase(
         }
     })?;
     let record = erasure.record(&signer.name()?, now(), None);
+    // Before there is a record, so that none is ever left untold.
+    erased::note(&records, id, ready.origin(id)?.as_deref())?;
     keep(&record, signer, &records, id)?;
     // Only now: until it is said what was done, it is not done.
     drop(erasure);

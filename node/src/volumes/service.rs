@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
+use api::keep::HeldImage;
 use api::volume::{AttachVolume, Attachment, CreateVolume, ExportKind, Scrubbed, VolumeInfo};
 use blockio::{BlockFile, Fs};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use image::error::At;
 use image::geometry::DEFAULT_CHUNK_LOG2;
-use image::{ChunkSource, Error, Geometry, Kind, Manifest, ReadContext, Result};
+use image::{ChunkSource, Digest, Error, Geometry, Kind, Manifest, ReadContext, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use volume_pool::{Identity, NewVolume, Shelf};
 
@@ -61,7 +62,8 @@ pub struct VolumeOptions {
 /// `never`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Share {
-    /// Those on a file system that lets files share blocks, so that they become plain all the same.
+    /// Those on a file system that lets files share blocks, so that they become plain all the same; elsewhere those of
+    /// an image that the node holds.
     #[default]
     Auto,
     /// All. Where files cannot share blocks they hold only what their guests write, and do not become plain.
@@ -130,6 +132,8 @@ pub(super) struct Inner<G> {
     pub(super) watchdog: Arc<Watchdog>,
     /// What placement was told last.
     pub(super) told: Told,
+    /// The images that it was told are held.
+    pub(super) held: std::sync::Mutex<Vec<HeldImage>>,
     /// One change of a volume at a time.
     changing: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -184,6 +188,7 @@ impl<G: Grid> Volumes<G> {
             leases: options.leases,
             watchdog: options.watchdog,
             told: Told::default(),
+            held: std::sync::Mutex::default(),
             changing: std::sync::Mutex::default(),
         }));
         if let Err(error) = volumes.resume_erasures().await {
@@ -231,16 +236,13 @@ impl<G: Grid> Volumes<G> {
             None => None,
         };
         let geometry = geometry(&asked, image.as_deref())?;
+        let shares = self.shares(image.as_deref()).await?;
         let new = NewVolume {
             name: asked.name.clone(),
             id: birth.id,
             geometry,
             image,
-            shares: match self.0.share {
-                Share::Auto => self.0.reflinks,
-                Share::Always => true,
-                Share::Never => false,
-            },
+            shares,
             device: asked.device,
             created: birth.now,
         };
@@ -519,9 +521,15 @@ impl<G: Grid> Volumes<G> {
 
     /// The core that a volume is to live on. Those that lean on a base live together, on its core.
     pub(super) fn home(&self, identity: &Identity) -> usize {
-        let base = identity.base.filter(|_| identity.shares && !identity.plain);
-        let key = base.map_or(identity.name.clone(), |base| base.image.to_string());
-        number_of(&key) as usize % self.0.cores.count()
+        match identity.base.filter(|_| identity.shares && !identity.plain) {
+            Some(base) => self.home_of(&base.image),
+            None => number_of(&identity.name) as usize % self.0.cores.count(),
+        }
+    }
+
+    /// The core that the base of an image lives on.
+    pub(super) fn home_of(&self, image: &Digest) -> usize {
+        number_of(&image.to_string()) as usize % self.0.cores.count()
     }
 
     fn leaves_home(&self, name: &str) {

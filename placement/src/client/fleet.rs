@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use api::goal::{GoalState, NodeList, StatusReport, Told};
+use api::keep::{KeepInfo, KeepList, SetKeep};
 use api::lease::{BreakLease, LeaseGrant, LeaseInfo, LeaseList, TakeLease};
 use api::life::{Forgotten, NodeLife, SetStanding, Standing};
 use api::operation::{Operation, OperationList};
 use api::place::{PlaceAnswer, PlaceAsk, Reservation, ReservationList};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
+use api::released::ReleasedList;
 use api::stats::{NodeHistory, StatsList};
 use hyper::Method;
 use image::Result;
@@ -75,6 +77,31 @@ impl Client {
     pub async fn release_reservation(&self, id: &str) -> Result<Reservation> {
         let path = format!("/v1/reservations/{}", segment(id)?);
         self.send(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// The images that must be at hand, and where they are.
+    pub async fn keeps(&self) -> Result<KeepList> {
+        self.all("/v1/keeps").await
+    }
+
+    /// One of them.
+    pub async fn keep(&self, name: &str) -> Result<KeepInfo> {
+        self.get(&format!("/v1/keeps/{}", segment(name)?)).await
+    }
+
+    /// Says where an image must be. May be asked again.
+    pub async fn set_keep(&self, name: &str, set: &SetKeep) -> Result<KeepInfo> {
+        self.send(Method::PUT, &format!("/v1/keeps/{}", segment(name)?), Some(set)).await
+    }
+
+    /// Says that an image need not be anywhere any more; returns how it was.
+    pub async fn unkeep(&self, name: &str) -> Result<KeepInfo> {
+        self.send(Method::DELETE, &format!("/v1/keeps/{}", segment(name)?), None::<&()>).await
+    }
+
+    /// What was given back lately, and erased.
+    pub async fn released(&self) -> Result<ReleasedList> {
+        self.get("/v1/released").await
     }
 
     /// All leases that nodes have.

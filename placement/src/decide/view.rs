@@ -293,7 +293,8 @@ impl View {
         }
     }
 
-    pub(super) fn levels(&self) -> &[String] {
+    /// The levels of failure domains, the widest first.
+    pub(crate) fn levels(&self) -> &[String] {
         &self.levels
     }
 

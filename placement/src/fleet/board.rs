@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use super::NodeEntry;
 use super::demand::Demand;
 use super::goals::Goals;
+use super::keeps::Keep;
 use super::life::{Standings, Stood};
 use super::mirror::Mirror;
 use super::operations::Kept;
@@ -27,6 +28,7 @@ pub(super) struct Board {
     standings: Mirror<Stood>,
     pub(super) pools: Mirror<SetPool>,
     pub(super) demands: Mirror<Demand>,
+    pub(super) keeps: Mirror<Keep>,
     /// Those that are not over.
     pub(super) open: Mirror<Kept>,
     /// Claims of each pool that were written down since a pass has counted them.
@@ -52,6 +54,7 @@ impl Default for Board {
             standings: Mirror::new(super::life::PREFIX, all),
             pools: Mirror::new("pools/", all),
             demands: Mirror::new(super::demands::PREFIX, all),
+            keeps: Mirror::new(super::keeps::PREFIX, all),
             open: Mirror::new("operations/", open),
             claimed: BTreeMap::new(),
         }
@@ -71,6 +74,7 @@ impl Board {
         self.standings.catch_up(state).await?;
         self.pools.catch_up(state).await?;
         self.demands.catch_up(state).await?;
+        self.keeps.catch_up(state).await?;
         self.open.catch_up(state).await
     }
 
@@ -80,6 +84,7 @@ impl Board {
             self.goals.wrote(key);
             self.demands.wrote(key);
             self.open.wrote(key);
+            self.keeps.wrote(key);
         }
     }
 

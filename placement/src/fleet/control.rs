@@ -11,7 +11,7 @@ use api::life::Standing;
 use api::operation::OperationState;
 use api::place::Policy;
 use api::pool::{Claimed, PoolBound, PoolDemand, Served};
-use image::{Error, Kind, Result};
+use image::{Digest, Error, Kind, Result};
 use tokio::time::Instant;
 
 use super::board::Board;
@@ -46,14 +46,33 @@ const FORGETS: u64 = 600;
 const SHUNNED: u64 = 10;
 const SHUNNED_MOST: u64 = 600;
 
-/// Builds of a pool that have failed on a node, one after the other.
+/// What has failed on a node, one time after the other.
 #[derive(Default)]
-struct Failures {
+pub(super) struct Failures {
     times: u32,
     /// It is not told again before, in seconds since 1970.
     until: u64,
     /// Of the last one.
-    why: String,
+    pub(super) why: String,
+}
+
+impl Failures {
+    /// It has failed once more: the pause is doubled.
+    pub(super) fn again(&mut self, now: u64, why: String) {
+        self.until = now + (SHUNNED << self.times.min(10)).min(SHUNNED_MOST);
+        self.times += 1;
+        self.why = why;
+    }
+
+    /// Whether it is not told again yet.
+    pub(super) fn shuns(&self, now: u64) -> bool {
+        now < self.until
+    }
+
+    /// Whether the next pause depends on it still.
+    pub(super) fn is_of_use(&self, now: u64) -> bool {
+        now < self.until + SHUNNED_MOST
+    }
 }
 
 /// What a pass looks at.
@@ -66,7 +85,6 @@ pub(super) enum Look {
 }
 
 /// What a pass remembers for the next.
-#[derive(Default)]
 pub(super) struct Memory {
     /// When operations that are long over are forgotten next, in seconds since 1970.
     forget: u64,
@@ -76,13 +94,25 @@ pub(super) struct Memory {
     pub(super) demands: Demands,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
+    /// By image and node.
+    pub(super) unheld: BTreeMap<(Digest, String), Failures>,
+    /// There are nodes that hold images, or may be.
+    pub(super) holds: bool,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let (filling, demands, failed, unheld) = Default::default();
+        // Of what was told before one begins nothing is known.
+        Self { forget: 0, filling, turn: 0, demands, failed, unheld, holds: true }
+    }
 }
 
 impl Memory {
     /// By node the pools that it is not to build for now.
     fn shunned(&self, now: u64) -> BTreeMap<&str, Vec<&str>> {
         let mut shunned: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for ((pool, node), _) in self.failed.iter().filter(|(_, failed)| now < failed.until) {
+        for ((pool, node), _) in self.failed.iter().filter(|(_, failed)| failed.shuns(now)) {
             shunned.entry(node).or_default().push(pool);
         }
         shunned
@@ -90,13 +120,13 @@ impl Memory {
 }
 
 /// Everything as of one moment, and what is to become of it.
-struct Pass<'a> {
-    now: u64,
-    ticks: u64,
+pub(super) struct Pass<'a> {
+    pub(super) now: u64,
+    pub(super) ticks: u64,
     /// Of the nodes that are looked at.
-    heard: &'a Reports,
-    standings: Standings,
-    goals: Goals<'a>,
+    pub(super) heard: &'a Reports,
+    pub(super) standings: Standings,
+    pub(super) goals: Goals<'a>,
     /// Operations that are not over.
     open: Vec<(Kept, Versioned)>,
     /// Of those, the ones that have changed.
@@ -222,18 +252,22 @@ impl Fleet {
         };
         let left = pass.settle(news, memory);
         let more = self.tell_claims(&mut pass).await?;
+        let mut kept = Vec::new();
         if look == Look::All {
             pass.settle_away();
             // Just started, a node that has not been heard of yet is not away.
             let all = board.nodes.entries().keys().all(|node| heard.get(node).is_some());
             if all || ticks >= since + AWAY {
                 self.plan_pools(board, &mut pass, memory).await?;
+                kept = self.plan_keeps(board, &mut pass, memory).await?;
             }
         }
         if more {
             self.wake.notify_one();
         }
-        Ok(Writes { left, ..pass.writes() })
+        let mut writes = Writes { left, ..pass.writes() };
+        writes.all.extend(kept);
+        Ok(writes)
     }
 
     /// Writes the demand for pools down. What is not written is only forgotten with this process.
@@ -307,7 +341,7 @@ impl Fleet {
                 Err(error) => tracing::warn!(%error, pool = name, "a pool that is not filled"),
             }
         }
-        memory.failed.retain(|_, failed| pass.now < failed.until + SHUNNED_MOST);
+        memory.failed.retain(|_, failed| failed.is_of_use(pass.now));
         // The first has been first often enough, if not all had their turn.
         let turn = memory.turn % pools.len().max(1);
         pools.rotate_left(turn);
@@ -357,6 +391,11 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// Why an item has failed.
+fn why(status: &ItemStatus) -> String {
+    status.error.as_ref().map_or_else(String::new, |e| e.message.clone())
+}
+
 impl Kept {
     /// The node that it is with.
     fn node(&self) -> Option<&String> {
@@ -373,8 +412,12 @@ impl Pass<'_> {
             let Some(last) = self.heard.get(node) else { continue };
             let status: BTreeMap<&str, &ItemStatus> =
                 last.report.items.iter().map(|s| (s.id.as_str(), s)).collect();
-            let over =
-                |item: &GoalItem| status.get(item.id.as_str()).filter(|s| s.state.is_final());
+            // What is held is done as long as it is to be held.
+            let is_over = |item: &GoalItem, s: &ItemStatus| {
+                s.state.is_final()
+                    && !matches!((&item.goal, s.state), (Goal::Hold { .. }, ItemState::Done))
+            };
+            let over = |item: &GoalItem| status.get(item.id.as_str()).filter(|s| is_over(item, s));
             let ended: Vec<(GoalItem, ItemStatus)> = self
                 .goals
                 .items(node)
@@ -447,7 +490,7 @@ impl Pass<'_> {
         }
     }
 
-    fn is_away(&self, node: &str) -> bool {
+    pub(super) fn is_away(&self, node: &str) -> bool {
         self.heard.get(node).is_none_or(|last| last.is_away(self.ticks))
     }
 
@@ -458,11 +501,7 @@ impl Pass<'_> {
                 let key = (pool.clone(), node.to_owned());
                 if failed {
                     let failed = memory.failed.entry(key).or_default();
-                    let pause = (SHUNNED << failed.times.min(10)).min(SHUNNED_MOST);
-                    failed.times += 1;
-                    failed.until = self.now + pause;
-                    failed.why =
-                        status.error.as_ref().map_or_else(String::new, |e| e.message.clone());
+                    failed.again(self.now, why(status));
                     tracing::warn!(node, pool, failed.why, "a build has failed");
                 } else {
                     memory.demands.built(pool, status.took_millis);
@@ -474,6 +513,11 @@ impl Pass<'_> {
                     memory.demands.built(pool, status.took_millis);
                 }
                 self.claim_ended(node, request, item, status);
+            }
+            Goal::Hold { image, .. } => {
+                let failed = memory.unheld.entry((*image, node.to_owned())).or_default();
+                failed.again(self.now, why(status));
+                tracing::warn!(node, %image, failed.why, "an image is not held");
             }
             Goal::Discard { .. } | Goal::Unknown => {}
         }
@@ -551,7 +595,12 @@ impl Pass<'_> {
         room
     }
 
-    fn node<'a>(&'a self, name: &'a str, shunned: &BTreeMap<&str, Vec<&'a str>>) -> NodeView<'a> {
+    /// A node, for planning, and the pools that are not to be built for there now.
+    pub(super) fn node<'a>(
+        &'a self,
+        name: &'a str,
+        shunned: &BTreeMap<&str, Vec<&'a str>>,
+    ) -> NodeView<'a> {
         let mut view = NodeView { name, away: self.is_away(name), ..NodeView::default() };
         let Some(last) = self.heard.get(name) else { return view };
         let standing = self.standings.of(name);
@@ -578,6 +627,9 @@ impl Pass<'_> {
                 // Which one it will be is the node's to choose.
                 Goal::Claim { pool, build: None, .. } => *taken.entry(pool).or_default() += 1,
                 Goal::Discard { volume } => drop(going.insert(volume.as_str())),
+                // What is there is not free any more, by the same report.
+                Goal::Hold { .. } if over.contains(item.id.as_str()) => {}
+                Goal::Hold { size, .. } => view.free = view.free.saturating_sub(*size),
                 Goal::Unknown => {}
             }
         }

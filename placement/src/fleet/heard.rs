@@ -35,6 +35,7 @@ fn is_news(before: &StatusReport, now: &StatusReport) -> bool {
         || before.items != now.items
         || before.ready != now.ready
         || before.volumes != now.volumes
+        || before.held != now.held
         || before.released != now.released
 }
 
@@ -124,6 +125,8 @@ mod tests {
             items: vec![],
             ready: vec![],
             volumes: vec![],
+            held: vec![],
+            erased: vec![],
             disk: Default::default(),
             leases: vec![],
             released: vec![],

@@ -19,13 +19,17 @@ mod facts;
 mod goals;
 mod heard;
 mod hearing;
+mod hold;
+mod keeps;
 pub(crate) mod leases;
 pub(crate) mod life;
 mod mirror;
 mod operations;
+pub(crate) mod pinned;
 mod plan;
 pub(crate) mod pools;
 mod reads;
+mod released;
 mod reserve;
 mod stats;
 #[cfg(test)]
@@ -35,16 +39,17 @@ mod writes;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::goal::{GoalState, NodeInfo, NodeList, StatusReport, Told};
+use api::goal::{Goal, GoalItem, GoalState, NodeInfo, NodeList, StatusReport, Told};
 use api::grid::PlacementInfo;
 use api::life::Standing;
 use api::operation::{Operation, OperationList};
 use api::place::Policy;
 use api::stats::{NodeHistory, Since, StatsList};
-use image::{Error, Kind, Result};
+use image::{Digest, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
@@ -55,14 +60,17 @@ use crate::state::State;
 use crate::state::keys::{Transaction, encode};
 use board::Board;
 use hearing::Hearing;
+use hold::Stands;
 use plan::Plan;
 use waiting::Waiting;
 
 pub(crate) use demand::Demand;
 pub(crate) use hearing::Answers;
+pub(crate) use keeps::Keep;
 pub(crate) use leases::Lease;
 pub(crate) use life::Stood;
 pub(crate) use operations::Kept;
+pub(crate) use released::GivenBack;
 pub(crate) use reserve::Book;
 pub(crate) use stats::Stats;
 
@@ -120,6 +128,10 @@ pub(crate) struct Fleet {
     choosing: tokio::sync::Mutex<()>,
     /// What was planned last, by pool: for people.
     planned: Mutex<BTreeMap<String, Plan>>,
+    /// How images that must be at hand stood last, by name: for people.
+    kept: Mutex<BTreeMap<String, (Digest, Stands)>>,
+    /// Volumes that were given back since this placement was started, and the bytes that they have freed.
+    released: (AtomicU64, AtomicU64),
     /// It is at its end.
     over: watch::Sender<bool>,
     /// There is something to look at.
@@ -129,6 +141,14 @@ pub(crate) struct Fleet {
 }
 
 const UNPOISONED: &str = "no panics while locked";
+
+/// How many items of a goal are not done. What is held stays there when it is.
+fn open(goal: &GoalState, report: Option<&StatusReport>) -> u32 {
+    let over = report.map(StatusReport::over).unwrap_or_default();
+    let is_held =
+        |item: &GoalItem| matches!(item.goal, Goal::Hold { .. }) && over.contains(item.id.as_str());
+    goal.items.iter().filter(|item| !is_held(item)).count() as u32
+}
 
 impl Fleet {
     pub(crate) fn new(
@@ -149,6 +169,8 @@ impl Fleet {
             stats,
             choosing: tokio::sync::Mutex::default(),
             planned: Mutex::default(),
+            kept: Mutex::default(),
+            released: Default::default(),
             over: watch::Sender::new(false),
             wake: Notify::new(),
             waiting: Waiting::default(),
@@ -166,6 +188,8 @@ impl Fleet {
         check_name(node)?;
         self.refuse_forgotten(node).await?;
         self.note_reads(node, &report).await?;
+        self.note_released(node, &report).await?;
+        let recorded: Vec<String> = report.erased.iter().map(|one| one.volume.clone()).collect();
         let (measured, run) = (report.stats.take(), report.run.clone());
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));
         let (leases, released) = (report.leases.clone(), report.released.clone());
@@ -198,10 +222,13 @@ impl Fleet {
             };
             let lost = self.lost(node, &leases).await?;
             let stats_secs = self.stats.wanted(node, self.clock.ticks());
-            Ok(Told { goal, lease_secs: self.lease_secs, lost, stats_secs })
+            let (lease_secs, recorded) = (self.lease_secs, recorded.clone());
+            Ok(Told { goal, lease_secs, lost, recorded, stats_secs })
         };
         let news = |told: &Told| {
-            (told.goal.generation, told.goal.version) > answers || !told.lost.is_empty()
+            (told.goal.generation, told.goal.version) > answers
+                || !told.lost.is_empty()
+                || !told.recorded.is_empty()
         };
         self.until(&goals::key(node), wait, look, news).await
     }
@@ -300,7 +327,7 @@ impl Fleet {
                 standing: standings.of(&name),
                 goal: goal.map_or(0, |g| g.version),
                 answers: report.map_or(0, |r| r.goal),
-                open: goal.map_or(0, |g| g.items.len() as u32),
+                open: goal.map_or(0, |g| open(g, report)),
                 ready: ready.count() as u32,
                 disk: report.map(|r| r.disk).unwrap_or_default(),
                 name,
@@ -312,7 +339,12 @@ impl Fleet {
 
     /// What nodes have measured last; with `every`, nodes measure so many seconds apart for a while.
     pub(crate) fn stats(&self, every: u32) -> StatsList {
-        self.stats.list(every, self.clock.ticks())
+        let released = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        StatsList {
+            released_volumes: released(&self.released.0),
+            released_bytes: released(&self.released.1),
+            ..self.stats.list(every, self.clock.ticks())
+        }
     }
 
     /// What a node has measured, and a part of its past.

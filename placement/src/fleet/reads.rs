@@ -7,11 +7,10 @@ use std::collections::BTreeSet;
 
 use api::goal::{Goal, StatusReport};
 use api::lease::ReadLease;
-use api::pool::VolumeKind;
 use image::{Digest, Error, Kind, Result};
 
 use super::goals::Goals;
-use super::{Fleet, TRIES};
+use super::{Fleet, Keep, TRIES};
 use crate::state::keys::{Transaction, encode};
 
 const PREFIX: &str = "reads/";
@@ -20,7 +19,8 @@ const MOST: usize = 8192;
 
 /// What a node reads from, as it says.
 fn of(report: &StatusReport) -> BTreeSet<Digest> {
-    report.volumes.iter().filter_map(|volume| volume.image).collect()
+    let volumes = report.volumes.iter().filter_map(|volume| volume.image);
+    volumes.chain(report.held.iter().map(|held| held.image)).collect()
 }
 
 impl Fleet {
@@ -88,14 +88,18 @@ impl Fleet {
             self.read_leases().await?.into_iter().map(|lease| lease.image).collect();
         let goals = Goals::load(&self.state).await?;
         let items = goals.iter().flat_map(|(_, goal)| &goal.items);
-        held.extend(items.filter_map(|item| built(&item.goal)?.image));
+        held.extend(items.filter_map(|item| wanted(&item.goal)));
+        let kept = self.state.list_versioned::<Keep>(super::keeps::PREFIX).await?;
+        held.extend(kept.iter().flat_map(|(_, keep, _)| [Some(keep.image), keep.before]).flatten());
         Ok(held)
     }
 }
 
-fn built(goal: &Goal) -> Option<&VolumeKind> {
+/// The image that a node needs for what it is told.
+fn wanted(goal: &Goal) -> Option<Digest> {
     match goal {
-        Goal::Build { kind, .. } | Goal::Claim { build: Some(kind), .. } => Some(kind),
+        Goal::Build { kind, .. } | Goal::Claim { build: Some(kind), .. } => kind.image,
+        Goal::Hold { image, .. } => Some(*image),
         _ => None,
     }
 }

@@ -190,7 +190,7 @@ impl Stats {
         let mut known = self.now(ticks);
         known.look.look(every, ticks);
         let summaries = known.nodes.iter().map(|(name, past)| past.summary(name, ticks));
-        StatsList { nodes: summaries.collect() }
+        StatsList { nodes: summaries.collect(), ..StatsList::default() }
     }
 
     /// How often somebody wants to see what a node measures, in seconds.

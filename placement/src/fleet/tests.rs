@@ -4,8 +4,10 @@
 mod cancel;
 mod demand;
 mod fences;
+mod keeps;
 mod life;
 mod reads;
+mod released;
 mod returns;
 mod schedules;
 mod unreadable;
@@ -19,11 +21,13 @@ use api::error::ErrorBody;
 use api::goal::{
     DiskRoom, Goal, GoalItem, GoalState, ItemState, ItemStatus, ReadyVolume, StatusReport,
 };
+use api::keep::{HeldImage, SetKeep};
 use api::lease::{BreakLease, HeldLease, TakeLease, TransferLease};
 use api::life::{NodeVolume, Standing};
 use api::operation::OperationState;
 use api::place::Policy;
 use api::pool::{Claimed, Follow, NewClaim, PoolInfo, Served, SetPool};
+use api::released::Released;
 use image::{Error, Kind};
 
 use super::control::{Look, Memory};
@@ -54,6 +58,8 @@ struct Node {
     took_millis: Option<u64>,
     free: u64,
     volumes: Vec<NodeVolume>,
+    held: BTreeSet<HeldImage>,
+    erased: Vec<Released>,
     leases: Vec<HeldLease>,
     released: Vec<HeldLease>,
 }
@@ -72,6 +78,8 @@ impl Node {
             took_millis: None,
             free: 300 * SIZE,
             volumes: Vec::new(),
+            held: BTreeSet::new(),
+            erased: Vec::new(),
             leases: Vec::new(),
             released: Vec::new(),
         }
@@ -87,9 +95,11 @@ impl Node {
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
             volumes: self.volumes.clone(),
-            disk: DiskRoom { size: 1000 * SIZE, free: self.free },
+            held: self.held.iter().copied().collect(),
+            disk: DiskRoom { size: (1000 * SIZE).max(2 * self.free), free: self.free },
             leases: self.leases.clone(),
             released: std::mem::take(&mut self.released),
+            erased: self.erased.clone(),
             stats: None,
         }
     }
@@ -97,6 +107,11 @@ impl Node {
     fn take(&mut self, goal: GoalState) {
         if goal.version >= self.goal.version {
             self.done.retain(|id, _| goal.items.iter().any(|item| item.id == *id));
+            let is_held = |image| {
+                let holds = |item: &GoalItem| matches!(item.goal, Goal::Hold { image: of, .. } if of == image);
+                goal.items.iter().any(holds)
+            };
+            self.held.retain(|held| is_held(held.image));
             self.goal = goal;
         }
     }
@@ -148,6 +163,10 @@ impl Node {
                     }
                     (None, None) => status.error = failed(Kind::Gone, "none is ready"),
                 }
+            }
+            Goal::Hold { .. } if self.fails => status.error = failed(Kind::Full, "no room"),
+            Goal::Hold { image, size } => {
+                self.held.insert(HeldImage { image: *image, size: *size, whole: true });
             }
             Goal::Discard { volume } => self.ready.retain(|v| v.id != *volume),
             Goal::Unknown => status.error = failed(Kind::Unsupported, "not known"),

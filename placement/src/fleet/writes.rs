@@ -20,6 +20,13 @@ pub(super) struct Write {
     pub write: Transaction,
 }
 
+impl Write {
+    /// Of one key that is no node's.
+    pub(super) fn of_no_node(key: String, write: Transaction) -> Self {
+        Self { node: None, keys: vec![key], write }
+    }
+}
+
 /// What a pass has decided; no key is in two of them.
 pub(super) struct Writes {
     pub all: Vec<Write>,

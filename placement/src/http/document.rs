@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr};
 use utoipa::{Modify, OpenApi};
 
-use super::{care, fleet, handlers, people, stats};
+use super::{care, fleet, handlers, keeps, people, stats};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -54,6 +54,11 @@ use super::{care, fleet, handlers, people, stats};
         fleet::set_pool,
         fleet::delete_pool,
         fleet::claim,
+        keeps::keeps,
+        keeps::keep,
+        keeps::set_keep,
+        keeps::unkeep,
+        keeps::released,
         fleet::leases,
         fleet::take_lease,
         fleet::transfer_lease,

@@ -7,6 +7,7 @@ use api::life::{Forget, Forgotten, NodeLife, SetStanding};
 use api::operation::{Operation, OperationList, Wait};
 use api::page::{Page, Paged};
 use api::pool::{NewClaim, PoolInfo, PoolList, SetPool};
+use api::released::Released;
 use axum::extract::State;
 use axum::{Extension, Json};
 use image::{Error, Kind};
@@ -15,6 +16,7 @@ use super::App;
 use super::access::Who;
 use super::body::{Asked, Body, Failure, LongBody, Name};
 use super::peer::Peer;
+use crate::audit::Deed;
 
 type Answer<T> = Result<Json<T>, Failure>;
 
@@ -67,7 +69,23 @@ pub(super) async fn report(
     LongBody(report): LongBody<StatusReport, MAX_REPORT>,
 ) -> Answer<Told> {
     is_itself(&peer, &name)?;
+    for erased in app.fleet.note_released(&name, &report).await? {
+        app.audit.done_soon(released(&name, &erased)).await;
+    }
     Ok(Json(app.fleet.report(&name, report, wait.into()).await?))
+}
+
+/// A volume that was given back, for the audit log.
+fn released(node: &str, erased: &Released) -> Deed {
+    let Released { volume, called, pool, freed, method, passes, .. } = erased;
+    let of = pool.as_ref().map_or_else(String::new, |pool| format!(" of pool {pool}"));
+    Deed {
+        who: format!("node {node}"),
+        what: "erased".into(),
+        object: volume.clone(),
+        outcome: "done".into(),
+        said: format!("{called}{of}: {method}, {passes} passes, {freed} bytes freed"),
+    }
 }
 
 /// That a node speaks for itself; admins may speak for any.

@@ -77,7 +77,8 @@ pub(super) async fn serving(
     if member.role != Role::Server || member.name != name {
         return Err(not_itself(&name).into());
     }
-    Ok(Json(app.catalog.serving(member, at).await?))
+    let lease = app.catalog.serving(member, at).await?;
+    Ok(Json(Lease { keep: app.fleet.pins_of(&name).await?, ..lease }))
 }
 
 /// That a cache serves no longer (the cache itself; admins)

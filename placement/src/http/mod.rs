@@ -13,6 +13,7 @@ mod guard;
 mod handlers;
 #[cfg(test)]
 mod hostile;
+mod keeps;
 mod leader;
 mod patient;
 mod peer;
@@ -110,6 +111,11 @@ const ROUTES: &[Route] = &[
     ("PUT", "/v1/pools/{name}", Access::Operator),
     ("DELETE", "/v1/pools/{name}", Access::Operator),
     ("POST", "/v1/pools/{name}/claims", Access::Worker),
+    ("GET", "/v1/keeps", Access::Member),
+    ("GET", "/v1/keeps/{ref}", Access::Member),
+    ("PUT", "/v1/keeps/{ref}", Access::Operator),
+    ("DELETE", "/v1/keeps/{ref}", Access::Operator),
+    ("GET", "/v1/released", Access::Member),
     ("GET", "/v1/leases", Access::Member),
     // Each only its own: the handlers see to that.
     ("PUT", "/v1/leases/{name}", Access::Writer),
@@ -197,6 +203,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/pools", get(fleet::pools))
         .route("/v1/pools/{name}", get(fleet::pool).put(fleet::set_pool).delete(fleet::delete_pool))
         .route("/v1/pools/{name}/claims", post(fleet::claim))
+        .route("/v1/keeps", get(keeps::keeps))
+        .route("/v1/keeps/{ref}", get(keeps::keep).put(keeps::set_keep).delete(keeps::unkeep))
+        .route("/v1/released", get(keeps::released))
         .route("/v1/leases", get(fleet::leases))
         .route("/v1/leases/{name}", put(fleet::take_lease))
         .route("/v1/leases/{name}/transfer", post(fleet::transfer_lease))

@@ -12,7 +12,7 @@ use super::generation::{GENERATION, NOT_BEFORE, RESTORING};
 use super::keys::{Versioned, decode};
 use super::place::StatePlace;
 use super::{FORMAT, GRID, Holder, LEADERS, SEQ, STORE, Server, Target, Token, VERSION};
-use crate::fleet::{Book, Demand, Kept, Lease, NodeEntry, Stood};
+use crate::fleet::{Book, Demand, GivenBack, Keep, Kept, Lease, NodeEntry, Stood};
 
 /// Looks at one value; `name` is what follows the family in its key.
 type Look = fn(key: &str, name: &str, value: &Versioned) -> Result<()>;
@@ -33,6 +33,7 @@ const FAMILIES: &[(&str, Look)] = &[
     (crate::audit::HEAD, json::<api::audit::AuditHead>),
     ("demand/", json::<Demand>),
     ("goals/", json::<GoalState>),
+    ("keeps/", json::<Keep>),
     (LEADERS, json::<String>),
     ("leases/", json::<Lease>),
     ("members/", json::<Holder>),
@@ -42,6 +43,7 @@ const FAMILIES: &[(&str, Look)] = &[
     ("pools/", json::<SetPool>),
     ("reads/", json::<BTreeSet<Digest>>),
     ("refs/", |key, name, value| named::<Ref>(name).and(json::<Target>(key, name, value))),
+    ("released/", json::<GivenBack>),
     ("removed/", json::<u64>),
     ("reserved/", json::<Book>),
     ("servers/", |key, name, value| match decode::<Server>(key, value)?.info.name {

@@ -54,10 +54,12 @@ use std::time::Duration;
 
 use api::catalog::RefInfo;
 use api::grid::{CacheInfo, Role};
+use api::keep::CachedImage;
 use image::{BootTrace, Digest, Error, Kind, Ref, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::RefMove;
+use crate::fleet::pinned::Cache;
 use generation::{Fenced, GENERATION, NOT_BEFORE, RESTORING};
 use keys::{Keys, Listing, MAX_OPS, Transaction, Versioned, Watch, decode, encode};
 
@@ -147,6 +149,9 @@ struct Server {
     /// Until when it counts, in seconds since 1970; without it (an earlier version's), as long as it is in the list.
     #[serde(default)]
     until: Option<u64>,
+    /// What it says of the images that it was told to keep.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<CachedImage>,
 }
 
 impl Server {
@@ -488,9 +493,26 @@ impl State {
         Ok(all.into_iter().filter(|(_, s)| s.counts(now)).map(|(_, s)| s.info).collect())
     }
 
+    /// The same of those that have a lease, with what they say of the images that they were told to keep.
+    pub(crate) async fn caches(&self, now: u64) -> Result<Vec<Cache>> {
+        let all = self.list::<Server>("servers/").await?.into_iter();
+        let leased = all.map(|(_, s)| s).filter(|s| s.until.is_some() && s.counts(now));
+        Ok(leased.map(|Server { info, kept, .. }| Cache { info, kept }).collect())
+    }
+
     /// Counts a server until a time. Its name is its own: nobody else has a certificate for it.
     pub async fn lease_server(&self, info: &CacheInfo, until: u64) -> Result<()> {
-        let server = Server { info: info.clone(), until: Some(until) };
+        self.lease_cache(info, Vec::new(), until).await
+    }
+
+    /// The same of a cache, with what it says of the images that it was told to keep.
+    pub async fn lease_cache(
+        &self,
+        info: &CacheInfo,
+        kept: Vec<CachedImage>,
+        until: u64,
+    ) -> Result<()> {
+        let server = Server { info: info.clone(), until: Some(until), kept };
         self.0.commit(Transaction::default().put(&server_key(&info.name), encode(&server))).await
     }
 

@@ -153,7 +153,7 @@ async fn a_leased_server_counts_until_its_lease_ends_and_outlives_a_restart() {
         draining: false,
     };
     // As an earlier version kept placement's own.
-    let own = super::Server { info: server("up"), until: None };
+    let own = super::Server { info: server("up"), until: None, kept: vec![] };
     let put = Transaction::default().put("servers/up", super::encode(&own));
     state.commit(put).await.unwrap();
     state.lease_server(&server("c1"), 10).await.unwrap();

@@ -378,6 +378,8 @@ impl Node {
             goal: 0,
             items: vec![],
             ready: vec![],
+            held: vec![],
+            erased: vec![],
             disk: DiskRoom::default(),
             leases,
             released,

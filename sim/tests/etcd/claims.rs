@@ -46,6 +46,8 @@ impl Giver {
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
             disk: DiskRoom { size: 1 << 40, free: 1 << 39 },
+            held: vec![],
+            erased: vec![],
             leases: vec![],
             released: vec![],
             stats: Some(Box::new(self.stats())),
@@ -90,7 +92,7 @@ impl Giver {
                 self.given.push(Given { request, node, volume: volume.clone() });
                 Some(volume)
             }
-            Goal::Discard { .. } | Goal::Unknown => None,
+            Goal::Discard { .. } | Goal::Hold { .. } | Goal::Unknown => None,
         }
     }
 

@@ -42,6 +42,8 @@ async fn uses_leases(placements: Placements, history: OfLease, node: u8, over: O
                     items: vec![],
                     ready: vec![],
                     disk: DiskRoom::default(),
+                    held: vec![],
+                    erased: vec![],
                     leases: vec![],
                     released,
                     stats: None,

@@ -71,6 +71,8 @@ impl Node {
             items: self.done.clone(),
             ready: self.ready.clone(),
             volumes: vec![],
+            held: vec![],
+            erased: vec![],
             disk: DiskRoom { size, free: size / 2 },
             leases: vec![],
             released: vec![],
@@ -112,7 +114,7 @@ impl Node {
                 None => status.state = ItemState::Failed,
             },
             Goal::Discard { volume } => self.ready.retain(|v| v.id != *volume),
-            Goal::Unknown => status.state = ItemState::Failed,
+            Goal::Hold { .. } | Goal::Unknown => status.state = ItemState::Failed,
         }
         status
     }
