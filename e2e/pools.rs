@@ -240,6 +240,9 @@ fn a_pool_that_follows_demand_wants_more_after_a_burst_and_says_why() {
     );
     until_ready(&grid, "web", 3);
     assert!(nodes.iter().all(|node| !node.ready().is_empty()));
+    until("it is in the metrics", || {
+        grid.run(&["cache", "metrics"]).out.contains("forebay_pool_claims_per_hour{pool=\"web\"}")
+    });
     grid.run(&["pool", "set", "web", "--hold", "1h"]).fails(65, &["--follow FLOOR..CEILING"]);
     grid.run(&["pool", "set", "web", "--follow", "5..2"]).fails(64, &["1..40"]);
     grid.run(&["pool", "set", "web", "--disk-budget", "1MiB"]).fails(65, &["of its volumes take"]);

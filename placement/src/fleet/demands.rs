@@ -93,22 +93,8 @@ impl Demands {
             self.of(board, &pool).built(secs);
         }
         self.all.retain(|pool, _| board.pools.entries().contains_key(pool));
-        let wishes =
-            pools.into_iter().map(|pool| Wish::new(self.of(board, &pool.0), pool, room, now));
-        let mut wishes: Vec<Wish> = wishes.collect();
-        let shares: Vec<Share> = wishes.iter().map(|wish| wish.share).collect();
-        for (wish, given) in wishes.iter_mut().zip(share_out(&shares, room.bytes)) {
-            if wish.follows() && given < wish.target {
-                wish.fit(given);
-            }
-        }
-        // What does not follow comes first, as it was set.
-        wishes.sort_by(|a, b| {
-            let rank = |wish: &Wish| (wish.follows(), -wish.share.worth());
-            let ((a, worth), (b, more)) = (rank(a), rank(b));
-            a.cmp(&b).then(worth.total_cmp(&more))
-        });
-        wishes.into_iter().map(Wish::done).collect()
+        let wish = |pool: Planned| Wish::new(self.of(board, &pool.0), pool, room, now);
+        settle(pools.into_iter().map(wish).collect(), room)
     }
 
     /// What writes down what has changed, and its keys; nothing while it is not time.
@@ -154,6 +140,27 @@ pub(super) fn why(demand: &PoolDemand, follows: bool) -> String {
         None => {}
     }
     why
+}
+
+/// What pools get of what they wish.
+fn settle(mut wishes: Vec<Wish>, room: Room) -> Vec<(Planned, PoolDemand)> {
+    // What does not follow has what it was set to have.
+    let fixed = wishes.iter().filter(|wish| !wish.follows());
+    let fixed = fixed.map(|wish| u64::from(wish.target).saturating_mul(wish.share.size));
+    let left = room.bytes.saturating_sub(fixed.fold(0, u64::saturating_add));
+    let mut following: Vec<&mut Wish> = wishes.iter_mut().filter(|wish| wish.follows()).collect();
+    let shares: Vec<Share> = following.iter().map(|wish| wish.share).collect();
+    for (wish, given) in following.iter_mut().zip(share_out(&shares, left)) {
+        if given < wish.target {
+            wish.fit(given);
+        }
+    }
+    // It comes first, too.
+    wishes.sort_by(|a, b| {
+        let worth = |wish: &Wish| if wish.follows() { wish.share.worth() } else { f64::INFINITY };
+        worth(b).total_cmp(&worth(a))
+    });
+    wishes.into_iter().map(Wish::done).collect()
 }
 
 /// What a pool is to be.
@@ -209,8 +216,7 @@ impl Wish {
             self.fit(fits);
         }
         self.share.wanted = self.target;
-        // What does not follow has what it was set to have, before others have more than their floors.
-        self.share.floor = self.follow.map_or(self.target, |follow| follow.floor);
+        self.share.floor = self.follow.map_or(0, |follow| follow.floor);
     }
 
     /// Wants no more than so many.
@@ -255,3 +261,7 @@ impl Wish {
         (self.pool, demand)
     }
 }
+
+#[cfg(test)]
+#[path = "demands_tests.rs"]
+mod tests;
