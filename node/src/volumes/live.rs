@@ -30,6 +30,10 @@ use crate::pull::Watch;
 use crate::pull::batch::Fetch;
 use crate::rate::{Rate, RealTime, Time};
 
+/// Chunks that are taken over from a base together: 1 GiB of the usual.
+const RUN: u64 = 4096;
+/// The same where a guest writes, which waits for as many: 4 MiB.
+const RUN_BESIDE_WRITES: u64 = 16;
 /// Chunks that are looked at once more before a volume is plain.
 const SAMPLES: u64 = 64;
 /// How long QEMU may take to answer, and to move its guest.
@@ -287,7 +291,8 @@ impl Live {
 
     /// Takes over what the base has; then it is not needed any more.
     async fn take_over(&self, base: Rc<Base>) -> Result<()> {
-        self.volume.take_over().await?;
+        let at_once = if self.how.read_only { RUN } else { RUN_BESIDE_WRITES };
+        self.volume.take_over(at_once).await?;
         self.volume.become_plain().await?;
         self.base.take();
         drop(base);

@@ -75,7 +75,7 @@ impl<G: Grid> Volumes<G> {
     /// # Errors
     ///
     /// [`Kind::Full`] without room; those of the grid.
-    pub(crate) async fn make_ready(
+    pub async fn make_ready(
         &self,
         kind: &VolumeKind,
         origin: Vec<u8>,
@@ -212,7 +212,11 @@ impl<G: Grid> Volumes<G> {
     }
 
     /// Removes a volume that is nobody's, if it is there.
-    pub(crate) async fn remove_ready(&self, id: &[u8; 16]) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it was handed out; those of the disk.
+    pub async fn remove_ready(&self, id: &[u8; 16]) -> Result<()> {
         let (shelf, name) = (self.0.shelf.clone(), name_of(id));
         self.blocking(move || {
             let ready = shelf.ready()?;

@@ -38,36 +38,41 @@ impl Volume {
     }
 
     /// Takes over what the base has, so that all of the volume is here. Where the file system can, the blocks are
-    /// shared between the files; elsewhere they are copied. What others write meanwhile is left as it is.
+    /// shared between the files; elsewhere they are copied. What others write meanwhile is left as it is; who writes to
+    /// what is just being taken over waits for so many chunks at most.
     ///
     /// # Errors
     ///
     /// [`Kind::Conflict`] if the base is not [plain](crate::Identity::plain) yet.
-    pub async fn take_over(&self) -> Result<()> {
+    pub async fn take_over(&self, at_once: u64) -> Result<()> {
         let Some(base) = self.base.borrow().clone() else { return Ok(()) };
         if !base.identity().plain {
             return Err(Error::new(Kind::Conflict, "chunks of the base are still missing"));
         }
-        let mut from = 0;
-        while let Some(chunk) = self.next_absent(from, self.layout.get().image_chunks()) {
-            self.take_over_chunk(&base, chunk).await?;
-            from = chunk + 1;
+        let (mut from, end) = (0, self.layout.get().image_chunks());
+        while let Some(chunk) = self.next_absent(from, end) {
+            from = self.take_over_run(&base, chunk, chunk.saturating_add(at_once).min(end)).await?;
         }
         Ok(())
     }
 
-    async fn take_over_chunk(&self, base: &Volume, chunk: u64) -> Result<()> {
-        let Some(turn) = self.fill_turn(chunk).await else { return Ok(()) };
-        for run in self.unwritten(&self.layout.get().image_bytes_of(chunk)) {
+    /// Takes over the chunks from this one to the next that is here, or in use, or to `end`; returns where it ended.
+    async fn take_over_run(&self, base: &Volume, chunk: u64, end: u64) -> Result<u64> {
+        let Some(mut turn) = self.fill_turn(chunk).await else { return Ok(chunk + 1) };
+        let here = self.maps.borrow().present.next_set(chunk, end);
+        let chunks = turn.grow(here.unwrap_or(end));
+        let layout = self.layout.get();
+        let bytes = layout.image_bytes_of(chunk).start..layout.image_bytes_of(chunks.end - 1).end;
+        for run in self.unwritten(&bytes) {
             // What is a hole there is one here.
             for data in base.data.data_extents(run) {
                 let data = data.map_err(io)?;
                 self.engine.copy_range(&self.data, &base.data, data).await.map_err(io)?;
             }
         }
-        self.now_present(chunk..chunk + 1);
+        self.now_present(chunks.clone());
         drop(turn);
-        Ok(())
+        Ok(chunks.end)
     }
 
     /// Takes over one block, so that a part of it can be written.

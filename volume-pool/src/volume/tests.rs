@@ -118,7 +118,7 @@ impl Rig {
         }
         if let Some(base) = &self.base {
             base.become_plain().await?;
-            self.volume.take_over().await?;
+            self.volume.take_over(3).await?;
         }
         self.volume.become_plain().await
     }
@@ -989,7 +989,7 @@ fn volumes_of_one_base_fetch_each_chunk_once_and_stay_apart() {
         let buf = one.arena.acquire().await;
         assert_eq!(base.write(0, buf).await.0.unwrap_err().kind(), Kind::Conflict);
         // Nothing is taken over from what may not last.
-        assert_eq!(one.volume.take_over().await.unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(one.volume.take_over(1).await.unwrap_err().kind(), Kind::Conflict);
         one.ripen().await.unwrap();
         assert!(one.volume.identity().plain && !two.volume.identity().plain);
         assert_eq!(one.tags(0..3 * BLOCK).await.unwrap(), first);

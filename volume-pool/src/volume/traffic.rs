@@ -31,7 +31,12 @@ pub(super) struct Held<'a>(&'a Traffic);
 struct Now {
     /// Chunks that each write touches.
     writes: Vec<Range<u64>>,
-    fills: Vec<u64>,
+    /// Chunks that each fill touches.
+    fills: Vec<Range<u64>>,
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }
 
 /// A write under way; ends when dropped.
@@ -45,7 +50,31 @@ pub(super) struct WriteTurn<'a> {
 #[derive(Debug)]
 pub(super) struct FillTurn<'a> {
     traffic: &'a Traffic,
-    chunk: u64,
+    chunks: Range<u64>,
+}
+
+impl FillTurn<'_> {
+    /// Takes the chunks that follow, up to one of which something else is under way: it waits for nobody, so no two can
+    /// wait for each other. These are its chunks now.
+    pub(super) fn grow(&mut self, end: u64) -> Range<u64> {
+        let mut now = self.traffic.now.borrow_mut();
+        let others = now.writes.iter().chain(&now.fills).map(|chunks| chunks.start);
+        let next = others.filter(|start| *start >= self.chunks.end).min();
+        let end = next.unwrap_or(u64::MAX).min(end).max(self.chunks.end);
+        let chunks = self.chunks.start..end;
+        now.replace_fill(&self.chunks, Some(chunks.clone()));
+        self.chunks = chunks.clone();
+        chunks
+    }
+}
+
+impl Now {
+    fn replace_fill(&mut self, was: &Range<u64>, is: Option<Range<u64>>) {
+        if let Some(at) = self.fills.iter().position(|chunks| chunks == was) {
+            self.fills.swap_remove(at);
+        }
+        self.fills.extend(is);
+    }
 }
 
 impl Traffic {
@@ -82,17 +111,18 @@ impl Traffic {
 
     /// Whether one of these chunks is being filled.
     pub(super) fn fills_any(&self, chunks: &Range<u64>) -> bool {
-        self.now.borrow().fills.iter().any(|chunk| chunks.contains(chunk))
+        self.now.borrow().fills.iter().any(|filled| overlap(filled, chunks))
     }
 
     /// Begins a fill, unless its chunk is being written or filled.
     pub(super) fn try_fill(&self, chunk: u64) -> Option<FillTurn<'_>> {
         let mut now = self.now.borrow_mut();
-        if now.fills.contains(&chunk) || now.writes.iter().any(|chunks| chunks.contains(&chunk)) {
+        if now.fills.iter().chain(&now.writes).any(|chunks| chunks.contains(&chunk)) {
             return None;
         }
-        now.fills.push(chunk);
-        Some(FillTurn { traffic: self, chunk })
+        let chunks = chunk..chunk + 1;
+        now.fills.push(chunks.clone());
+        Some(FillTurn { traffic: self, chunks })
     }
 
     /// Tries again each time something has ended, until there is an answer.
@@ -138,7 +168,28 @@ impl Drop for WriteTurn<'_> {
 
 impl Drop for FillTurn<'_> {
     fn drop(&mut self) {
-        self.traffic.now.borrow_mut().fills.retain(|chunk| *chunk != self.chunk);
+        self.traffic.now.borrow_mut().replace_fill(&self.chunks, None);
         self.traffic.ended.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fill_grows_up_to_what_else_is_under_way_and_no_further() {
+        let traffic = Traffic::default();
+        let mut fill = traffic.try_fill(4).unwrap();
+        let (write, other) = (traffic.try_write(8..9).unwrap(), traffic.try_fill(12).unwrap());
+        assert_eq!(fill.grow(6), 4..6);
+        assert!(traffic.try_write(5..7).is_none() && traffic.try_fill(5).is_none());
+        assert_eq!(fill.grow(100), 4..8);
+        drop(write);
+        assert_eq!(fill.grow(100), 4..12);
+        drop(other);
+        assert_eq!(fill.grow(3), 4..12, "it gives nothing back");
+        drop(fill);
+        assert!(traffic.try_write(0..100).is_some() && !traffic.fills_any(&(0..100)));
     }
 }

@@ -21,6 +21,7 @@
 //! | `volume` | reads and writes of a volume that is all here, beside other servers of its file ([`volume`]) |
 //! | `volume-absent`, `volume-idle` | a read of what has not arrived; what idle volumes hold ([`absent`], [`idle`]) |
 //! | `volume-cpu` | instructions of a read through the maps ([`cpu`]) |
+//! | `build` | a volume of a pool from an image at hand, beside `cp`; needs root ([`build`]) |
 //! | `nodes` | ten thousand modelled nodes at one placement ([`nodes`]) |
 //! | `claim` | ready volumes handed out, beside a journaled rename ([`claim`]) |
 //! | `erase` | what was in a volume overwritten, beside fio ([`erase`]) |
@@ -34,6 +35,7 @@
 mod absent;
 mod bars;
 mod boot;
+mod build;
 mod claim;
 mod codec;
 mod cold;
@@ -112,7 +114,7 @@ fn main() {
     let _ = std::fs::remove_dir_all(&setup.dir);
     std::fs::create_dir_all(&setup.dir).unwrap();
     let mut bars = Bars::default();
-    let all: [(&str, Measure); 28] = [
+    let all: [(&str, Measure); 29] = [
         ("codec", codec::measure),
         ("import", import::measure),
         ("second", import::second_version),
@@ -133,6 +135,7 @@ fn main() {
         ("volume-idle", idle::measure),
         ("volume-cpu", cpu::measure),
         ("claim", claim::measure),
+        ("build", build::measure),
         ("nodes", nodes::measure),
         ("erase", erase::measure),
         ("format", format::measure),
