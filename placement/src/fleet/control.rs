@@ -91,7 +91,7 @@ pub(super) struct Memory {
     filling: BTreeSet<String>,
     /// The pool that is planned for first.
     turn: usize,
-    pub(super) demands: Demands,
+    demands: Demands,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
     /// By image and node.

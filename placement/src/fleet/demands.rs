@@ -4,6 +4,7 @@
 //! seconds, where they have changed: another that leads goes on with it, and has lost no more than that.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use api::place::Policy;
 use api::pool::{Follow, PoolBound, PoolDemand, SetPool, VolumeKind};
@@ -59,6 +60,8 @@ pub(super) struct Demands {
     builds: Vec<(String, f64)>,
     /// It is not written down again before.
     keep_at: u64,
+    /// The pool that was the last to be written down: those after it are next.
+    kept_last: String,
 }
 
 impl Demands {
@@ -103,23 +106,25 @@ impl Demands {
         if (self.keep_at.saturating_sub(KEEPS)..self.keep_at).contains(&now) {
             return None;
         }
-        let changed = self.all.iter().filter_map(|(pool, demand)| {
+        let after = (Bound::Excluded(&self.kept_last), Bound::Unbounded);
+        let upto = (Bound::Unbounded, Bound::Included(&self.kept_last));
+        let in_turn = self.all.range::<String, _>(after).chain(self.all.range::<String, _>(upto));
+        let changed = in_turn.filter_map(|(pool, demand)| {
             let (_, set) = board.pools.entries().get(pool)?;
             let kept = board.demands.entries().get(pool);
             let same = kept.map_or(*demand == Demand::default(), |(kept, _)| kept == demand);
             (!same).then_some((pool, demand, set, kept.map(|(_, seen)| seen)))
         });
-        let (mut write, mut keys) = (Transaction::default(), Vec::new());
+        let (mut write, mut keys, mut last) = (Transaction::default(), Vec::new(), None);
         for (pool, demand, set, seen) in changed.take(AT_ONCE) {
             let key = key(pool);
             // Of a pool that was deleted nothing is left behind.
             write = write.unchanged(&pools::key(pool), Some(set)).unchanged(&key, seen);
             write = write.put(&key, encode(demand));
             keys.push(key);
+            last = Some(pool.clone());
         }
-        if keys.is_empty() {
-            return None;
-        }
+        self.kept_last = last?;
         self.keep_at = now + KEEPS;
         Some((write, keys))
     }
@@ -166,7 +171,7 @@ fn settle(mut wishes: Vec<Wish>, room: Room) -> Vec<(Planned, PoolDemand)> {
 /// What a pool is to be.
 struct Wish {
     pool: Planned,
-    /// What it follows demand by; as if it had no bounds, if it does not.
+    /// Unset: it does not follow demand.
     follow: Option<Follow>,
     asked: Asked,
     share: Share,

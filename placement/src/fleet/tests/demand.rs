@@ -4,7 +4,7 @@ use api::pool::PoolBound;
 
 use super::*;
 use crate::fleet::demand::Demand;
-use crate::fleet::demands;
+use crate::fleet::demands::{self, Demands, Room};
 
 fn following(floor: u32, ceiling: u32) -> SetPool {
     SetPool { follow: Some(Follow::between(floor, ceiling)), ..set(0, 0) }
@@ -102,23 +102,49 @@ async fn demand_is_written_down_seldom_and_goes_with_its_pool() {
     grid.set("p", SetPool { draining: true, ..following(0, 9) }).await;
     grid.work();
     grid.settle().await;
-    // What was to be written when it was deleted is not.
-    grid.claims("p", 2, 3).await;
-    grid.settle().await;
-    let late = {
-        let mut board = grid.fleet.board.lock().await;
-        board.catch_up(&grid.fleet.state).await.unwrap();
-        grid.memory.demands.built("p", Some(1));
-        grid.memory.demands.apply(&board, Vec::new(), Default::default(), NOW);
-        grid.memory.demands.keep(&board, NOW + 1000).unwrap().0
-    };
     grid.fleet.delete_pool("p").await.unwrap();
-    let refused = grid.lead.commit(late).await.unwrap_err();
-    assert_eq!(refused.kind(), Kind::Conflict);
     for _ in 0..8 {
         grid.round(&[]).await;
     }
     assert_eq!(grid.kept("p").await, None);
+}
+
+#[tokio::test]
+async fn what_was_to_be_written_of_a_pool_that_is_deleted_meanwhile_is_not() {
+    let grid = Grid::new(&[]).await;
+    grid.set("p", following(0, 9)).await;
+    let (late, _) = {
+        let mut board = grid.fleet.board.lock().await;
+        board.catch_up(&grid.fleet.state).await.unwrap();
+        let mut demands = Demands::default();
+        demands.built("p", Some(1));
+        demands.apply(&board, Vec::new(), Room::default(), NOW);
+        demands.keep(&board, NOW).expect("it has changed")
+    };
+    grid.fleet.delete_pool("p").await.unwrap();
+    assert_eq!(grid.lead.commit(late).await.unwrap_err().kind(), Kind::Conflict);
+}
+
+#[tokio::test]
+async fn of_many_pools_all_are_written_down_in_turn() {
+    let grid = Grid::new(&[]).await;
+    let names: Vec<String> = (0..70).map(|n| format!("p{n:02}")).collect();
+    for name in &names {
+        grid.set(name, following(0, 9)).await;
+    }
+    let mut board = grid.fleet.board.lock().await;
+    board.catch_up(&grid.fleet.state).await.unwrap();
+    let (mut demands, mut written) = (Demands::default(), BTreeSet::new());
+    for time in 0..3 {
+        names.iter().for_each(|name| demands.built(name, Some(1 + time)));
+        demands.apply(&board, Vec::new(), Room::default(), NOW);
+        let (write, keys) = demands.keep(&board, NOW + 10 * time).expect("all have changed");
+        grid.lead.commit(write).await.unwrap();
+        board.wrote(&keys);
+        board.catch_up(&grid.fleet.state).await.unwrap();
+        written.extend(keys);
+    }
+    assert_eq!(written.len(), names.len());
 }
 
 #[tokio::test]
