@@ -33,6 +33,9 @@ use crate::telemetry;
 /// Pause after placement did not answer.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// After how long placement is told what has changed of what it has this cache keep.
+const SOON: Duration = Duration::from_secs(1);
+
 /// Serves until SIGTERM or Ctrl-C.
 pub fn run(config: &Config, json: bool) -> Result<()> {
     let _lock = lock(&config.data)?;
@@ -164,10 +167,12 @@ async fn keep_serving(
                 "how much is here of the images that this cache keeps takes long to find out"
             );
         }
+        // What is on its way is said soon after it has come.
+        let nap = if kept.said() == at.kept { pause } else { pause.min(SOON) };
         // Its keeper outlives this.
-        let _ = tokio::time::timeout(pause, orders.ordered.changed()).await;
+        let _ = tokio::time::timeout(nap, orders.ordered.changed()).await;
         at.draining = *orders.ordered.borrow_and_update();
-        at.kept = kept.said();
+        at.kept = kept.said().to_vec();
         let told = async { finder.find()?.placement.serving(name, &at).await };
         pause = match told.await {
             Ok(renewed) => {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use image::{Digest, Kind, Result};
 
 use crate::identity::VolumeState;
-use crate::shelf::{Shelf, io};
+use crate::shelf::{DISK, Shelf, io};
 
 const HELD: &str = ".held";
 
@@ -80,7 +80,12 @@ impl Shelf {
         let bases = self.bases()?;
         let one = |image: Digest| match bases.identity(&image.to_string()) {
             Ok(identity) => {
-                let whole = identity.plain && identity.state == VolumeState::Ready;
+                let whole = identity.plain
+                    && identity.state == VolumeState::Ready
+                    && self
+                        .fs
+                        .exists(bases.dir.join(image.to_string()).join(DISK))
+                        .unwrap_or(false);
                 let size = identity.base.map_or(identity.size, |base| base.size);
                 Held { image, size, whole }
             }

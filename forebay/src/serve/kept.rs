@@ -54,8 +54,8 @@ impl Kept {
     }
 
     /// How much is here of what is to be kept, and what could not be lately.
-    pub fn said(&self) -> Vec<CachedImage> {
-        self.said.clone()
+    pub fn said(&self) -> &[CachedImage] {
+        &self.said
     }
 
     /// Keeps these images, and no others that it was told to.

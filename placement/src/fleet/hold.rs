@@ -67,6 +67,11 @@ pub(crate) struct Plan {
 /// A node for one more, or why there is none.
 pub(crate) type Choice = std::result::Result<String, String>;
 
+/// Nodes that one plan tells to hold something, and to let go: each is a decision over all nodes, or a write, and there is
+/// a next plan.
+const HOLD: usize = 32;
+const LET_GO: usize = 256;
+
 /// Plans for all at once. `is_for` tells whether a node is there for what is asked; `choose` takes a node that is none of
 /// some, and counts it from then on.
 pub(crate) fn plan(
@@ -85,6 +90,10 @@ pub(crate) fn plan(
         };
         stands.coming += new(&plan).iter().filter(|node| is_for(node, want.set)).count() as u32;
         for lacking in (0..want.set.nodes.saturating_sub(stands.whole + stands.coming)).rev() {
+            if plan.hold.len() == HOLD {
+                stands.why = format!("{} more nodes are told soon", lacking + 1);
+                break;
+            }
             let taken = told.iter().map(|holder| holder.node.clone()).chain(new(&plan)).collect();
             match choose(want, taken)? {
                 Ok(node) => {
@@ -115,8 +124,10 @@ pub(crate) fn plan(
         if succeeded && of.is_empty() {
             continue;
         }
-        plan.let_go.extend(spare(&of, told, &is_for));
+        let spare = spare(&of, told, &is_for);
+        plan.let_go.extend(spare);
     }
+    plan.let_go.truncate(LET_GO);
     Ok(plan)
 }
 
@@ -143,26 +154,32 @@ fn spare(
     told: &[Holder],
     is_for: &impl Fn(&str, &SetKeep) -> bool,
 ) -> Vec<(String, String)> {
-    let mut left: Vec<&Holder> = told.iter().collect();
-    let mut order = left.clone();
+    let mut order: Vec<&Holder> = told.iter().collect();
     order.sort_by_key(|h| (!h.leaves, h.whole, h.free, &h.node));
+    // For each that wants it, how many are left that have all of it, and that are to.
+    let mut left: Vec<[u32; 2]> = vec![[0; 2]; of.len()];
+    for (at, (want, _)) in of.iter().enumerate() {
+        let count = told.iter().filter(|holder| counts(want, holder, is_for));
+        count.for_each(|holder| left[at][usize::from(!holder.whole)] += 1);
+    }
     let mut gone = Vec::new();
     for holder in order {
-        let is_spare = |(want, stands): &(&Want<'_>, &Stands)| {
-            let number = |whole: bool| {
-                let of = left.iter().filter(|h| h.whole == whole && counts(want, h, is_for));
-                of.count() as u32
-            };
+        let is_spare = |((want, stands), [whole, coming]): (&(&Want<'_>, &Stands), &[u32; 2])| {
+            let must = want.set.nodes;
             match holder {
                 _ if !is_for(&holder.node, want.set) => true,
                 Holder { away: true, .. } => false,
-                Holder { leaves: true, .. } => number(true) >= want.set.nodes || stands.hopeless,
-                Holder { whole: true, .. } => number(true) > want.set.nodes,
-                _ => number(true) + number(false) > want.set.nodes,
+                Holder { leaves: true, .. } => *whole >= must || stands.hopeless,
+                Holder { whole: true, .. } => *whole > must,
+                _ => whole + coming > must,
             }
         };
-        if of.iter().all(is_spare) {
-            left.retain(|other| other.node != holder.node);
+        if of.iter().zip(&left).all(is_spare) {
+            for (at, (want, _)) in of.iter().enumerate() {
+                if counts(want, holder, is_for) {
+                    left[at][usize::from(!holder.whole)] -= 1;
+                }
+            }
             gone.push((holder.node.clone(), holder.item.clone()));
         }
     }
@@ -226,6 +243,19 @@ mod tests {
         let some = SetKeep { function: Some("b".into()), ..set(1) };
         assert_eq!(names(&planned(&[want(&one, 1), want(&some, 1)], &both, &[])).1, ["a"]);
         assert_eq!(names(&planned(&[], &both, &[])).1, ["a", "b"], "nobody wants it");
+    }
+
+    #[test]
+    fn many_are_told_and_let_go_of_some_at_a_time() {
+        let names: Vec<String> = (0..1000).map(|n| format!("n{n:04}")).collect();
+        let others: Vec<&str> = names.iter().map(String::as_str).collect();
+        let many = set(1000);
+        let first = planned(&[want(&many, 1)], &Holders::new(), &others);
+        assert_eq!((first.hold.len(), first.stands[0].coming), (HOLD, HOLD as u32));
+        assert_eq!(first.stands[0].why, format!("{} more nodes are told soon", 1000 - HOLD));
+        let held = names.iter().map(|name| on(name, true)).collect();
+        let gone = planned(&[], &Holders::from([(image(1), held)]), &[]);
+        assert_eq!(gone.let_go.len(), LET_GO);
     }
 
     #[test]

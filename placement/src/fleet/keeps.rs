@@ -193,11 +193,11 @@ impl Fleet {
                 before: *before,
             })
             .collect();
-        let measured = |node: &str, set: &SetKeep| {
-            let Some(function) = &set.function else { return true };
-            let known = self.stats.now(pass.ticks);
-            // Of whom nothing is known it is not known either that it is not.
-            known.view.node(node).is_none_or(|facts| facts.functions.contains(function))
+        let others = self.not_for(&wants, pass);
+        // Of whom nothing is known it is not known either that it is not.
+        let is_for = |node: &str, set: &SetKeep| {
+            let others = set.function.as_deref().and_then(|function| others.get(function));
+            others.is_none_or(|others| !others.contains(node))
         };
         let mut view: Option<View> = None;
         let choose = |want: &Want<'_>, not_on: BTreeSet<String>| -> Result<Choice> {
@@ -207,7 +207,7 @@ impl Fleet {
             };
             self.choose_holder(want, not_on, view, memory, pass.now)
         };
-        let plan = plan(&wants, &holders, measured, choose)?;
+        let plan = plan(&wants, &holders, is_for, choose)?;
         let servers = self.catalog.caches().await?;
         let mut writes = Vec::new();
         let mut kept = BTreeMap::new();
@@ -252,6 +252,24 @@ impl Fleet {
             (keep.image, keep.size) = (image, size);
         }
         (keep, String::new())
+    }
+
+    /// By the functions that are asked for, the nodes that are not there for them.
+    fn not_for(&self, wants: &[Want<'_>], pass: &Pass<'_>) -> BTreeMap<String, BTreeSet<String>> {
+        let functions = wants.iter().filter_map(|want| want.set.function.clone());
+        let functions: BTreeSet<String> = functions.collect();
+        if functions.is_empty() {
+            return BTreeMap::new();
+        }
+        let known = self.stats.now(pass.ticks);
+        let of = |function: String| {
+            let is_not = |name: &&String| {
+                known.view.node(name).is_some_and(|facts| !facts.functions.contains(&function))
+            };
+            let others = pass.heard.iter().map(|(name, _)| name).filter(is_not).cloned().collect();
+            (function, others)
+        };
+        functions.into_iter().map(of).collect()
     }
 
     /// The nodes that are heard of, for choosing among them: what they have measured, and the room that is left.
