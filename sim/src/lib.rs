@@ -10,8 +10,8 @@
 //! ```
 //! One thread, one runtime whose clock jumps ahead when there is nothing to do: minutes take
 //! milliseconds, and a run is a function of its seed. [`Scenario`] says what happens, [`world`] is what
-//! it happens to, [`invariants`] are what must hold all the same. Leases have a world of their own ([`leases`]), whose
-//! [`history`] is checked.
+//! it happens to, [`invariants`] are what must hold all the same. Leases have a world of their own ([`leases`]), and so have
+//! pools, claims and reservations ([`pools`]); their [`history`] is checked.
 //!
 //! ```text
 //! cargo run --release -p forebay-sim                  500 seeds
@@ -23,9 +23,11 @@ pub mod bugs;
 pub mod chance;
 pub mod corpus;
 pub mod fleets;
+mod grid;
 pub mod history;
 pub mod invariants;
 pub mod leases;
+pub mod pools;
 pub mod run;
 pub mod scenario;
 pub mod trace;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
-use forebay_sim::{Bug, Counts, Report, Scenario, leases, run};
+use forebay_sim::{Bug, Counts, Report, Scenario, leases, pools, run};
 
 /// Runs Forebay in simulated worlds, each drawn from a seed.
 #[derive(Parser)]
@@ -36,6 +36,7 @@ struct Args {
 enum Plant {
     Pulls(Bug),
     Leases(leases::Bug),
+    Pools(pools::Bug),
 }
 
 impl FromStr for Plant {
@@ -43,8 +44,11 @@ impl FromStr for Plant {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let pulls = name.parse().map(Self::Pulls);
-        pulls.or_else(|not| {
+        let leases = pulls.or_else(|not| {
             name.parse().map(Self::Leases).map_err(|nor| format!("{not}; of leases {nor}"))
+        });
+        leases.or_else(|not| {
+            name.parse().map(Self::Pools).map_err(|nor| format!("{not}; of pools {nor}"))
         })
     }
 }
@@ -58,10 +62,15 @@ impl Plant {
         if let Self::Leases(bug) = self { Some(bug) } else { None }
     }
 
+    fn of_pools(self) -> Option<pools::Bug> {
+        if let Self::Pools(bug) = self { Some(bug) } else { None }
+    }
+
     fn name(self) -> String {
         match self {
             Self::Pulls(bug) => bug.to_string(),
             Self::Leases(bug) => bug.to_string(),
+            Self::Pools(bug) => bug.to_string(),
         }
     }
 }
@@ -73,6 +82,10 @@ impl Args {
 
     fn leases(&self, seed: u64, print: bool) -> leases::Report {
         leases::run(seed, self.plant.and_then(Plant::of_leases), print)
+    }
+
+    fn pools(&self, seed: u64, print: bool) -> pools::Report {
+        pools::run(seed, self.plant.and_then(Plant::of_pools), print)
     }
 }
 
@@ -100,7 +113,12 @@ fn one(seed: u64, args: &Args) -> ExitCode {
     of_leases.violations.iter().for_each(|violation| println!("{violation}"));
     println!("{:?}", of_leases.counts);
     println!("seed {seed}, leases: digest {}", of_leases.digest);
-    let holds = report.violations.is_empty() && of_leases.violations.is_empty();
+    let of_pools = args.pools(seed, args.trace);
+    of_pools.violations.iter().for_each(|violation| println!("{violation}"));
+    println!("{:?}", of_pools.counts);
+    println!("seed {seed}, pools: digest {}", of_pools.digest);
+    let all = [&of_leases.violations, &of_pools.violations];
+    let holds = report.violations.is_empty() && all.iter().all(|of| of.is_empty());
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -110,7 +128,8 @@ fn many(args: &Args) -> ExitCode {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let next = AtomicU64::new(args.first);
     let failed = Mutex::new(Vec::new());
-    let counts = Mutex::new((Counts::default(), leases::Counts::default()));
+    let counts =
+        Mutex::new((Counts::default(), leases::Counts::default(), pools::Counts::default()));
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -118,13 +137,16 @@ fn many(args: &Args) -> ExitCode {
                 return;
             }
             let (report, of_leases) = (args.pulls(seed, false), args.leases(seed, false));
+            let of_pools = args.pools(seed, false);
             {
                 let mut counts = counts.lock().expect("no thread panics with it");
                 counts.0.add(&report.counts);
                 counts.1.add(&of_leases.counts);
+                counts.2.add(&of_pools.counts);
             }
             let pulls = report.violations.iter().map(ToString::to_string);
-            let violations: Vec<String> = pulls.chain(of_leases.violations).collect();
+            let violations = pulls.chain(of_leases.violations).chain(of_pools.violations);
+            let violations: Vec<String> = violations.collect();
             if !violations.is_empty() {
                 tell(seed, &violations, args.plant);
                 failed.lock().expect("no thread panics with it").push(seed);

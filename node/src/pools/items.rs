@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// What is known of the newest goal. Kept in a file, as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Items {
+pub struct Items {
     generation: u64,
     version: u64,
     known: BTreeMap<String, Known>,
@@ -27,23 +27,23 @@ struct Known {
 
 /// What has come of an item.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub struct Outcome {
     /// The volume's id, in hexadecimal.
-    pub(super) volume: Option<String>,
+    pub volume: Option<String>,
     /// It had to be built.
-    pub(super) built: bool,
+    pub built: bool,
     /// Milliseconds that it took then.
-    pub(super) took_millis: Option<u64>,
+    pub took_millis: Option<u64>,
 }
 
 impl Items {
     /// The generation and the version of the newest goal.
-    pub(super) fn version(&self) -> (u64, u64) {
+    pub fn version(&self) -> (u64, u64) {
         (self.generation, self.version)
     }
 
     /// Takes a goal; returns what of it is to be begun. An older one than the newest is ignored.
-    pub(super) fn take(&mut self, goal: GoalState) -> Vec<GoalItem> {
+    pub fn take(&mut self, goal: GoalState) -> Vec<GoalItem> {
         if (goal.generation, goal.version) <= self.version() {
             return Vec::new();
         }
@@ -75,7 +75,7 @@ impl Items {
     }
 
     /// What is to be begun again after a restart.
-    pub(super) fn unfinished(&self) -> Vec<GoalItem> {
+    pub fn unfinished(&self) -> Vec<GoalItem> {
         let open = self.known.values().filter(|known| !known.status.state.is_final());
         open.map(|known| known.item.clone()).collect()
     }
@@ -91,25 +91,25 @@ impl Items {
     }
 
     /// Whether something is still wanted.
-    pub(super) fn wants(&self, id: &str) -> bool {
+    pub fn wants(&self, id: &str) -> bool {
         self.known.contains_key(id)
     }
 
     /// Whether nobody waits any more for what a claim asks for.
-    pub(super) fn is_cancelled(&self, id: &str) -> bool {
+    pub fn is_cancelled(&self, id: &str) -> bool {
         let goal = self.known.get(id).map(|known| &known.item.goal);
         matches!(goal, Some(Goal::Claim { cancelled: true, .. }))
     }
 
     /// Notes that an item is being done.
-    pub(super) fn begin(&mut self, id: &str) {
+    pub fn begin(&mut self, id: &str) {
         if let Some(known) = self.known.get_mut(id) {
             known.status.state = ItemState::Working;
         }
     }
 
     /// Notes what has come of it. Of what is not wanted any more nothing is noted.
-    pub(super) fn end(&mut self, id: &str, result: &Result<Outcome, Error>) {
+    pub fn end(&mut self, id: &str, result: &Result<Outcome, Error>) {
         let Some(Known { status, .. }) = self.known.get_mut(id) else { return };
         match result {
             Ok(outcome) => {
@@ -126,7 +126,7 @@ impl Items {
     }
 
     /// How far all are.
-    pub(super) fn statuses(&self) -> Vec<ItemStatus> {
+    pub fn statuses(&self) -> Vec<ItemStatus> {
         self.known.values().map(|known| known.status.clone()).collect()
     }
 }

@@ -14,4 +14,5 @@ mod items;
 mod ready;
 
 pub use agent::{Agent, AgentOptions, Reports};
+pub use items::{Items, Outcome};
 pub use ready::Ready;

@@ -52,7 +52,7 @@ impl Reports {
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] if another daemon has reported as this node since.
+    /// [`Kind::Conflict`] if another daemon has reported as this node since, and is not away.
     pub(crate) fn take(&mut self, node: &str, report: StatusReport, now: u64) -> Result<bool> {
         let Some(last) = self.nodes.get_mut(node) else {
             let heard = Heard { ticks: now, report: Arc::new(report), earlier: BTreeSet::new() };
@@ -60,7 +60,9 @@ impl Reports {
             self.asked.remove(node);
             return Ok(true);
         };
-        if last.earlier.contains(&report.run) {
+        // A report that was late may have come after the first of the run that followed. Then that one goes on, while
+        // nothing more is heard of the other.
+        if last.earlier.contains(&report.run) && !last.is_away(now) {
             let what = format!(
                 "{node}: another daemon reports as this node since: two of one name, or one directory in two \
                  places; end one of them"
@@ -72,6 +74,7 @@ impl Reports {
             return Ok(false);
         }
         if !same {
+            last.earlier.remove(&report.run);
             last.earlier.insert(last.report.run.clone());
             if last.earlier.len() > RUNS {
                 last.earlier.pop_first();
@@ -156,5 +159,19 @@ mod tests {
         let refused = all.take("n", report("a", 6), 12).unwrap_err();
         assert_eq!(refused.kind(), Kind::Conflict);
         assert_eq!(all.get("n").unwrap().report.run, "b");
+    }
+
+    #[test]
+    fn who_is_taken_for_an_earlier_one_is_heard_again_when_the_other_is_silent() {
+        let mut all = Reports::default();
+        all.take("n", report("b", 1), 10).unwrap();
+        assert!(all.take("n", report("a", 7), 11).unwrap(), "it was sent before, and came late");
+        for now in [12, 11 + AWAY - 1] {
+            assert_eq!(all.take("n", report("b", 2), now).unwrap_err().kind(), Kind::Conflict);
+        }
+        assert!(all.take("n", report("b", 3), 11 + AWAY).unwrap());
+        assert!(!all.take("n", report("b", 4), 12 + AWAY).unwrap(), "as it was");
+        let late = all.take("n", report("a", 8), 13 + AWAY).unwrap_err();
+        assert_eq!(late.kind(), Kind::Conflict);
     }
 }

@@ -4,20 +4,14 @@
 //! ```text
 //!  Node: user, agent ── node::leases ── leases.json ── watchdog
 //!    │        │ reports, takes: late, lost          │ kills
-//!    │   Placement: placement::testing::Coordinator │
-//!    │        │ Line: late, lost, cut off           │
-//!    │      Etcd                                    │
+//!    │      Grid                                    │
 //!  Writer ◀─────────────────────────────────────────┘
 //! ```
 //! Processes are killed and started anew, stopped and let go on (as by SIGSTOP and SIGCONT); nodes are cut off; clocks
 //! differ in their pace as much as they may, and the one on the wall is set. What placement answers is recorded and
 //! checked as a [`history`](crate::history); what is written is compared with who had the lease.
 
-mod host;
-mod keys;
-mod line;
 mod node;
-mod placements;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -26,25 +20,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use image::{Error, Kind, Result};
 use placement::testing::Coordinator;
-use tokio::sync::oneshot;
-use tokio::task::{AbortHandle, LocalSet, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep;
 
 use crate::chance::Chance;
+use crate::grid::{Grid, TERM};
 use crate::history::lease::{Answered, Asked, Lease};
 use crate::history::writes::{self, Write};
 use crate::history::{History, check};
 use crate::trace::Trace;
-use keys::Etcd;
 use node::Node;
-use placements::Placement;
 
-/// Seconds for which a node has its leases after a report.
-pub const TERM: u64 = 12;
-/// How far clocks run fast or slow, in millionths: what leases are made for.
-const PACE: u64 = 1000;
 const NODES: usize = 3;
 const VOLUMES: usize = 2;
 /// Troubles begin before this.
@@ -129,7 +116,7 @@ pub fn run(seed: u64, bug: Option<Bug>, print: bool) -> Report {
     let local = LocalSet::new();
     let report = local.block_on(&runtime, async {
         let world = World::new(seed, bug, print);
-        world.placements.iter().for_each(|placement| placement.start());
+        world.grid.start();
         let nodes: Vec<_> = (0..NODES).map(|n| Node::new(&world, n)).collect();
         nodes.iter().for_each(Node::start);
         spawn_local(suffer(Rc::clone(&world), nodes));
@@ -146,13 +133,10 @@ struct World {
     seed: u64,
     bug: Option<Bug>,
     trace: Trace,
-    placements: Vec<Rc<Placement>>,
+    grid: Rc<Grid>,
     /// What was asked of the lease of each volume.
     histories: Vec<History<Asked, Answered>>,
     written: RefCell<Written>,
-    chance: RefCell<Chance>,
-    /// Nodes that reach nobody.
-    cut: RefCell<[bool; NODES]>,
 }
 
 #[derive(Default)]
@@ -161,96 +145,23 @@ struct Written {
     killed: u64,
 }
 
-/// What becomes of a question.
-struct Way {
-    there: Duration,
-    back: Duration,
-    /// It never arrives.
-    lost: bool,
-    /// Its answer never does.
-    mute: bool,
-    /// Who gives up waiting ends the work, too.
-    ends: bool,
-}
-
 /// The id of a volume.
 fn id(volume: usize) -> String {
     format!("{:032x}", volume + 1)
 }
 
-/// A clock's pace: how many milliseconds it counts in a million.
-fn pace(chance: &mut Chance) -> u64 {
-    1_000_000 - PACE + chance.within(0..2 * PACE + 1)
-}
-
 impl World {
     fn new(seed: u64, bug: Option<Bug>, print: bool) -> Rc<Self> {
         let trace = Trace::start(print);
-        let etcd = Etcd::new(&trace);
-        let count = Chance::new(seed, "placements").within(1..placements::MOST + 1);
-        let placements = (0..count).map(|n| Placement::new(n, seed, bug, &trace, &etcd));
+        let forgets = (bug == Some(Bug::Unbelieving)).then_some("leases/");
         Rc::new(Self {
             seed,
             bug,
-            placements: placements.collect(),
+            grid: Grid::new(seed, &trace, NODES, forgets),
             trace,
             histories: (0..VOLUMES).map(|_| History::default()).collect(),
             written: RefCell::default(),
-            chance: RefCell::new(Chance::new(seed, "ways")),
-            cut: RefCell::default(),
         })
-    }
-
-    fn way(&self) -> Way {
-        let mut chance = self.chance.borrow_mut();
-        let mut late = || {
-            let most = if chance.one_in(30) { 3000 } else { 20 };
-            Duration::from_millis(chance.within(0..most))
-        };
-        let (there, back) = (late(), late());
-        let (lost, mute, ends) = (chance.one_in(60), chance.one_in(60), chance.one_in(2));
-        Way { there, back, lost, mute, ends }
-    }
-
-    fn is_cut(&self, node: Option<usize>) -> bool {
-        node.is_some_and(|node| self.cut.borrow()[node])
-    }
-
-    /// Asks a placement something; whoever leads answers.
-    ///
-    /// # Errors
-    ///
-    /// [`Kind::Retry`] if no answer comes for so long: it may be done all the same.
-    async fn ask<T: 'static, F: Future<Output = Result<T>> + 'static>(
-        self: &Rc<Self>,
-        node: Option<usize>,
-        patience: Duration,
-        work: impl FnOnce(Arc<Coordinator>) -> F + 'static,
-    ) -> Result<T> {
-        let (way, world) = (self.way(), Rc::clone(self));
-        let (answer, answered) = oneshot::channel();
-        let ends = way.ends;
-        let handler = spawn_local(async move {
-            sleep(way.there).await;
-            if way.lost || world.is_cut(node) {
-                return std::future::pending().await;
-            }
-            let at = world.chance.borrow_mut().within(0..world.placements.len() as u64) as usize;
-            let Some((process, coordinator)) = world.placements[at].serves() else {
-                return drop(answer);
-            };
-            let Some(done) = process.run(work(coordinator)).await else { return };
-            sleep(way.back).await;
-            if way.mute || world.is_cut(node) {
-                return std::future::pending().await;
-            }
-            let _ = answer.send(done);
-        });
-        let _ends = ends.then(|| Ends(handler.abort_handle()));
-        match timeout(patience, answered).await {
-            Ok(Ok(done)) => done,
-            _ => Err(Error::new(Kind::Retry, "placement does not answer")),
-        }
     }
 
     fn report(&self) -> Report {
@@ -277,15 +188,6 @@ impl World {
     }
 }
 
-/// Ends a task when it is dropped.
-struct Ends(AbortHandle);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// An admin looks who has which lease, and breaks one now and then.
 async fn look(world: Rc<World>) {
     let mut chance = Chance::new(world.seed, "admin");
@@ -299,12 +201,12 @@ async fn look(world: Rc<World>) {
                 placement.break_lease(&id(volume), &asked).await
             };
             // There may be none.
-            let _ = world.ask(None, Duration::from_secs(5), broken).await;
+            let _ = world.grid.ask(None, Duration::from_secs(5), broken).await;
             continue;
         }
         let asked: Vec<_> = world.histories.iter().map(|h| h.called(Asked::Look)).collect();
         let all = async |placement: Arc<Coordinator>| placement.leases().await;
-        let Ok(all) = world.ask(None, Duration::from_secs(5), all).await else { continue };
+        let Ok(all) = world.grid.ask(None, Duration::from_secs(5), all).await else { continue };
         for (volume, asked) in asked.into_iter().enumerate() {
             let found = all.leases.iter().find(|lease| lease.volume == id(volume));
             let has = found.and_then(|l| Some((node::number(l.holder.as_deref()?)?, l.epoch)));
@@ -328,19 +230,19 @@ async fn suffer(world: Rc<World>, nodes: Vec<Rc<Node>>) {
             false => chance.within(2000..4 * TERM * 1000),
         });
         let node = chance.within(0..NODES as u64) as usize;
-        let placement = chance.pick(&[0, 1]) % world.placements.len();
+        let placement = chance.pick(&[0, 1]) % world.grid.placements.len();
         let what = chance.within(0..8);
         world.trace.note(format_args!("trouble {what} of {node} or {placement} for {lasts:?}"));
         let (world, host) = (Rc::clone(&world), Rc::clone(&nodes[node]));
         spawn_local(async move {
-            let placement = &world.placements[placement];
+            let placement = &world.grid.placements[placement];
             match what {
                 0 | 1 => host.stops(lasts).await,
                 2 => host.dies(lasts).await,
                 3 | 4 => {
-                    world.cut.borrow_mut()[node] = true;
+                    world.grid.cut(node, true);
                     sleep(lasts).await;
-                    world.cut.borrow_mut()[node] = false;
+                    world.grid.cut(node, false);
                 }
                 5 => placement.dies(lasts).await,
                 6 => placement.stops(lasts).await,

@@ -19,9 +19,9 @@ use tempfile::TempDir;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
-use super::host::{Mode, Process};
-use super::{Bug, VOLUMES, World, id, pace};
+use super::{Bug, VOLUMES, World, id};
 use crate::chance::Chance;
+use crate::grid::{Mode, Process, pace};
 use crate::history::lease::{Answered, Asked};
 use crate::history::writes::Write;
 
@@ -283,7 +283,7 @@ impl Node {
         let take = TakeLease { holder: self.name.clone(), called: "v".into(), epoch };
         let work =
             async move |placement: Arc<Coordinator>| placement.take_lease(&id(volume), &take).await;
-        let given = self.world.ask(Some(self.number), Duration::from_secs(8), work).await;
+        let given = self.world.grid.ask(Some(self.number), Duration::from_secs(8), work).await;
         match &given {
             Ok(grant) => asked.answered(Answered::Granted(grant.epoch)),
             Err(error) if error.kind() == Kind::Conflict => {
@@ -400,7 +400,7 @@ impl Node {
         let work =
             async move |placement: Arc<Coordinator>| placement.report(&name, report, wait).await;
         let patience = wait + Duration::from_secs(3);
-        let told = self.world.ask(Some(self.number), patience, work).await?;
+        let told = self.world.grid.ask(Some(self.number), patience, work).await?;
         released.into_iter().for_each(|asked| asked.answered(Answered::Heard));
         Ok(told)
     }

@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::Bug;
 use super::host::{Mode, Process};
 use super::keys::Etcd;
 use crate::chance::Chance;
@@ -24,14 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// See the [module](self).
 #[derive(Clone)]
-pub(super) struct Line {
+pub(crate) struct Line {
     pub etcd: Arc<Etcd>,
     pub process: Process,
     pub cut: Arc<AtomicBool>,
     pub chance: Arc<Mutex<Chance>>,
     pub uptime: Uptime,
     pub trace: Trace,
-    pub bug: Option<Bug>,
+    /// Keys that begin so forget now and then what a transaction believes: a planted bug.
+    pub forgets: Option<&'static str>,
 }
 
 impl Line {
@@ -48,7 +48,7 @@ impl Line {
     async fn passes(&self) -> Result<()> {
         self.takes_its_time().await;
         let lost = self.draw(|chance| chance.one_in(300));
-        if lost || self.cut.load(Ordering::Relaxed) {
+        if lost || self.cut.load(Ordering::Relaxed) || self.etcd.is_off() {
             sleep(PATIENCE).await;
             return Err(Error::new(Kind::Retry, "no keys are reached"));
         }
@@ -65,19 +65,22 @@ impl Line {
     async fn write(&self, mut transaction: Transaction) -> Result<()> {
         let (late, lost) = self.draw(|chance| (chance.one_in(40), chance.one_in(100)));
         let there = self.draw(|chance| chance.within(0..if late { 5000 } else { 8 }));
-        let of_a_lease = transaction.changes.iter().any(|(key, _)| key.starts_with("leases/"));
-        if self.bug == Some(Bug::Unbelieving) && of_a_lease && self.draw(|chance| chance.one_in(4))
-        {
+        let of_these = |begin| transaction.changes.iter().any(|(key, _)| key.starts_with(begin));
+        if self.forgets.is_some_and(of_these) && self.draw(|chance| chance.one_in(4)) {
             transaction.compares.clear();
         }
         let (etcd, cut) = (Arc::clone(&self.etcd), Arc::clone(&self.cut));
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
             if !lost && !cut.load(Ordering::Relaxed) {
+                let sent = etcd.starts();
                 sleep(Duration::from_millis(there)).await;
-                let done = etcd.commit(transaction);
-                // Who asked may have given up.
-                let _ = answer.send(done);
+                // What was under way when the power went is lost.
+                if !etcd.is_off() && etcd.starts() == sent {
+                    let done = etcd.commit(transaction);
+                    // Who asked may have given up.
+                    let _ = answer.send(done);
+                }
             }
         });
         let unknown = || Error::new(Kind::Retry, "whether it was done is not known");

@@ -14,19 +14,19 @@ use tokio::time::sleep;
 use super::host::{Mode, Process};
 use super::keys::Etcd;
 use super::line::Line;
-use super::{Bug, TERM, pace};
+use super::{TERM, pace};
 use crate::chance::Chance;
 use crate::trace::Trace;
 
 /// Most of them over one state.
-pub(super) const MOST: u64 = 1;
+pub(super) const MOST: u64 = 2;
 /// What the clock on the wall shows when a run begins.
 const NOW: u64 = 1_700_000_000;
 
 /// See the [module](self).
-pub(super) struct Placement {
+pub(crate) struct Placement {
     number: u64,
-    bug: Option<Bug>,
+    forgets: Option<&'static str>,
     trace: Trace,
     etcd: Arc<Etcd>,
     chance: Arc<Mutex<Chance>>,
@@ -40,10 +40,10 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    pub(super) fn new(
+    pub(crate) fn new(
         number: u64,
         seed: u64,
-        bug: Option<Bug>,
+        forgets: Option<&'static str>,
         trace: &Trace,
         etcd: &Arc<Etcd>,
     ) -> Rc<Self> {
@@ -51,7 +51,7 @@ impl Placement {
         let pace = (pace(&mut chance), chance.within(0..100_000));
         Rc::new(Self {
             number,
-            bug,
+            forgets,
             trace: trace.clone(),
             etcd: Arc::clone(etcd),
             chance: Arc::new(Mutex::new(chance)),
@@ -64,12 +64,12 @@ impl Placement {
     }
 
     /// The process and what it serves, if there is one that does.
-    pub(super) fn serves(&self) -> Option<(Process, Arc<Coordinator>)> {
+    pub(crate) fn serves(&self) -> Option<(Process, Arc<Coordinator>)> {
         let coordinator = self.serves.borrow().clone()?;
         Some((self.process.borrow().clone(), coordinator))
     }
 
-    pub(super) fn start(self: &Rc<Self>) {
+    pub(crate) fn start(self: &Rc<Self>) {
         let process = Process::started();
         *self.process.borrow_mut() = process.clone();
         let placement = Rc::clone(self);
@@ -94,7 +94,7 @@ impl Placement {
             chance: Arc::clone(&self.chance),
             uptime: Uptime::new(shows),
             trace: self.trace.clone(),
-            bug: self.bug,
+            forgets: self.forgets,
         };
         let name = format!("p{}", self.number);
         loop {
@@ -110,7 +110,7 @@ impl Placement {
     }
 
     /// Is killed, and started again.
-    pub(super) async fn dies(self: &Rc<Self>, lasts: Duration) {
+    pub(crate) async fn dies(self: &Rc<Self>, lasts: Duration) {
         self.process.borrow().set(Mode::Killed);
         if self.serves.borrow_mut().take().is_some() {
             sleep(lasts).await;
@@ -119,7 +119,7 @@ impl Placement {
     }
 
     /// Stands still for a while; meanwhile somebody sets its clock.
-    pub(super) async fn stops(&self, lasts: Duration) {
+    pub(crate) async fn stops(&self, lasts: Duration) {
         let process = self.process.borrow().clone();
         process.set(Mode::Stopped);
         sleep(lasts).await;
@@ -128,7 +128,7 @@ impl Placement {
     }
 
     /// Does not reach its keys.
-    pub(super) async fn is_cut_off(&self, lasts: Duration) {
+    pub(crate) async fn is_cut_off(&self, lasts: Duration) {
         self.cut.store(true, Ordering::Relaxed);
         sleep(lasts.min(Duration::from_secs(10))).await;
         self.cut.store(false, Ordering::Relaxed);

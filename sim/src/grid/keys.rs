@@ -9,11 +9,12 @@ use futures::stream;
 use image::{Error, Kind, Result};
 use placement::state::keys::{Change, Listing, Transaction, Versioned, Watch};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use crate::trace::Trace;
 
 /// See the [module](self).
-pub(super) struct Etcd {
+pub(crate) struct Etcd {
     trace: Trace,
     kept: Mutex<Kept>,
     changed: Notify,
@@ -26,6 +27,10 @@ struct Kept {
     /// Keys that end, and when.
     ends: BTreeMap<String, Duration>,
     past: Vec<Change>,
+    /// It has no power.
+    off: bool,
+    /// How often it was started.
+    starts: u64,
 }
 
 impl Kept {
@@ -48,8 +53,28 @@ impl Kept {
 }
 
 impl Etcd {
-    pub(super) fn new(trace: &Trace) -> Arc<Self> {
+    pub(crate) fn new(trace: &Trace) -> Arc<Self> {
         Arc::new(Self { trace: trace.clone(), kept: Mutex::default(), changed: Notify::new() })
+    }
+
+    /// Its power goes, and comes back later. What it has acknowledged is there; who watches has to begin anew.
+    pub(crate) async fn power_cut(&self, lasts: Duration) {
+        {
+            let mut kept = self.kept();
+            kept.off = true;
+            kept.starts += 1;
+        }
+        self.changed.notify_waiters();
+        sleep(lasts).await;
+        self.kept().off = false;
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.kept().off
+    }
+
+    pub(crate) fn starts(&self) -> u64 {
+        self.kept().starts
     }
 
     /// As of now: what has ended is gone.
@@ -65,11 +90,11 @@ impl Etcd {
         kept
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<Versioned> {
+    pub(crate) fn get(&self, key: &str) -> Option<Versioned> {
         self.kept().keys.get(key).cloned()
     }
 
-    pub(super) fn list(&self, prefix: &str) -> Listing {
+    pub(crate) fn list(&self, prefix: &str) -> Listing {
         let kept = self.kept();
         let from = kept.keys.range(prefix.to_owned()..);
         let some = from.take_while(|(key, _)| key.starts_with(prefix));
@@ -77,7 +102,7 @@ impl Etcd {
         Listing { revision: kept.revision, entries }
     }
 
-    pub(super) fn commit(&self, transaction: Transaction) -> Result<()> {
+    pub(crate) fn commit(&self, transaction: Transaction) -> Result<()> {
         let mut kept = self.kept();
         if !transaction.compares.iter().all(|(key, version)| kept.version(key) == *version) {
             return Err(Error::new(Kind::Conflict, "it was changed meanwhile"));
@@ -88,7 +113,7 @@ impl Etcd {
     }
 
     /// Takes a key that nobody has, until a time.
-    pub(super) fn take(&self, key: &str, id: &[u8], end: Duration) -> Option<u64> {
+    pub(crate) fn take(&self, key: &str, id: &[u8], end: Duration) -> Option<u64> {
         let mut kept = self.kept();
         if kept.keys.contains_key(key) {
             return None;
@@ -100,7 +125,7 @@ impl Etcd {
     }
 
     /// Keeps a key that was taken until a later time; says whether it is still there.
-    pub(super) fn keep(&self, key: &str, version: u64, end: Duration) -> bool {
+    pub(crate) fn keep(&self, key: &str, version: u64, end: Duration) -> bool {
         let mut kept = self.kept();
         let ours = kept.version(key) == Some(version);
         if ours {
@@ -109,12 +134,17 @@ impl Etcd {
         ours
     }
 
-    pub(super) fn watch(self: &Arc<Self>, prefix: String, after: u64) -> Watch {
-        let from = (Arc::clone(self), after, 0);
-        Box::pin(stream::unfold(from, move |(etcd, after, mut at)| {
+    pub(crate) fn watch(self: &Arc<Self>, prefix: String, after: u64) -> Watch {
+        let from = Some((Arc::clone(self), after, 0, self.starts()));
+        Box::pin(stream::unfold(from, move |from| {
             let prefix = prefix.clone();
             async move {
+                let (etcd, after, mut at, starts) = from?;
                 loop {
+                    if etcd.starts() != starts {
+                        let over = Error::new(Kind::Retry, "the power has gone");
+                        return Some((Err(over), None));
+                    }
                     let mut changed = pin!(etcd.changed.notified());
                     changed.as_mut().enable();
                     let change = {
@@ -128,7 +158,8 @@ impl Etcd {
                         change
                     };
                     if let Some(change) = change {
-                        return Some((Ok(change), (Arc::clone(&etcd), after, at)));
+                        let next = (Arc::clone(&etcd), after, at, starts);
+                        return Some((Ok(change), Some(next)));
                     }
                     changed.await;
                 }

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 /// What it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     Runs,
     /// Its time goes on without it.
     Stopped,
@@ -16,19 +16,19 @@ pub(super) enum Mode {
 
 /// See the [module](self). Clones are the same process.
 #[derive(Clone, Debug)]
-pub(super) struct Process(Arc<(Mutex<Mode>, Notify)>);
+pub(crate) struct Process(Arc<(Mutex<Mode>, Notify)>);
 
 impl Process {
-    pub(super) fn started() -> Self {
+    pub(crate) fn started() -> Self {
         Self(Arc::new((Mutex::new(Mode::Runs), Notify::new())))
     }
 
-    pub(super) fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> Mode {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing comes after it was killed.
-    pub(super) fn set(&self, mode: Mode) {
+    pub(crate) fn set(&self, mode: Mode) {
         let (now, changed) = &*self.0;
         let mut now = now.lock().unwrap_or_else(PoisonError::into_inner);
         if *now != Mode::Killed {
@@ -40,7 +40,7 @@ impl Process {
     }
 
     /// Does something as a part of it; nothing, if it is killed.
-    pub(super) async fn run<F: Future>(&self, work: F) -> Option<F::Output> {
+    pub(crate) async fn run<F: Future>(&self, work: F) -> Option<F::Output> {
         let mut work = pin!(work);
         loop {
             let mut changed = pin!(self.0.1.notified());
