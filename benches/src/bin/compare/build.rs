@@ -139,7 +139,7 @@ async fn pairs(
     };
     // It brings the image, and goes on needing it.
     build(1).await;
-    let base = find(&dir.join("volumes/bases"));
+    let base = find(&dir.join("volumes/.images"));
     let (mut ours, mut theirs, mut bare) = (vec![], vec![], vec![]);
     for _ in 0..2 * setup.runs {
         settle();
