@@ -208,6 +208,28 @@ async fn who_drains_is_let_go_when_another_has_it_and_who_is_cordoned_keeps_it()
 }
 
 #[tokio::test]
+async fn a_placement_that_has_just_started_tells_nobody_anew() {
+    let mut grid = roomy(&["a", "b", "c"]).await;
+    let image = grid.name("d:1", "one").await;
+    grid.must_be_on(2).await;
+    grid.settle().await;
+    let have: Vec<String> = grid.have(image).into_iter().map(str::to_owned).collect();
+    grid.restart();
+    grid.memory = Memory::default();
+    // One of those who have it is late.
+    for _ in 0..AWAY / 2 {
+        grid.round(&[&have[0]]).await;
+        grid.work();
+    }
+    grid.settle().await;
+    assert_eq!(
+        (grid.have(image), grid.told(image).len()),
+        (have.iter().map(String::as_str).collect(), 2)
+    );
+    assert_eq!(grid.keep().await.nodes, 2);
+}
+
+#[tokio::test]
 async fn what_cannot_be_meant_is_refused() {
     let grid = roomy(&[]).await;
     grid.name("d:1", "one").await;

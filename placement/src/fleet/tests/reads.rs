@@ -23,7 +23,7 @@ impl Grid {
     }
 
     /// Another process over the same state.
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         let Fleet { state, clock, catalog, .. } = &*self.fleet;
         self.fleet =
             Fleet::new(state.clone(), clock.clone(), Arc::clone(catalog), Terms::default());
