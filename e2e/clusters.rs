@@ -1,7 +1,9 @@
 //! Placement's state: in etcd, backed up, restored, checked.
 
 use crate::etcd::Etcd;
-use crate::harness::{Disk, Ended, Grid, flip, path, run};
+use crate::harness::{Disk, Ended, Grid, flip, path, run, until};
+use crate::member::Node;
+use crate::volumes::connect;
 
 fn names(grid: &Grid) -> Vec<String> {
     let refs = grid.run(&["images"]).json()["images"].clone();
@@ -104,4 +106,59 @@ fn real_a_grid_keeps_its_state_in_etcd() {
     assert_eq!(names(&grid), ["d:1", "d:2"]);
     etcd.kill(0);
     grid.run(&["rm", "d:1"]).fails(75, &["etcd", &port.to_string()]);
+}
+
+#[test]
+fn real_a_lost_quorum_is_replaced_by_a_new_cluster_with_a_backup() {
+    if std::env::var_os("FOREBAY_E2E").is_none() {
+        println!("left out: needs FOREBAY_E2E=1 and etcd");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| temp.path().join(name));
+    let mut etcd = Etcd::start(&first, 3);
+    let mut grid = Grid::start_with(&["--set", &etcd.state()]);
+    grid.import(&grid.disk("d.raw", &Disk::new("abc")), "d:1");
+    let node = Node::join(&grid, "n1");
+    let attach = |name: &str| {
+        assert_eq!(node.run(&["volume", "create", "d:1", "--name", name]).code, 0);
+        let info = node.run(&["volume", "attach", name, "--json"]).json();
+        connect(info["attached"]["path"].as_str().unwrap().as_ref())
+    };
+    let mut known = attach("known");
+    let file = grid.dir.join("backup");
+    placement(&grid, &["--set", &etcd.state()], &["backup", path(&file)]).json();
+    // What happens since is in no backup: a name, and a lease.
+    grid.import(&grid.disk("d.raw", &Disk::new("abd")), "d:2");
+    let mut unknown = attach("unknown");
+
+    etcd.kill(0);
+    etcd.kill(1);
+    grid.run(&["rm", "d:1"]).fails(75, &["etcd"]);
+    for guest in [&mut known, &mut unknown] {
+        guest.write(0, &[7; 4096]).unwrap();
+        guest.flush().unwrap();
+    }
+    grid.kill();
+    let new = Etcd::start(&second, 1);
+    let settings = ["--set", &new.state()];
+    let said = placement(&grid, &settings, &["restore", path(&file)]).json();
+    assert_eq!(said["generation"], 1);
+    grid.set(&settings);
+    grid.restart();
+    assert_eq!(names(&grid), ["d:1", "d:2"]);
+    node.follow(&grid);
+    // Who has a lease by the backup has it; another is not known to anybody.
+    let attached = |name: &str| {
+        let info = node.run(&["volume", "show", name, "--json"]).json();
+        info["attached"] != serde_json::Value::Null
+    };
+    until("its node has heard that it has not the lease", || !attached("unknown"));
+    assert!(attached("known"));
+    known.write(4096, &[8; 4096]).unwrap();
+    known.flush().unwrap();
+    assert_eq!(known.read(0, 8192).unwrap(), [[7; 4096], [8; 4096]].concat());
+    let again = node.run(&["volume", "attach", "unknown"]);
+    again.fails(75, &["was restored from a backup", "are over in"]);
+    placement(&grid, &settings, &["check"]).json();
 }

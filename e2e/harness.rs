@@ -169,6 +169,11 @@ impl Grid {
         self.up = Some(up);
     }
 
+    /// From its next start on `up` has these arguments, and not those that it had.
+    pub fn set(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|a| (*a).to_owned()).collect();
+    }
+
     /// Waits until `up` has logged a line that says all of this.
     #[track_caller]
     pub fn has_logged(&self, says: &[&str]) {
