@@ -1,6 +1,7 @@
 //! A volume that is attached, on its core: served to its guest, filled meanwhile, and plain in the end.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -305,14 +306,18 @@ impl Live {
             return Ok(());
         }
         let source = LazySource::new(Arc::clone(&grid), image, core.number);
-        let filled = self.fill_from(core, &source, &*grid, image).await;
+        let filled = async {
+            self.fill_from(core, &source, &*grid, image).await?;
+            // Some are looked at once more; if the disk has lost one, all are.
+            let step = (self.volume.arrived().chunks / SAMPLES).max(1) as usize;
+            if self.compare_at_last(core, &grid, (&source, image), step).await?.wrong > 0 {
+                self.compare_at_last(core, &grid, (&source, image), 1).await?;
+            }
+            Ok(())
+        };
+        let filled: Result<()> = filled.await;
         source.close().await;
         filled?;
-        // Some are looked at once more; if the disk has lost one, all are.
-        let step = (self.volume.arrived().chunks / SAMPLES).max(1) as usize;
-        if self.compare_at_last(core, &grid, step).await?.wrong > 0 {
-            self.compare_at_last(core, &grid, 1).await?;
-        }
         self.volume.become_plain().await?;
         tracing::info!(volume = self.name, "all of the image is here");
         Ok(())
@@ -333,19 +338,33 @@ impl Live {
         let patience = patience.map(Duration::from_secs);
         let (deadline, paced) = (by.is_some(), self.status.pace.borrow().holds());
         let policy = Policy { fill: self.how.fill, patience, deadline, paced };
-        hydration.run(policy, self.trace(grid, &image)).await
+        let mut filled = pin!(hydration.run(policy, self.trace(grid, &image)));
+        // The guest may ask for nothing until placement is away.
+        tokio::select! {
+            biased;
+            filled = &mut filled => filled,
+            () = source.look() => filled.await,
+        }
     }
 
-    /// As [`Self::compare`], and again for as long as nobody answers: nobody else asks for it.
+    /// As [`Self::compare`], and again for as long as nobody answers: nobody else asks for it. The way to the volume's
+    /// image is known already: placement may be away.
     async fn compare_at_last<G: Grid>(
         &self,
         core: &Core,
         grid: &Arc<G>,
+        (source, image): (&LazySource<G>, Digest),
         step: usize,
     ) -> Result<Scrubbed> {
         let mut patience = Patience::endless();
         loop {
-            let error = match self.compare(core, Arc::clone(grid), step).await {
+            let compared = match self.volume.since() {
+                Since::Image(since) if since == image => {
+                    self.compare_with(core, source, image, step).await
+                }
+                _ => self.compare(core, Arc::clone(grid), step).await,
+            };
+            let error = match compared {
                 Ok(scrubbed) => {
                     self.status.trouble.replace(None);
                     return Ok(scrubbed);
@@ -408,17 +427,24 @@ impl Live {
             }
         };
         let source = LazySource::new(grid, image, core.number);
-        let scrubbed = async {
-            let ctx = ReadContext::default();
-            let asking = async || source.manifest(&ctx, &image).await;
-            let size = Patience::new().ask(asking).await?.geometry().size();
-            let arena = core.arena(self.volume.identity().chunk_log2)?;
-            let hydration = self.hydration(core, &source, (image, size), &arena, Patience::new)?;
-            hydration.scrub((0..self.volume.arrived().chunks).step_by(step)).await
-        };
-        let scrubbed = scrubbed.await;
+        let scrubbed = self.compare_with(core, &source, image, step).await;
         source.close().await;
         scrubbed
+    }
+
+    async fn compare_with<G: Grid>(
+        &self,
+        core: &Core,
+        source: &LazySource<G>,
+        image: Digest,
+        step: usize,
+    ) -> Result<Scrubbed> {
+        let ctx = ReadContext::default();
+        let asking = async || source.manifest(&ctx, &image).await;
+        let size = Patience::new().ask(asking).await?.geometry().size();
+        let arena = core.arena(self.volume.identity().chunk_log2)?;
+        let hydration = self.hydration(core, source, (image, size), &arena, Patience::new)?;
+        hydration.scrub((0..self.volume.arrived().chunks).step_by(step)).await
     }
 
     /// What guests of this image touch when they start, if that is wanted and known.
