@@ -48,17 +48,22 @@ impl Node {
 }
 
 /// A virtual machine, unplugged when it is dropped.
-struct Machine {
+pub struct Machine {
     qemu: Child,
     console: PathBuf,
 }
 
 impl Machine {
     fn start(guest: &Path, dir: &Path, name: &str, disk: &[&str]) -> Self {
+        Self::working(guest, dir, name, disk, WORK)
+    }
+
+    /// With this to do instead of its services.
+    pub fn working(guest: &Path, dir: &Path, name: &str, disk: &[&str], work: &str) -> Self {
         let console = dir.join(format!("{name}.console"));
         let beside = |suffix: &str| format!("{}.{suffix}", guest.display());
         let append = format!(
-            "root=/dev/vda rw console=ttyS0 panic=-1 systemd.run_success_action=none systemd.run=\"/bin/sh -c '{WORK}'\""
+            "root=/dev/vda rw console=ttyS0 panic=-1 systemd.run_success_action=none systemd.run=\"/bin/sh -c '{work}'\""
         );
         let qmp = format!("unix:{},server=on,wait=off", dir.join(format!("{name}.qmp")).display());
         let qemu = Command::new("qemu-system-x86_64")
@@ -79,7 +84,7 @@ impl Machine {
         String::from_utf8_lossy(&std::fs::read(&self.console).unwrap_or_default()).into_owned()
     }
 
-    fn says(&mut self, what: &str) {
+    pub fn says(&mut self, what: &str) {
         until(&format!("{what} from {}", self.console.display()), || {
             assert!(self.qemu.try_wait().unwrap().is_none(), "QEMU ended: {}", self.said());
             self.said().contains(what)

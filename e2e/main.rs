@@ -4,6 +4,7 @@
 //! and the tools of file systems, and run only with `FOREBAY_E2E=1`.
 
 mod agents;
+mod away;
 mod caches;
 mod captures;
 mod care;
@@ -16,6 +17,8 @@ mod exports;
 mod faults;
 mod garage;
 mod graduation;
+mod grid;
+mod ground;
 mod guests;
 mod harness;
 mod house;
@@ -26,6 +29,7 @@ mod leases;
 mod life;
 mod member;
 mod nbd;
+mod network;
 mod operator;
 mod people;
 mod placing;
