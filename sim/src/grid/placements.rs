@@ -111,19 +111,23 @@ impl Placement {
 
     /// Is killed, and started again.
     pub(crate) async fn dies(self: &Rc<Self>, lasts: Duration) {
-        self.process.borrow().set(Mode::Killed);
-        if self.serves.borrow_mut().take().is_some() {
-            sleep(lasts).await;
-            self.start();
+        let process = self.process.borrow().clone();
+        // Who has killed it before starts it.
+        if process.mode() == Mode::Killed {
+            return;
         }
+        process.set(Mode::Killed);
+        self.serves.borrow_mut().take();
+        sleep(lasts).await;
+        self.start();
     }
 
-    /// Stands still for a while; meanwhile somebody sets its clock.
-    pub(crate) async fn stops(&self, lasts: Duration) {
+    /// Stands still for a while; meanwhile somebody sets its clock, so many seconds on.
+    pub(crate) async fn stops(&self, lasts: Duration, set: u64) {
         let process = self.process.borrow().clone();
         process.set(Mode::Stopped);
         sleep(lasts).await;
-        self.set.fetch_add(1000, Ordering::Relaxed);
+        self.set.fetch_add(set, Ordering::Relaxed);
         process.set(Mode::Runs);
     }
 

@@ -31,6 +31,12 @@ pub use check::{Verdict, check, check_each};
 /// When an operation returned whose answer never came.
 pub const NEVER: u64 = u64::MAX;
 
+/// Whether a placement's answer says that nothing was done, and never will be: it has found out before that it does not
+/// lead. Else an error leaves that open.
+pub fn is_not_done(error: &image::Error) -> bool {
+    error.message().starts_with("another placement leads")
+}
+
 /// Which answers are right.
 pub trait Model {
     /// What there is to know of the object between two operations.

@@ -28,7 +28,7 @@ use crate::chance::Chance;
 use crate::grid::{Grid, TERM};
 use crate::history::lease::{Answered, Asked, Lease};
 use crate::history::writes::{self, Write};
-use crate::history::{History, check};
+use crate::history::{History, Pending, check};
 use crate::trace::Trace;
 use node::Node;
 
@@ -206,7 +206,11 @@ async fn look(world: Rc<World>) {
         }
         let asked: Vec<_> = world.histories.iter().map(|h| h.called(Asked::Look)).collect();
         let all = async |placement: Arc<Coordinator>| placement.leases().await;
-        let Ok(all) = world.grid.ask(None, Duration::from_secs(5), all).await else { continue };
+        let Ok(all) = world.grid.ask(None, Duration::from_secs(5), all).await else {
+            // Who has looked has changed nothing.
+            asked.into_iter().for_each(Pending::not_done);
+            continue;
+        };
         for (volume, asked) in asked.into_iter().enumerate() {
             let found = all.leases.iter().find(|lease| lease.volume == id(volume));
             let has = found.and_then(|l| Some((node::number(l.holder.as_deref()?)?, l.epoch)));
@@ -245,7 +249,7 @@ async fn suffer(world: Rc<World>, nodes: Vec<Rc<Node>>) {
                     world.grid.cut(node, false);
                 }
                 5 => placement.dies(lasts).await,
-                6 => placement.stops(lasts).await,
+                6 => placement.stops(lasts, 1000).await,
                 _ => placement.is_cut_off(lasts).await,
             }
         });

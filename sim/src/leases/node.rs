@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use super::{Bug, VOLUMES, World, id};
 use crate::chance::Chance;
 use crate::grid::{Mode, Process, pace};
+use crate::history::is_not_done;
 use crate::history::lease::{Answered, Asked};
 use crate::history::writes::Write;
 
@@ -290,6 +291,7 @@ impl Node {
                 let words = error.message().split([' ', ';']);
                 asked.answered(Answered::Refused(words.into_iter().find_map(number)));
             }
+            Err(error) if is_not_done(error) => asked.not_done(),
             // It may be done all the same.
             Err(_) => drop(asked),
         }

@@ -281,7 +281,8 @@ async fn suffer(world: Rc<World>, nodes: Vec<Rc<Node>>) {
                     world.grid.cut(node, false);
                 }
                 5 => placement.dies(lasts).await,
-                6 => placement.stops(lasts).await,
+                // Reservations have their time by that clock.
+                6 => placement.stops(lasts, 10).await,
                 7 => placement.is_cut_off(lasts).await,
                 _ => {
                     world.seen.borrow_mut().power_cuts += 1;

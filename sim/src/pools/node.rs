@@ -248,9 +248,7 @@ impl Node {
                 }
                 Ok(Outcome::default())
             }
-            Goal::Hold { .. } | Goal::Unknown => {
-                Err(Error::new(Kind::Unsupported, "not known"))
-            }
+            Goal::Hold { .. } | Goal::Unknown => Err(Error::new(Kind::Unsupported, "not known")),
         }
     }
 

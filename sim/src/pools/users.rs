@@ -17,6 +17,7 @@ use super::node::number;
 use super::{AT_FIRST, IN_THE_END, NODES, PATIENCE, POOL, TROUBLED, World, set};
 use crate::chance::Chance;
 use crate::history::claims::Given;
+use crate::history::is_not_done;
 use crate::history::reservations::{Answered, Asked};
 
 /// Who reserves, and how many requests each has.
@@ -91,7 +92,7 @@ fn on(reservation: &Reservation) -> u8 {
 async fn reserves(world: Rc<World>, user: u8) {
     let mut chance = Chance::new(world.seed, &format!("reserves {user}"));
     while world.trace.now().as_millis() < u128::from(TROUBLED) {
-        sleep(Duration::from_millis(chance.within(50..2500))).await;
+        sleep(Duration::from_millis(chance.within(200..4000))).await;
         let id = user * EACH + chance.within(0..EACH.into()) as u8;
         let name = format!("r{id}");
         let (history, grid) = (&world.reservations, &world.grid);
@@ -115,6 +116,7 @@ async fn reserves(world: Rc<World>, user: u8) {
                 match grid.ask(None, PATIENCE, work).await {
                     Ok(was) => asked.answered(Answered::On(on(&was))),
                     Err(error) if error.kind() == Kind::Gone => asked.answered(Answered::Gone),
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
             }
@@ -130,6 +132,7 @@ async fn reserves(world: Rc<World>, user: u8) {
                         // There is no room, or nobody has been heard of.
                         None => asked.not_done(),
                     },
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::goal::{DiskRoom, StatusReport};
 use api::lease::{HeldLease, TakeLease, TransferLease};
 use forebay_sim::chance::Chance;
-use forebay_sim::history::{History, Verdict, check, lease};
+use forebay_sim::history::{History, Verdict, check, is_not_done, lease};
 use image::Kind;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -51,6 +51,7 @@ async fn uses_leases(placements: Placements, history: OfLease, node: u8, over: O
                 };
                 match fleet.report(&name, report, Duration::ZERO).await {
                     Ok(_) => asked.answered(Answered::Heard),
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
                 has = None;
@@ -65,6 +66,7 @@ async fn uses_leases(placements: Placements, history: OfLease, node: u8, over: O
                         let by = e.message().split([' ', ';']).filter_map(number).next();
                         asked.answered(Answered::Refused(by));
                     }
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
                 has = None;
@@ -93,6 +95,7 @@ async fn uses_leases(placements: Placements, history: OfLease, node: u8, over: O
                         let by = e.message().split([' ', ';']).filter_map(number).next();
                         asked.answered(Answered::Refused(by));
                     }
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
             }

@@ -6,7 +6,7 @@ use api::fleet::Resources;
 use api::place::{PlaceAsk, PlaceRequest, Reservation};
 use forebay_sim::chance::Chance;
 use forebay_sim::history::reservations::{Answered, Asked, Nodes};
-use forebay_sim::history::{History, Verdict, check};
+use forebay_sim::history::{History, Verdict, check, is_not_done};
 use image::Kind;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -47,6 +47,7 @@ async fn reserves(placements: Placements, history: OfNodes, client: u8, over: Ov
                 match fleet.release_reservation(&name).await {
                     Ok(was) => asked.answered(Answered::On(on(&was))),
                     Err(error) if error.kind() == Kind::Gone => asked.answered(Answered::Gone),
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
             }
@@ -61,6 +62,7 @@ async fn reserves(placements: Placements, history: OfNodes, client: u8, over: Ov
                         // There is no room, or nobody has been heard of.
                         None => asked.not_done(),
                     },
+                    Err(error) if is_not_done(&error) => asked.not_done(),
                     Err(_) => drop(asked),
                 }
             }
