@@ -15,7 +15,8 @@ fn one_writes_at_a_time_whatever_happens() {
     }
     println!("{counts:?}");
     // Else nothing was tested.
-    let Counts { granted, refused, unanswered, writes, killed } = counts;
+    let Counts { granted, refused, unanswered, writes, killed, undecided } = counts;
+    assert_eq!(undecided, 0);
     assert!(granted > 400 && refused > 400 && unanswered > 40, "{counts:?}");
     assert!(writes > 40_000 && killed > 10, "{counts:?}");
 }

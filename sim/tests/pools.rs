@@ -15,7 +15,8 @@ fn nothing_is_built_or_given_twice_or_lost_whatever_happens() {
     }
     println!("{counts:?}");
     // Else nothing was tested.
-    let Counts { built, claimed, reserved, power_cuts, moved } = counts;
+    let Counts { built, claimed, reserved, power_cuts, moved, undecided } = counts;
+    assert_eq!(undecided, 0);
     assert!(built > 250 && claimed > 250 && reserved > 150, "{counts:?}");
     assert!(power_cuts > 40 && moved > 2, "{counts:?}");
 }

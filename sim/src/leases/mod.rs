@@ -28,7 +28,7 @@ use crate::chance::Chance;
 use crate::grid::{Grid, TERM};
 use crate::history::lease::{Answered, Asked, Lease};
 use crate::history::writes::{self, Write};
-use crate::history::{History, Pending, check};
+use crate::history::{History, Pending, Verdict, check};
 use crate::trace::Trace;
 use node::Node;
 
@@ -92,6 +92,8 @@ pub struct Counts {
     pub writes: u64,
     /// Processes that a watchdog killed.
     pub killed: u64,
+    /// Histories for which the search was given up: nothing is shown by them.
+    pub undecided: u64,
 }
 
 impl Counts {
@@ -102,6 +104,7 @@ impl Counts {
         self.unanswered += other.unanswered;
         self.writes += other.writes;
         self.killed += other.killed;
+        self.undecided += other.undecided;
     }
 }
 
@@ -180,7 +183,8 @@ impl World {
                 }
             }
             let verdict = check(&Lease, &operations, STEPS);
-            if !verdict.holds() {
+            counts.undecided += u64::from(matches!(verdict, Verdict::Undecided(_)));
+            if let Verdict::Not(_) = verdict {
                 violations.push(format!("the lease of volume {}: {verdict}", id(volume)));
             }
         }

@@ -29,7 +29,7 @@ use crate::chance::Chance;
 use crate::grid::Grid;
 use crate::history::claims::{self, Given};
 use crate::history::reservations::{Answered, Asked, Nodes};
-use crate::history::{History, check};
+use crate::history::{History, Verdict, check};
 use crate::trace::Trace;
 use node::Node;
 
@@ -123,6 +123,8 @@ pub struct Counts {
     pub power_cuts: u64,
     /// Runs in which the lead moved.
     pub moved: u64,
+    /// Histories for which the search was given up: nothing is shown by them.
+    pub undecided: u64,
 }
 
 impl Counts {
@@ -133,6 +135,7 @@ impl Counts {
         self.reserved += other.reserved;
         self.power_cuts += other.power_cuts;
         self.moved += other.moved;
+        self.undecided += other.undecided;
     }
 }
 
@@ -196,7 +199,7 @@ impl World {
         let of_users = there.iter().filter(|given| seen.claims.contains(&given.request)).count();
         let operations = self.reservations.operations();
         let verdict = check(&Nodes { count: NODES as u8, room: CPUS }, &operations, STEPS);
-        if !verdict.holds() {
+        if let Verdict::Not(_) = verdict {
             seen.violations.push(format!("reservations: {verdict}"));
         }
         let reserved = |op: &&crate::history::Operation<Asked, Answered>| {
@@ -208,6 +211,7 @@ impl World {
             reserved: operations.iter().filter(reserved).count() as u64,
             power_cuts: seen.power_cuts,
             moved: u64::from(seen.leaders.len() > 1),
+            undecided: u64::from(matches!(verdict, Verdict::Undecided(_))),
         };
         Report { digest: self.trace.digest().0, violations: seen.violations, counts }
     }

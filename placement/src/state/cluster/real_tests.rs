@@ -276,14 +276,17 @@ async fn real_a_leader_knows_that_it_lost_before_another_leads() {
 }
 
 #[tokio::test]
-async fn real_a_full_etcd_says_so_and_can_be_read() {
+async fn real_a_full_etcd_says_so_and_can_be_read_and_goes_on_when_there_is_room() {
     if !wanted() {
         return;
     }
     let quota = |_: &Path| vec!["--quota-backend-bytes=8388608".into()];
     let etcd = Etcd::start_with(1, quota).await;
     let keys = etcd.keys().await;
-    let long = |i: u32| Transaction::default().put(&format!("long/{i:03}"), vec![7; 1 << 20]);
+    // What is there is little. What was there before takes the space.
+    let long = |n: u8| {
+        Transaction::default().put("long", vec![n; 1 << 20]).put("count", n.to_string().into())
+    };
     let mut kept = 0;
     let e = loop {
         match keys.commit(long(kept)).await {
@@ -294,14 +297,33 @@ async fn real_a_full_etcd_says_so_and_can_be_read() {
     };
     assert_eq!(e.kind(), Kind::Full, "{e}");
     assert!(e.message().contains("--quota-backend-bytes"), "{e}");
-    let all = keys.list("long/".into()).await.unwrap().entries;
     // etcd may refuse that one which it has done.
-    assert!([kept, kept + 1].contains(&(all.len() as u32)), "{} of {kept}", all.len());
+    let all = keys.list(String::new()).await.unwrap();
+    let there = all.entries.iter().find(|(key, _)| key == "long").unwrap().1.value[0];
+    assert!([kept - 1, kept].contains(&there), "{there} of {kept}");
     let e = keys.commit(long(99)).await.unwrap_err();
     assert_eq!(e.kind(), Kind::Full, "{e}");
-    assert_eq!(keys.get("long/099".into()).await.unwrap(), None, "it is full");
-    let e = State::over(keys, "grid").await.err().unwrap();
+    let e = State::over(Arc::clone(&keys), "grid").await.err().unwrap();
     assert_eq!(e.kind(), Kind::Full, "{e}");
+    assert_eq!(keys.list(String::new()).await.unwrap().entries, all.entries, "it is full");
+    // Room is made as the message says.
+    let revision = all.revision;
+    let alarms = etcd.http(0, "POST /v3/maintenance/alarm", "{}");
+    let (_, alarms) = alarms.split_once("\r\n\r\n").unwrap();
+    let alarms: serde_json::Value = serde_json::from_str(alarms).unwrap();
+    let member = alarms["alarms"][0]["memberID"].as_str().unwrap();
+    let off = serde_json::json!({"action": "DEACTIVATE", "memberID": member, "alarm": "NOSPACE"});
+    for (request, body) in [
+        ("kv/compaction", format!("{{\"revision\":{revision},\"physical\":true}}")),
+        ("maintenance/defragment", "{}".into()),
+        ("maintenance/alarm", off.to_string()),
+    ] {
+        let said = etcd.http(0, &format!("POST /v3/{request}"), &body);
+        assert!(said.contains("200 OK"), "{request}: {said}");
+    }
+    assert_eq!(keys.list(String::new()).await.unwrap().entries, all.entries, "nothing is lost");
+    keys.commit(long(100)).await.unwrap();
+    State::over(keys, "grid").await.unwrap();
 }
 
 #[tokio::test]
