@@ -51,6 +51,7 @@ fn a_pool_is_filled_claimed_from_and_filled_again() {
     // What is claimed where nothing is ready comes from elsewhere, or is built.
     pool(&grid, &["set", "web", "--target", "1", "--low", "0", "--max", "1"]);
     until_ready(&grid, "web", 1);
+    until("what is too much is gone", || nodes.iter().map(|n| n.ready().len()).sum::<usize>() == 1);
     let has = nodes.iter().position(|node| node.ready().len() == 1).unwrap();
     let lacks = &nodes[1 - has];
     let near = pool(&grid, &["claim", "web", "v4", "--node", &lacks.name]);

@@ -31,6 +31,9 @@ struct Args {
     jobs: Option<usize>,
 }
 
+/// Of so many seeds the search of one may be given up.
+const UNDECIDED: u64 = 50;
+
 /// A bug of one of the worlds.
 #[derive(Clone, Copy)]
 enum Plant {
@@ -155,8 +158,14 @@ fn many(args: &Args) -> ExitCode {
     };
     std::thread::scope(|scope| (0..jobs).for_each(|_| drop(scope.spawn(work))));
     let failed = failed.into_inner().expect("all threads have ended");
-    println!("{:#?}", counts.into_inner().expect("all threads have ended"));
+    let counts = counts.into_inner().expect("all threads have ended");
+    println!("{counts:#?}");
     println!("{} seeds from {}, {} failed", args.seeds, args.first, failed.len());
+    let undecided = counts.1.undecided.max(counts.2.undecided);
+    if undecided * UNDECIDED > args.seeds {
+        println!("of {undecided} seeds nothing is shown: their searches were given up");
+        return ExitCode::FAILURE;
+    }
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

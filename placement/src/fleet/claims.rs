@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use api::goal::{Goal, GoalItem, StatusReport};
+use api::goal::{Goal, GoalItem, ReadyVolume, StatusReport};
 use api::life::Standing;
 use api::operation::{Operation, OperationState};
 use api::pool::{NewClaim, VolumeKind};
@@ -223,11 +223,14 @@ fn choose(
     Err(Error::new(Kind::Retry, format!("pool {pool}: waits for {which} to be heard of")))
 }
 
-/// Ready volumes of a kind that a node has, and how many of them it has promised. What it says it has handed out is not
+/// Ready volumes of a kind that a node has and is not to remove, and how many of them it has promised. What it says it has handed out is not
 /// ready any more, by the same report: that promise is kept, whether or not its item is still there.
 fn promised(pool: &str, kind: &VolumeKind, said: &StatusReport, items: &[GoalItem]) -> (u32, u32) {
+    let goes = |v: &ReadyVolume| {
+        items.iter().any(|item| matches!(&item.goal, Goal::Discard { volume } if *volume == v.id))
+    };
     let ready = said.ready.iter().filter(|v| v.pool == pool && v.kind == *kind);
-    let ready = ready.filter(|v| v.state == "ready").count();
+    let ready = ready.filter(|v| v.state == "ready" && !goes(v)).count();
     let over = said.over();
     let promised = items.iter().filter(|item| match &item.goal {
         Goal::Claim { pool: of, build, .. } => {

@@ -564,6 +564,27 @@ async fn after_a_restore_no_lease_is_given_until_those_before_it_are_over() {
 }
 
 #[tokio::test]
+async fn who_is_to_remove_what_is_ready_is_not_told_to_hand_it_out() {
+    let mut grid = Grid::new(&["a", "b"]).await;
+    grid.fleet.set_pool("p", set(4, 4)).await.unwrap();
+    grid.settle().await;
+    grid.fleet.set_pool("p", SetPool { max: Some(1), ..set(0, 1) }).await.unwrap();
+    // They are told to remove three, and have not yet.
+    grid.round(&[]).await;
+    assert_eq!((grid.ready(), grid.pool().await.ready), (4, 4));
+    for n in 0..2 {
+        grid.fleet.claim("x", "p", claim(n, None), Duration::ZERO).await.unwrap();
+    }
+    grid.settle().await;
+    let done = grid.fleet.operations().await.unwrap().operations;
+    let results = done.into_iter().map(|done| done.result.unwrap());
+    let served = results.map(|result| serde_json::from_value::<Claimed>(result).unwrap().served);
+    let served: Vec<_> = served.collect();
+    assert_eq!(served.iter().filter(|served| **served == Served::Built).count(), 1, "{served:?}");
+    assert!(grid.nodes.values().all(|node| node.done.values().all(|done| done.error.is_none())));
+}
+
+#[tokio::test]
 async fn of_what_is_written_together_one_that_conflicts_keeps_none_of_the_others() {
     let grid = Grid::new(&[]).await;
     let mut board = grid.fleet.board.lock().await;
