@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_secs(1);
 const LEAD: Duration = Duration::from_secs(2);
 /// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
 const CLAIMS: usize = 48;
-/// Builds that one look at all pools decides on: [`MEASURED`] each.
+/// Builds that one look at all pools decides on, each among all nodes: no look takes much longer than another.
 const BUILDS: u32 = 64;
 /// Pause between two passes: what comes together is decided together.
 const BREATH: Duration = Duration::from_millis(5);
