@@ -16,6 +16,7 @@ use std::time::Duration;
 use api::audit::{AuditAsked, AuditEntry, AuditHead, AuditPage, MOST};
 use image::{Digest, Error, Kind, Result};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::state::State;
@@ -93,19 +94,19 @@ impl Audit {
     }
 
     /// Writes an entry; it lasts when this returns. One that cannot be written now is written when it can be.
-    pub(crate) async fn done(&self, deed: Deed) -> Result<()> {
+    pub(crate) async fn done(self: &Arc<Self>, deed: Deed) -> Result<()> {
         let (told, tell) = oneshot::channel();
         self.push(deed, Some(told));
-        self.flush().await;
+        drop(self.begin_flush());
         tell.await.unwrap_or_else(|_| Err(Error::new(Kind::Cancelled, "placement ends")))
     }
 
     /// Writes an entry soon. A crash may lose those of the last tenth of a second.
-    pub(crate) async fn done_soon(&self, deed: Deed) {
+    pub(crate) async fn done_soon(self: &Arc<Self>, deed: Deed) {
         if self.push(deed, None) < WAITING {
             self.wake.notify_one();
         } else {
-            self.flush().await;
+            let _ = self.begin_flush().await;
         }
     }
 
@@ -113,6 +114,12 @@ impl Audit {
     pub(crate) fn given_up(&self, deed: Deed) {
         self.push(deed, None);
         self.wake.notify_one();
+    }
+
+    /// By a task of its own: whoever asked may hang up in the middle, and what is being written is not theirs alone.
+    fn begin_flush(self: &Arc<Self>) -> JoinHandle<()> {
+        let audit = Arc::clone(self);
+        tokio::spawn(async move { audit.flush().await })
     }
 
     fn push(&self, deed: Deed, told: Option<oneshot::Sender<Result<()>>>) -> usize {
@@ -319,6 +326,8 @@ fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use api::audit::Chain;
 
     use super::*;
@@ -365,6 +374,24 @@ mod tests {
             all(&audits[0]).await.iter().map(|e| e.object.parse().unwrap()).collect();
         objects.sort_unstable();
         assert_eq!(objects, (0..240).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn who_hangs_up_in_the_middle_takes_nothing_along() {
+        let audit = Audit::new(State::in_memory("g").await, clock());
+        for n in 0..60 {
+            let mut writes = Box::pin(audit.done(deed(&n.to_string())));
+            for _ in 0..=n % 12 {
+                if futures::poll!(&mut writes).is_ready() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        audit.flush().await;
+        let written = all(&audit).await;
+        let objects: BTreeSet<&str> = written.iter().map(|entry| &*entry.object).collect();
+        assert_eq!((written.len(), objects.len()), (60, 60));
     }
 
     #[tokio::test]

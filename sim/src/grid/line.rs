@@ -66,7 +66,7 @@ impl Line {
         let (late, lost) = self.draw(|chance| (chance.one_in(40), chance.one_in(100)));
         let there = self.draw(|chance| chance.within(0..if late { 5000 } else { 8 }));
         let of_these = |begin| transaction.changes.iter().any(|(key, _)| key.starts_with(begin));
-        if self.forgets.is_some_and(of_these) && self.draw(|chance| chance.one_in(4)) {
+        if self.forgets.is_some_and(of_these) && self.draw(|chance| chance.one_in(2)) {
             transaction.compares.clear();
         }
         let (etcd, cut) = (Arc::clone(&self.etcd), Arc::clone(&self.cut));

@@ -117,7 +117,13 @@ impl Node {
 
     /// How many are ready.
     pub(super) fn ready(&self) -> usize {
-        self.disk.borrow().ready.len()
+        let disk = self.disk.borrow();
+        let claims = disk.items.unfinished();
+        // What was built for a claim is about to be handed out.
+        let for_claim = |id: &String| {
+            claims.iter().any(|item| item.id == *id && matches!(item.goal, Goal::Claim { .. }))
+        };
+        disk.ready.keys().filter(|id| !for_claim(id)).count()
     }
 
     /// What it has handed out.
