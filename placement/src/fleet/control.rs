@@ -34,7 +34,8 @@ const TICK: Duration = Duration::from_secs(1);
 const LEAD: Duration = Duration::from_secs(2);
 /// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
 const CLAIMS: usize = 48;
-/// Builds that one look at all pools decides on, each among all nodes: no look takes much longer than another.
+/// Builds that one look at all pools decides on, each among all nodes: no look takes much longer than another (58 ms
+/// without any, of 10,000 nodes: `compare nodes`).
 const BUILDS: u32 = 64;
 /// Pause between two passes: what comes together is decided together.
 const BREATH: Duration = Duration::from_millis(5);
@@ -91,6 +92,8 @@ pub(super) struct Memory {
     filling: BTreeSet<String>,
     /// The pool that is planned for first.
     turn: usize,
+    /// How long the last pass took, from when it was its turn.
+    took: Duration,
     demands: Demands,
     /// By pool and node.
     failed: BTreeMap<(String, String), Failures>,
@@ -104,7 +107,16 @@ impl Default for Memory {
     fn default() -> Self {
         let (filling, demands, failed, unheld) = Default::default();
         // Of what was told before one begins nothing is known.
-        Self { forget: 0, filling, turn: 0, demands, failed, unheld, holds: true }
+        Self {
+            forget: 0,
+            filling,
+            turn: 0,
+            took: Duration::ZERO,
+            demands,
+            failed,
+            unheld,
+            holds: true,
+        }
     }
 }
 
@@ -161,14 +173,13 @@ impl Fleet {
         self.begin(Arc::clone(&lead));
         let mut all_at = now();
         while lead.holds() && !self.is_over() {
-            let begun = now();
-            let look = if begun >= all_at { Look::All } else { Look::News };
+            let look = if now() >= all_at { Look::All } else { Look::News };
             if let Err(error) = self.pass(&lead, &mut memory, look).await {
                 tracing::error!(%error, "what nodes are to do was not decided; it is tried again");
             }
             let ended = now();
             if look == Look::All {
-                let took = ended - begun;
+                let took = memory.took;
                 all_at = ended + took * (ALL - 1);
                 let micros = took.as_micros() as u64;
                 // It may lead no longer.
@@ -200,6 +211,8 @@ impl Fleet {
     /// One pass.
     pub(super) async fn pass(&self, lead: &Lead, memory: &mut Memory, look: Look) -> Result<()> {
         let mut board = self.board.lock().await;
+        // Not before: claims have their turns, and looking is not what takes so long then.
+        let begun = now();
         board.catch_up(&self.state).await?;
         let mended = board.mended();
         memory.demands.count(&mut board, self.clock.now());
@@ -228,6 +241,7 @@ impl Fleet {
         }
         self.keep_demands(lead, &mut board, memory).await;
         drop(board);
+        memory.took = now() - begun;
         done?;
         self.forget_operations(lead, memory).await
     }
