@@ -160,7 +160,8 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
         }
         tokio::time::sleep(2 * WAIT).await;
         steady(&fleet, bars).await;
-        burst(&fleet, each, &dir, bars).await;
+        let plot = setup.dir.with_extension("refill.csv");
+        burst(&fleet, each, &plot, bars).await;
         fleet.close();
     });
 }
@@ -198,8 +199,8 @@ async fn steady(fleet: &Coordinator, bars: &mut Bars) {
     );
 }
 
-/// Claims at once, and how the pool is filled up again: `refill.csv` has it as it went.
-async fn burst(fleet: &Coordinator, target: u32, dir: &std::path::Path, bars: &mut Bars) {
+/// Claims at once, and how the pool is filled up again: a file beside the directory of the run has it as it went.
+async fn burst(fleet: &Coordinator, target: u32, to: &std::path::Path, bars: &mut Bars) {
     let begun = now();
     let claims: Vec<_> = (0..BURST)
         .map(|n| {
@@ -231,8 +232,8 @@ async fn burst(fleet: &Coordinator, target: u32, dir: &std::path::Path, bars: &m
         let result = done.result.expect("it is served");
         assert!(given.insert(result["id"].to_string()), "handed out twice");
     }
-    std::fs::write(dir.join("refill.csv"), plot).unwrap();
-    let what = "ready and being built at most while a burst of 400 claims is filled up, beside the target (refill.csv)";
+    std::fs::write(to, plot).unwrap();
+    let what = "ready and being built at most while a burst of 400 claims is filled up, beside the target (*.refill.csv)";
     let ratio = f64::from(most) / f64::from(target);
     bars.add(
         what,
