@@ -26,7 +26,7 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
     let grid = Grid::start(setup, &dir.join("grid"), None);
     let node = Node::start(&grid, "claim-node");
     let many = (2 * CLAIMS).to_string();
-    let create = ["pool", "create", "p", "--size", "1GiB", "--target", &many, "--low", &many];
+    let create = ["pool", "create", "p", "--size", "256MiB", "--target", &many, "--low", &many];
     json(&mut grid.command(&create));
     while json(&mut grid.command(&["pool", "show", "p"]))["ready"] != 2 * CLAIMS {
         pause(Duration::from_millis(200));
