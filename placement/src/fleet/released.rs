@@ -4,6 +4,7 @@
 //! late, finds it there. What is repeated is never among those that make room: a node says no more at a time than stay.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use api::goal::StatusReport;
@@ -33,9 +34,9 @@ pub(crate) struct GivenBack {
 impl GivenBack {
     /// Counts those that are new; returns them.
     fn take(&mut self, said: &[Released]) -> Vec<Released> {
-        let is_known = |new: &Released| self.last.iter().any(|old| old.volume == new.volume);
-        let mut new: Vec<Released> = said.iter().filter(|one| !is_known(one)).cloned().collect();
-        new.dedup_by(|a, b| a.volume == b.volume);
+        let mut known: BTreeSet<&str> = self.last.iter().map(|old| old.volume.as_str()).collect();
+        let new = said.iter().filter(|one| known.insert(&one.volume));
+        let new: Vec<Released> = new.cloned().collect();
         self.volumes += new.len() as u64;
         self.bytes = new.iter().fold(self.bytes, |sum, one| sum.saturating_add(one.freed));
         self.last.extend(new.iter().cloned());
@@ -144,5 +145,8 @@ mod tests {
         assert_eq!((counted, book.volumes, book.bytes), (200, 200, 1400));
         assert_eq!(book.last.len(), KEPT);
         assert_eq!(book.last.last(), all.last());
+        // One report that says the same twice.
+        let twice = [erased(300), erased(301), erased(300)];
+        assert_eq!(book.take(&twice).len(), 2);
     }
 }
