@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -252,17 +252,15 @@ impl Drop for Grid {
     }
 }
 
-/// Looks again and again until something is so.
+/// Looks again and again until something is so, for as long as a command may take.
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "polls what another process does")]
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
-    for _ in 0..PATIENCE.as_millis() / 5 {
-        if so() {
-            return;
-        }
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
-    panic!("never: {what}");
 }
 
 /// Every file below a directory.

@@ -130,6 +130,14 @@ fn events(before: &Seen, now: &Seen, at: u64) -> Vec<Event> {
         .collect()
 }
 
+/// These have happened before; of too many, the oldest are left out, which is said.
+pub(super) fn also(stats: &mut NodeStats, before: &[Event]) {
+    let room = MAX_EVENTS.saturating_sub(stats.events.len());
+    let out = before.len().saturating_sub(room);
+    stats.left_out += out as u64;
+    stats.events.splice(0..0, before[out..].iter().cloned());
+}
+
 /// Leaves out what is too many, and says so: the longest lists a node may send are those that placement takes.
 fn cut(stats: &mut NodeStats) {
     let mut out = 0;

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::host::{Roots, look};
 use super::programs::installed;
-use super::sample::{Known, Seen, When, sample};
+use super::sample::{Known, Seen, When, also, sample};
 
 /// Between two samples there is so much at least, whatever happens.
 const LEAST: Duration = Duration::from_secs(1);
@@ -160,12 +160,21 @@ impl Sampler {
             let declared = self.0.options.declared.clone();
             let taken = sample(before.as_ref(), &seen, known().await, declared, when);
             before = Some(seen);
-            self.0.slot.lock().expect(UNPOISONED).last = Some(Arc::new(taken));
+            self.keep(taken);
             if cause == Cause::Trigger {
                 self.0.news.notify_one();
             }
             cause = self.pause().await;
         }
+    }
+
+    /// What happened before goes along until placement has it: the sample that saw it is gone, and none will see it again.
+    fn keep(&self, mut taken: NodeStats) {
+        let mut slot = self.0.slot.lock().expect(UNPOISONED);
+        if let Some(untold) = slot.last.take().filter(|last| last.number > slot.told) {
+            also(&mut taken, &untold.events);
+        }
+        slot.last = Some(Arc::new(taken));
     }
 
     async fn look(&self, hypervisors: Vec<HypervisorStats>) -> Option<Seen> {

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::stats::{Cause, Declared, NodeStats, What};
+use api::stats::{Cause, Declared, Event, MAX_EVENTS, NodeStats, What};
 use proptest::prelude::*;
 
 use super::host::{Roots, look};
-use super::sample::{Known, Seen, When, sample};
+use super::sample::{Known, Seen, When, also, sample};
 use super::sampler::{Sampler, SamplerOptions};
 use super::{disks, guests, links, processor, programs, raids};
 
@@ -283,6 +283,47 @@ async fn samples_come_at_intervals_when_something_happens_and_more_often_while_s
     sampler.told(Some(5), Some(30));
     assert_eq!(sampler.every(), Duration::from_secs(10), "never less often than configured");
     running.abort();
+}
+
+/// Placement is away, and samples go on; the sample that saw a guest come is not the one that is told.
+#[tokio::test(start_paused = true)]
+async fn what_has_happened_is_told_though_placement_was_away_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let roots = machine(dir.path(), false);
+    let guest = roots.proc.join("77");
+    let options = SamplerOptions {
+        roots,
+        every: Duration::from_secs(1),
+        declared: Declared::default(),
+        now: || 77,
+        millis: || 0,
+    };
+    let sampler = Sampler::new(options);
+    let running = tokio::spawn(sampler.clone().run(|| std::future::ready(Known::default())));
+    let told = async |number| loop {
+        match sampler.untold().filter(|last| last.number >= number) {
+            Some(last) => return last.events.iter().map(|event| event.what).collect::<Vec<_>>(),
+            None => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    told(1).await;
+    fs::create_dir_all(&guest).unwrap();
+    fs::write(guest.join("cmdline"), words("qemu-system-x86_64 -name short")).unwrap();
+    assert_eq!(told(3).await, [What::VmStarted]);
+    fs::remove_dir_all(&guest).unwrap();
+    assert_eq!(told(5).await, [What::VmStarted, What::VmStopped]);
+    sampler.told(Some(5), None);
+    assert_eq!(told(6).await, [], "once");
+    running.abort();
+}
+
+#[test]
+fn of_too_many_events_the_oldest_are_left_out() {
+    let event = |n: usize| Event { at: n as u64, ..Event::default() };
+    let mut stats = NodeStats { events: vec![event(9000)], ..NodeStats::default() };
+    also(&mut stats, &(0..MAX_EVENTS).map(event).collect::<Vec<_>>());
+    let ats: Vec<u64> = stats.events.iter().map(|event| event.at).collect();
+    assert_eq!((ats.len(), ats[0], ats[MAX_EVENTS - 1], stats.left_out), (MAX_EVENTS, 1, 9000, 1));
 }
 
 proptest! {

@@ -79,8 +79,11 @@ impl Past {
             push(&mut self.minutes, point, MINUTES);
         }
         push(&mut self.samples, point, SAMPLES);
+        // A node says again what it does not know to have been heard.
         for event in &stats.events {
-            push(&mut self.events, event.clone(), EVENTS);
+            if !self.events.contains(event) {
+                push(&mut self.events, event.clone(), EVENTS);
+            }
         }
         self.last = stats;
     }
@@ -275,10 +278,16 @@ mod tests {
         for again in [stats(2, 30), stats(1, 10)] {
             all.take("n", "a", again, 30);
         }
-        let later = NodeStats { schema: SCHEMA + 1, ..stats(3, 40) };
+        let mut third = stats(3, 30);
+        third.events.insert(0, stats(2, 20).events.remove(0));
+        all.take("n", "a", third, 30);
+        let events = all.history("n", since(0), 30).unwrap().events;
+        let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
+        assert_eq!(names, ["3", "2"], "each has happened once");
+        let later = NodeStats { schema: SCHEMA + 1, ..stats(4, 40) };
         all.take("n", "a", later, 40);
         let summary = all.list(0, 45).nodes.remove(0);
-        assert_eq!((summary.heard, summary.last.at, summary.away), (25, 20, false));
+        assert_eq!((summary.heard, summary.last.at, summary.away), (15, 30, false));
         all.take("n", "b", stats(1, 50), 50);
         assert_eq!(all.list(0, 50).nodes[0].last.at, 50, "it was started anew");
         // Who is not heard of cannot be chosen; nor can who makes no sense.
