@@ -1,17 +1,19 @@
 //! Claims: who is told to hand out a volume of a pool.
 //!
 //! The node that was asked for, if it has one that nobody else was promised; else the node that has the most to spare;
-//! else a node is told to build one. One that is cordoned, or drains, is told only if no other has one ready. A node may have given away what it had by the time that it is told: then another
-//! is, and it has cost nobody anything.
+//! else a node is told to build one. One that is cordoned, or drains, is told only if no other has one ready. A node may have
+//! given away what it had by the time that it is told: then another is, and it has cost nobody anything.
 
 use std::time::Duration;
 
-use api::goal::{Goal, GoalItem, ReadyVolume, StatusReport};
+use api::ErrorBody;
+use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume, StatusReport};
 use api::life::Standing;
 use api::operation::{Operation, OperationState};
-use api::pool::{NewClaim, VolumeKind};
+use api::pool::{Claimed, NewClaim, Served, VolumeKind};
 use image::{Error, Kind, Result};
 
+use super::control::{CLAIMS, Pass};
 use super::goals::{self, Goals};
 use super::heard::Reports;
 use super::life::Standings;
@@ -80,6 +82,92 @@ impl Fleet {
         *board.claimed.entry(pool).or_default() += 1;
         self.tell(keys);
         Ok(())
+    }
+
+    /// Has nodes told of claims that nobody serves; says whether there are more.
+    pub(super) async fn tell_claims(&self, pass: &mut Pass<'_>) -> Result<bool> {
+        let mut told = 0;
+        for at in 0..pass.open.len() {
+            if told == CLAIMS {
+                return Ok(true);
+            }
+            let (kept, _) = &mut pass.open[at];
+            let Work::Claim { pool, told: None, .. } = &kept.work else { continue };
+            let pool = pool.clone();
+            let kind = match self.set_of(&pool).await {
+                Ok((set, _)) => self.kind_of(&set).await,
+                Err(error) => Err(error),
+            };
+            let before = kept.clone();
+            match kind {
+                Ok(kind) => {
+                    let when = (pass.now, pass.ticks);
+                    let seen = (pass.heard, &pass.standings);
+                    tell(kept, &kind, seen, &mut pass.goals, when);
+                }
+                Err(error) if error.kind() == Kind::Retry => {}
+                Err(error) => kept.fail(&error, pass.now),
+            }
+            if *kept != before {
+                pass.touched.insert(at);
+                told += 1;
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Pass<'_> {
+    /// Ends a claim as its node says it ended, or has another node told of it.
+    pub(super) fn claim_ended(
+        &mut self,
+        node: &str,
+        request: &str,
+        item: &GoalItem,
+        status: &ItemStatus,
+    ) {
+        let found = self.open.iter().position(|(kept, _)| kept.operation.id == *request);
+        let Some(at) = found else { return };
+        let now = self.now;
+        let kept = &mut self.open[at].0;
+        let Work::Claim { asked, told, tried, .. } = &mut kept.work;
+        if told.as_ref().is_none_or(|(_, told)| *told != item.id) {
+            return;
+        }
+        self.touched.insert(at);
+        if status.state == ItemState::Done {
+            let served = match () {
+                () if status.built => Served::Built,
+                () if asked.node.as_deref().is_some_and(|wanted| wanted != node) => {
+                    Served::Elsewhere
+                }
+                () => Served::Ready,
+            };
+            let (volume, id) = (asked.volume.clone(), status.volume.clone().unwrap_or_default());
+            let claimed = Claimed { node: node.to_owned(), volume, id, served };
+            kept.operation.result = serde_json::to_value(claimed).ok();
+            kept.end(OperationState::Done, now);
+            return;
+        }
+        let error = status
+            .error
+            .clone()
+            .map_or_else(|| Error::new(Kind::Io, "the node does not say why"), Error::from);
+        if matches!(item.goal, Goal::Claim { cancelled: true, .. }) {
+            kept.operation.error =
+                Some(ErrorBody::from(&error)).filter(|_| error.kind() != Kind::Cancelled);
+            kept.end(OperationState::Cancelled, now);
+            return;
+        }
+        // It has none any more, or no room for one: another may.
+        if matches!(error.kind(), Kind::Gone | Kind::Full | Kind::Io) && !asked.only {
+            tried.push(node.to_owned());
+            *told = None;
+            kept.operation.state = OperationState::Queued;
+            kept.operation.step = format!("node {node}: {error}");
+            return;
+        }
+        kept.fail(&error, now);
     }
 }
 

@@ -5,25 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::ErrorBody;
-use api::goal::{Goal, GoalItem, ItemState, ItemStatus, ReadyVolume};
+use api::goal::{Goal, ReadyVolume};
 use api::life::Standing;
-use api::operation::OperationState;
 use api::place::Policy;
-use api::pool::{Claimed, PoolBound, PoolDemand, Served};
-use image::{Digest, Error, Kind, Result};
+use api::pool::{PoolBound, PoolDemand};
+use image::{Kind, Result};
 use tokio::time::Instant;
 
 use super::board::Board;
-use super::demands::{self, Demands, Planned, Room};
+use super::demands::{self, Planned, Room};
 use super::goals::{self, Goals};
 use super::heard::{AWAY, Reports};
 use super::hearing::LED;
 use super::life::Standings;
+use super::memory::{Failures, Memory};
 use super::operations::{self, Kept, Work};
 use super::plan::{NodeView, Nodes, Plan, PoolView, plan};
 use super::writes::{Write, Writes};
-use super::{Fleet, UNPOISONED, claims};
+use super::{Fleet, UNPOISONED};
 use crate::state::Lead;
 use crate::state::keys::{Transaction, Versioned};
 
@@ -33,7 +32,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// as long.
 const LEAD: Duration = Duration::from_secs(2);
 /// Claims that one pass ends, or tells nodes of: a transaction has its limits, and there is a next pass.
-const CLAIMS: usize = 48;
+pub(super) const CLAIMS: usize = 48;
 /// Builds that one look at all pools decides on, each among all nodes: no look takes much longer than another (58 ms
 /// without any, of 10,000 nodes: `compare nodes`).
 const BUILDS: u32 = 64;
@@ -43,39 +42,6 @@ const BREATH: Duration = Duration::from_millis(5);
 const ALL: u32 = 8;
 /// Seconds between two looks for operations that may be forgotten.
 const FORGETS: u64 = 600;
-/// Seconds for which a node is not told to build for a pool after it has failed to, doubled each time.
-const SHUNNED: u64 = 10;
-const SHUNNED_MOST: u64 = 600;
-
-/// What has failed on a node, one time after the other.
-#[derive(Default)]
-pub(super) struct Failures {
-    times: u32,
-    /// It is not told again before, in seconds since 1970.
-    until: u64,
-    /// Of the last one.
-    pub(super) why: String,
-}
-
-impl Failures {
-    /// It has failed once more: the pause is doubled.
-    pub(super) fn again(&mut self, now: u64, why: String) {
-        self.until = now + (SHUNNED << self.times.min(10)).min(SHUNNED_MOST);
-        self.times += 1;
-        self.why = why;
-    }
-
-    /// Whether it is not told again yet.
-    pub(super) fn shuns(&self, now: u64) -> bool {
-        now < self.until
-    }
-
-    /// Whether the next pause depends on it still.
-    pub(super) fn is_of_use(&self, now: u64) -> bool {
-        now < self.until + SHUNNED_MOST
-    }
-}
-
 /// What a pass looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
@@ -83,52 +49,6 @@ pub(super) enum Look {
     News,
     /// All nodes, and pools.
     All,
-}
-
-/// What a pass remembers for the next.
-pub(super) struct Memory {
-    /// When operations that are long over are forgotten next, in seconds since 1970.
-    forget: u64,
-    filling: BTreeSet<String>,
-    /// The pool that is planned for first.
-    turn: usize,
-    /// How long the last pass took, from when it was its turn.
-    took: Duration,
-    demands: Demands,
-    /// By pool and node.
-    failed: BTreeMap<(String, String), Failures>,
-    /// By image and node.
-    pub(super) unheld: BTreeMap<(Digest, String), Failures>,
-    /// There are nodes that hold images, or may be.
-    pub(super) holds: bool,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        let (filling, demands, failed, unheld) = Default::default();
-        // Of what was told before one begins nothing is known.
-        Self {
-            forget: 0,
-            filling,
-            turn: 0,
-            took: Duration::ZERO,
-            demands,
-            failed,
-            unheld,
-            holds: true,
-        }
-    }
-}
-
-impl Memory {
-    /// By node the pools that it is not to build for now.
-    fn shunned(&self, now: u64) -> BTreeMap<&str, Vec<&str>> {
-        let mut shunned: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for ((pool, node), _) in self.failed.iter().filter(|(_, failed)| failed.shuns(now)) {
-            shunned.entry(node).or_default().push(pool);
-        }
-        shunned
-    }
 }
 
 /// Everything as of one moment, and what is to become of it.
@@ -140,9 +60,9 @@ pub(super) struct Pass<'a> {
     pub(super) standings: Standings,
     pub(super) goals: Goals<'a>,
     /// Operations that are not over.
-    open: Vec<(Kept, Versioned)>,
+    pub(super) open: Vec<(Kept, Versioned)>,
     /// Of those, the ones that have changed.
-    touched: BTreeSet<usize>,
+    pub(super) touched: BTreeSet<usize>,
 }
 
 impl Fleet {
@@ -310,38 +230,6 @@ impl Fleet {
         Ok(())
     }
 
-    /// Has nodes told of claims that nobody serves; says whether there are more.
-    async fn tell_claims(&self, pass: &mut Pass<'_>) -> Result<bool> {
-        let mut told = 0;
-        for at in 0..pass.open.len() {
-            if told == CLAIMS {
-                return Ok(true);
-            }
-            let (kept, _) = &mut pass.open[at];
-            let Work::Claim { pool, told: None, .. } = &kept.work else { continue };
-            let pool = pool.clone();
-            let kind = match self.set_of(&pool).await {
-                Ok((set, _)) => self.kind_of(&set).await,
-                Err(error) => Err(error),
-            };
-            let before = kept.clone();
-            match kind {
-                Ok(kind) => {
-                    let when = (pass.now, pass.ticks);
-                    let seen = (pass.heard, &pass.standings);
-                    claims::tell(kept, &kind, seen, &mut pass.goals, when);
-                }
-                Err(error) if error.kind() == Kind::Retry => {}
-                Err(error) => kept.fail(&error, pass.now),
-            }
-            if *kept != before {
-                pass.touched.insert(at);
-                told += 1;
-            }
-        }
-        Ok(false)
-    }
-
     async fn plan_pools(
         &self,
         board: &Board,
@@ -405,61 +293,15 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Why an item has failed.
-fn why(status: &ItemStatus) -> String {
-    status.error.as_ref().map_or_else(String::new, |e| e.message.clone())
-}
-
 impl Kept {
     /// The node that it is with.
-    fn node(&self) -> Option<&String> {
+    pub(super) fn node(&self) -> Option<&String> {
         let Work::Claim { told, .. } = &self.work;
         told.as_ref().map(|(node, _)| node)
     }
 }
 
 impl Pass<'_> {
-    /// Takes out what nodes say is over. Says of which there is more.
-    fn settle(&mut self, news: &BTreeSet<String>, memory: &mut Memory) -> BTreeSet<String> {
-        let mut left = BTreeSet::new();
-        for node in news {
-            let Some(last) = self.heard.get(node) else { continue };
-            let status: BTreeMap<&str, &ItemStatus> =
-                last.report.items.iter().map(|s| (s.id.as_str(), s)).collect();
-            // What is held is done as long as it is to be held.
-            let is_over = |item: &GoalItem, s: &ItemStatus| {
-                s.state.is_final()
-                    && !matches!((&item.goal, s.state), (Goal::Hold { .. }, ItemState::Done))
-            };
-            let over = |item: &GoalItem| status.get(item.id.as_str()).filter(|s| is_over(item, s));
-            let ended: Vec<(GoalItem, ItemStatus)> = self
-                .goals
-                .items(node)
-                .iter()
-                .filter_map(|item| Some((item.clone(), (*over(item)?).clone())))
-                .take(CLAIMS)
-                .collect();
-            if ended.len() == CLAIMS {
-                left.insert(node.clone());
-            }
-            for (item, status) in &ended {
-                self.ended(node, item, status, memory);
-            }
-            self.goals.retain(node, |item| ended.iter().all(|(over, _)| over.id != item.id));
-        }
-        self.settle_standings();
-        left
-    }
-
-    /// Takes out what those who are away were to build.
-    fn settle_away(&mut self) {
-        for (node, last) in self.heard.iter() {
-            if last.is_away(self.ticks) {
-                self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
-            }
-        }
-    }
-
     /// Each node's goal, and the operations that go with it.
     fn writes(self) -> Writes {
         let Pass { goals, open, mut touched, .. } = self;
@@ -485,101 +327,8 @@ impl Pass<'_> {
         Writes { all, left: BTreeSet::new() }
     }
 
-    /// On who drains nothing more is built, and what a node that was forgotten had promised nobody keeps.
-    fn settle_standings(&mut self) {
-        for (node, standing) in self.standings.iter() {
-            if standing == Standing::Draining {
-                self.goals.retain(node, |item| !matches!(item.goal, Goal::Build { .. }));
-            }
-        }
-        for (at, (kept, _)) in self.open.iter_mut().enumerate() {
-            let node = kept.node().filter(|node| self.standings.of(node) == Standing::Forgotten);
-            if let Some(node) = node {
-                let what = format!(
-                    "node {node}, which was told to hand out a volume, was forgotten: ask anew, with another request"
-                );
-                kept.fail(&Error::new(Kind::Gone, what), self.now);
-                self.touched.insert(at);
-            }
-        }
-    }
-
     pub(super) fn is_away(&self, node: &str) -> bool {
         self.heard.get(node).is_none_or(|last| last.is_away(self.ticks))
-    }
-
-    fn ended(&mut self, node: &str, item: &GoalItem, status: &ItemStatus, memory: &mut Memory) {
-        let failed = status.state == ItemState::Failed;
-        match &item.goal {
-            Goal::Build { pool, .. } => {
-                let key = (pool.clone(), node.to_owned());
-                if failed {
-                    let failed = memory.failed.entry(key).or_default();
-                    failed.again(self.now, why(status));
-                    tracing::warn!(node, pool, failed.why, "a build has failed");
-                } else {
-                    memory.demands.built(pool, status.took_millis);
-                    memory.failed.remove(&key);
-                }
-            }
-            Goal::Claim { request, pool, .. } => {
-                if !failed {
-                    memory.demands.built(pool, status.took_millis);
-                }
-                self.claim_ended(node, request, item, status);
-            }
-            Goal::Hold { image, .. } => {
-                let failed = memory.unheld.entry((*image, node.to_owned())).or_default();
-                failed.again(self.now, why(status));
-                tracing::warn!(node, %image, failed.why, "an image is not held");
-            }
-            Goal::Discard { .. } | Goal::Unknown => {}
-        }
-    }
-
-    fn claim_ended(&mut self, node: &str, request: &str, item: &GoalItem, status: &ItemStatus) {
-        let found = self.open.iter().position(|(kept, _)| kept.operation.id == *request);
-        let Some(at) = found else { return };
-        let now = self.now;
-        let kept = &mut self.open[at].0;
-        let Work::Claim { asked, told, tried, .. } = &mut kept.work;
-        if told.as_ref().is_none_or(|(_, told)| *told != item.id) {
-            return;
-        }
-        self.touched.insert(at);
-        if status.state == ItemState::Done {
-            let served = match () {
-                () if status.built => Served::Built,
-                () if asked.node.as_deref().is_some_and(|wanted| wanted != node) => {
-                    Served::Elsewhere
-                }
-                () => Served::Ready,
-            };
-            let (volume, id) = (asked.volume.clone(), status.volume.clone().unwrap_or_default());
-            let claimed = Claimed { node: node.to_owned(), volume, id, served };
-            kept.operation.result = serde_json::to_value(claimed).ok();
-            kept.end(OperationState::Done, now);
-            return;
-        }
-        let error = status
-            .error
-            .clone()
-            .map_or_else(|| Error::new(Kind::Io, "the node does not say why"), Error::from);
-        if matches!(item.goal, Goal::Claim { cancelled: true, .. }) {
-            kept.operation.error =
-                Some(ErrorBody::from(&error)).filter(|_| error.kind() != Kind::Cancelled);
-            kept.end(OperationState::Cancelled, now);
-            return;
-        }
-        // It has none any more, or no room for one: another may.
-        if matches!(error.kind(), Kind::Gone | Kind::Full | Kind::Io) && !asked.only {
-            tried.push(node.to_owned());
-            *told = None;
-            kept.operation.state = OperationState::Queued;
-            kept.operation.step = format!("node {node}: {error}");
-            return;
-        }
-        kept.fail(&error, now);
     }
 
     /// For each pool what is to be done; and whether there is more to be built than is decided on at a time.

@@ -15,8 +15,9 @@ use image::{Digest, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::board::Board;
-use super::control::{Memory, Pass};
+use super::control::Pass;
 use super::hold::{Choice, Holder, Holders, Stands, Want, plan};
+use super::memory::Memory;
 use super::writes::Write;
 use super::{Fleet, TRIES, UNPOISONED, pinned};
 use crate::decide::{View, place};

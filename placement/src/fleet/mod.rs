@@ -23,6 +23,7 @@ mod hold;
 mod keeps;
 pub(crate) mod leases;
 pub(crate) mod life;
+mod memory;
 mod mirror;
 mod operations;
 pub(crate) mod pinned;
@@ -31,6 +32,7 @@ pub(crate) mod pools;
 mod reads;
 mod released;
 mod reserve;
+mod settle;
 mod stats;
 #[cfg(test)]
 mod tests;

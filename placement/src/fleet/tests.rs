@@ -30,8 +30,9 @@ use api::pool::{Claimed, Follow, NewClaim, PoolInfo, Served, SetPool};
 use api::released::Released;
 use image::{Error, Kind};
 
-use super::control::{Look, Memory};
+use super::control::Look;
 use super::heard::AWAY;
+use super::memory::Memory;
 use super::writes::{Write, Writes};
 use super::{Fleet, State, Terms};
 use crate::catalog::Catalog;
