@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{Background, Disk, Grid, forebay, path, run, until};
 
 /// The moments at which a command is killed: spread over a little more than it takes, each at a place
-/// of its own in its share of that. `FOREBAY_E2E=1` tries 200 of them.
+/// of its own in its share of that. There are `FOREBAY_KILLS` (5) of them.
 pub struct Kills {
     takes: Duration,
     of: u32,
@@ -18,7 +18,7 @@ pub struct Kills {
 impl Kills {
     /// For a command that takes so long if it is left alone.
     pub fn over(takes: Duration) -> Self {
-        let of = if std::env::var_os("FOREBAY_E2E").is_some() { 200 } else { 5 };
+        let of = std::env::var("FOREBAY_KILLS").map_or(5, |n| n.parse().expect("a number of kills"));
         Self { takes, of, seed: u64::from(of) }
     }
 

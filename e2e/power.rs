@@ -153,7 +153,7 @@ fn real_databases_have_what_they_committed_however_often_the_power_goes() {
         let how: &[&str] = match pulls - pull {
             0 | 1 => &[],
             _ if pull == 0 => &["--no-fill"],
-            _ => &["--rate", "2MiB"],
+            _ => &["--rate", "512KiB"],
         };
         let attach = [&["attach", "v", "--qmp", path(&qmp)], how].concat();
         let info = node.volume(&attach);
