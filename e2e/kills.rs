@@ -18,7 +18,8 @@ pub struct Kills {
 impl Kills {
     /// For a command that takes so long if it is left alone.
     pub fn over(takes: Duration) -> Self {
-        let of = std::env::var("FOREBAY_KILLS").map_or(5, |n| n.parse().expect("a number of kills"));
+        let of =
+            std::env::var("FOREBAY_KILLS").map_or(5, |n| n.parse().expect("a number of kills"));
         Self { takes, of, seed: u64::from(of) }
     }
 

@@ -241,6 +241,11 @@ fn a_pool_that_follows_demand_wants_more_after_a_burst_and_says_why() {
     );
     until_ready(&grid, "web", 3);
     assert!(nodes.iter().all(|node| !node.ready().is_empty()));
+    // What is taken at a node without placement is demand, too. The rate falls while nobody claims.
+    let rate = || pool(&grid, &["show", "web"])["demand"]["claims-per-hour"].as_f64().unwrap();
+    let before = rate();
+    assert_eq!(nodes[0].run(&["pool", "claim", "web", "here", "--here"]).code, 0);
+    until("it is counted", || rate() > before);
     until("it is in the metrics", || {
         grid.run(&["cache", "metrics"]).out.contains("forebay_pool_claims_per_hour{pool=\"web\"}")
     });

@@ -12,7 +12,7 @@
 //! node forgets what it did of an item only when the item is no longer in the newest goal, and never takes an
 //! older goal for a newer one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use image::Digest;
 use serde::{Deserialize, Serialize};
@@ -172,7 +172,7 @@ pub struct DiskRoom {
 }
 
 /// What a node says it has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct StatusReport {
     /// Drawn when the daemon started, hexadecimal: two daemons of one name are told apart by it.
@@ -190,6 +190,9 @@ pub struct StatusReport {
     /// What is there of what was made ahead, and is nobody's.
     #[serde(default)]
     pub ready: Vec<ReadyVolume>,
+    /// By pool, how many of them were taken there since the daemon started without placement having been asked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub taken: BTreeMap<String, u64>,
     /// What is there that is somebody's.
     #[serde(default)]
     pub volumes: Vec<NodeVolume>,

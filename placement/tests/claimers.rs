@@ -69,13 +69,8 @@ impl Node {
             goal: self.goal.version,
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
-            held: vec![],
-            erased: vec![],
             disk: DiskRoom { size, free: if self.is_full() { 0 } else { size } },
-            leases: vec![],
-            released: vec![],
-            stats: None,
-            volumes: vec![],
+            ..StatusReport::default()
         }
     }
 

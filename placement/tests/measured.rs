@@ -26,17 +26,9 @@ async fn report(client: &Client, node: &str, stats: NodeStats) -> Result<Option<
     let report = StatusReport {
         run: "run".into(),
         number: stats.number,
-        generation: 0,
-        goal: 0,
-        items: Vec::new(),
-        ready: Vec::new(),
-        volumes: vec![],
-        held: vec![],
-        erased: vec![],
         disk: Default::default(),
-        leases: Vec::new(),
-        released: Vec::new(),
         stats: Some(Box::new(stats)),
+        ..StatusReport::default()
     };
     Ok(client.report(node, &report, Duration::ZERO).await?.stats_secs)
 }

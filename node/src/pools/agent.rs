@@ -183,6 +183,7 @@ impl<G: Grid> Agent<G> {
             goal,
             items: statuses,
             ready: self.0.ready.list(),
+            taken: self.0.ready.taken(),
             volumes,
             held,
             disk: DiskRoom { size, free },

@@ -31,7 +31,7 @@ async fn claim<G: Grid>(
     Json(asked): Json<LocalClaim>,
 ) -> Answer<VolumeInfo> {
     // To its end, also if whoever asked goes away: the same request finds what came of it.
-    let done = tokio::spawn(async move { ready.claim(&pool, &asked).await }).await;
+    let done = tokio::spawn(async move { ready.take(&pool, &asked).await }).await;
     let died = |e| Error::caused(Kind::Io, "handing out a volume ended badly", e);
     Ok(Json(done.map_err(died)??))
 }

@@ -55,6 +55,8 @@ struct Index {
     unclaimed: BTreeMap<[u8; 16], Entry>,
     /// What was handed out, by request: what it was called.
     claimed: BTreeMap<[u8; 16], String>,
+    /// By pool, how many were taken here since the start without placement having been asked.
+    taken: BTreeMap<String, u64>,
 }
 
 impl<G: Grid> Ready<G> {
@@ -94,6 +96,11 @@ impl<G: Grid> Ready<G> {
             state: entry.state.name().to_owned(),
         };
         index.unclaimed.iter().map(line).collect()
+    }
+
+    /// By pool, how many were taken here without placement having been asked.
+    pub fn taken(&self) -> BTreeMap<String, u64> {
+        self.0.index.lock().expect(UNPOISONED).taken.clone()
     }
 
     /// Bytes of the file system that they lie on, and of what is free there.
@@ -140,6 +147,19 @@ impl<G: Grid> Ready<G> {
     ///
     /// [`Kind::Gone`] if none is ready; [`Kind::Conflict`] if there is a volume of this name.
     pub async fn claim(&self, pool: &str, asked: &LocalClaim) -> Result<VolumeInfo> {
+        self.hand_out(pool, asked, false).await
+    }
+
+    /// As [`claim`](Self::claim), for who has not asked placement: that counts it by what it is told of this.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn take(&self, pool: &str, asked: &LocalClaim) -> Result<VolumeInfo> {
+        self.hand_out(pool, asked, true).await
+    }
+
+    async fn hand_out(&self, pool: &str, asked: &LocalClaim, counts: bool) -> Result<VolumeInfo> {
         let request = request_of(&asked.request)?;
         let _only = self.only(request).await;
         if let Some(name) = self.handed_out(&request) {
@@ -154,6 +174,9 @@ impl<G: Grid> Ready<G> {
                 Ok(info) => {
                     let mut index = self.0.index.lock().expect(UNPOISONED);
                     index.claimed.insert(request, asked.volume.clone());
+                    if counts {
+                        *index.taken.entry(pool.to_owned()).or_default() += 1;
+                    }
                     self.0.changed.notify_one();
                     return Ok(info);
                 }

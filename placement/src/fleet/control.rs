@@ -135,7 +135,8 @@ impl Fleet {
         let begun = now();
         board.catch_up(&self.state).await?;
         let mended = board.mended();
-        memory.demands.count(&mut board, self.clock.now());
+        let taken = self.hearing.with(|reign| reign.reports.taken())?;
+        memory.demands.count(&mut board, taken, self.clock.now());
         let claims = board.open.entries().values().any(|(kept, _)| kept.node().is_none());
         let (heard, news, since) = self.hearing.with(|reign| {
             reign.news.extend(mended);

@@ -65,9 +65,11 @@ pub(super) struct Demands {
 }
 
 impl Demands {
-    /// Counts what was claimed since.
-    pub(super) fn count(&mut self, board: &mut Board, now: u64) {
-        for (pool, claims) in std::mem::take(&mut board.claimed) {
+    /// Counts what was claimed since, and what was taken at nodes.
+    pub(super) fn count(&mut self, board: &mut Board, taken: BTreeMap<String, u64>, now: u64) {
+        let claimed = std::mem::take(&mut board.claimed);
+        let taken = taken.into_iter().map(|(pool, n)| (pool, u32::try_from(n).unwrap_or(u32::MAX)));
+        for (pool, claims) in claimed.into_iter().chain(taken) {
             self.of(board, &pool).claimed(claims, now);
         }
     }

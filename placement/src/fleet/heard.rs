@@ -39,10 +39,25 @@ fn is_news(before: &StatusReport, now: &StatusReport) -> bool {
         || before.released != now.released
 }
 
+/// By pool, what was taken between two reports: no more than was ready then, whatever a node says. Of what a daemon took
+/// before it was heard nobody knows what was counted.
+fn taken_since<'a>(
+    before: &StatusReport,
+    now: &'a StatusReport,
+) -> impl Iterator<Item = (&'a String, u64)> {
+    now.taken.iter().filter_map(|(pool, taken)| {
+        let had = before.taken.get(pool).filter(|_| before.run == now.run).copied().unwrap_or(0);
+        let ready = before.ready.iter().filter(|volume| volume.pool == *pool).count() as u64;
+        Some((pool, taken.saturating_sub(had).min(ready))).filter(|(_, more)| *more > 0)
+    })
+}
+
 /// The last report of each node.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reports {
     nodes: BTreeMap<String, Heard>,
+    /// By pool, what was taken at nodes without placement having been asked, and was not counted yet.
+    taken: BTreeMap<String, u64>,
     /// Nodes that have asked for a lease since, and when, by the same clock.
     asked: BTreeMap<String, u64>,
 }
@@ -81,9 +96,17 @@ impl Reports {
             }
         }
         let before = std::mem::replace(&mut last.report, Arc::new(report));
+        for (pool, more) in taken_since(&before, &last.report) {
+            *self.taken.entry(pool.clone()).or_default() += more;
+        }
         last.ticks = now;
         self.asked.remove(node);
         Ok(is_news(&before, &last.report))
+    }
+
+    /// By pool, what was taken at nodes without placement having been asked, since this was asked last.
+    pub(crate) fn taken(&mut self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut self.taken)
     }
 
     /// What a node has said last.
@@ -106,7 +129,7 @@ impl Reports {
     pub(crate) fn of(&self, nodes: &BTreeSet<String>) -> Self {
         let some = nodes.iter().filter_map(|node| self.nodes.get_key_value(node));
         let nodes = some.map(|(node, heard)| (node.clone(), heard.clone())).collect();
-        Self { nodes, asked: BTreeMap::new() }
+        Self { nodes, ..Self::default() }
     }
 
     /// All that have reported, in the order of their names.
@@ -117,23 +140,42 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
+    use api::goal::ReadyVolume;
+    use api::pool::VolumeKind;
+
     use super::*;
+
+    #[test]
+    fn what_was_taken_at_a_node_is_counted_once_and_no_more_than_there_was() {
+        let ready = |n: usize| {
+            let kind = VolumeKind { size: 1, sector: None, image: None, layout: None };
+            let (id, pool, state) = (String::new(), "p".into(), "ready".into());
+            vec![ReadyVolume { id, pool, kind, state }; n]
+        };
+        let said = |run: &str, number, taken, n| StatusReport {
+            taken: BTreeMap::from([("p".to_owned(), taken)]),
+            ready: ready(n),
+            ..report(run, number)
+        };
+        let mut all = Reports::default();
+        let mut take = |report: StatusReport| {
+            all.take("n", report, 0).unwrap();
+            all.taken().get("p").copied().unwrap_or(0)
+        };
+        assert_eq!(take(said("a", 1, 7, 3)), 0, "another has counted them, or nobody ever will");
+        assert_eq!(take(said("a", 2, 9, 3)), 2);
+        assert_eq!(take(said("a", 2, 9, 3)), 0);
+        assert_eq!(take(said("a", 3, 9, 3)), 0);
+        assert_eq!(take(said("b", 1, 1, 2)), 1, "its daemon was started anew");
+        assert_eq!(take(said("b", 2, u64::MAX, 2)), 2, "there were two");
+    }
 
     fn report(run: &str, number: u64) -> StatusReport {
         StatusReport {
             run: run.into(),
             number,
-            generation: 0,
-            goal: 0,
-            items: vec![],
-            ready: vec![],
-            volumes: vec![],
-            held: vec![],
-            erased: vec![],
             disk: Default::default(),
-            leases: vec![],
-            released: vec![],
-            stats: None,
+            ..StatusReport::default()
         }
     }
 

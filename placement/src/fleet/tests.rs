@@ -91,7 +91,6 @@ impl Node {
         StatusReport {
             run: self.run.to_string(),
             number: self.number,
-            generation: 0,
             goal: self.goal.version,
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
@@ -101,7 +100,7 @@ impl Node {
             leases: self.leases.clone(),
             released: std::mem::take(&mut self.released),
             erased: self.erased.clone(),
-            stats: None,
+            ..StatusReport::default()
         }
     }
 

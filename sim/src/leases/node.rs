@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::goal::{DiskRoom, StatusReport, Told};
+use api::goal::{StatusReport, Told};
 use api::lease::{HeldLease, TakeLease};
 use image::{Error, Kind, Result};
 use node::leases::Leases;
@@ -376,17 +376,9 @@ impl Node {
         StatusReport {
             run: format!("{:032x}", self.runs.get()),
             number,
-            generation: 0,
-            goal: 0,
-            items: vec![],
-            ready: vec![],
-            held: vec![],
-            erased: vec![],
-            disk: DiskRoom::default(),
             leases,
             released,
-            stats: None,
-            volumes: vec![],
+            ..StatusReport::default()
         }
     }
 

@@ -198,12 +198,8 @@ impl Node {
             items: disk.items.statuses(),
             ready: disk.ready.values().filter(|_| !silent).cloned().collect(),
             disk: DiskRoom { size: ROOM, free: ROOM - used },
-            held: vec![],
-            erased: vec![],
-            leases: vec![],
-            released: vec![],
             stats: Some(Box::new(stats)),
-            volumes: vec![],
+            ..StatusReport::default()
         }
     }
 

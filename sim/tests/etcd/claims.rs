@@ -46,12 +46,8 @@ impl Giver {
             items: self.done.values().cloned().collect(),
             ready: self.ready.clone(),
             disk: DiskRoom { size: 1 << 40, free: 1 << 39 },
-            held: vec![],
-            erased: vec![],
-            leases: vec![],
-            released: vec![],
             stats: Some(Box::new(self.stats())),
-            volumes: vec![],
+            ..StatusReport::default()
         }
     }
 

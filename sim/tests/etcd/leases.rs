@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::goal::{DiskRoom, StatusReport};
+use api::goal::StatusReport;
 use api::lease::{HeldLease, TakeLease, TransferLease};
 use forebay_sim::chance::Chance;
 use forebay_sim::history::{History, Verdict, check, is_not_done, lease};
@@ -37,17 +37,8 @@ async fn uses_leases(placements: Placements, history: OfLease, node: u8, over: O
                 let report = StatusReport {
                     run: "1".into(),
                     number: reports,
-                    generation: 0,
-                    goal: 0,
-                    items: vec![],
-                    ready: vec![],
-                    disk: DiskRoom::default(),
-                    held: vec![],
-                    erased: vec![],
-                    leases: vec![],
                     released,
-                    stats: None,
-                    volumes: vec![],
+                    ..StatusReport::default()
                 };
                 match fleet.report(&name, report, Duration::ZERO).await {
                     Ok(_) => asked.answered(Answered::Heard),

@@ -70,13 +70,8 @@ impl Node {
             goal: self.goal.version,
             items: self.done.clone(),
             ready: self.ready.clone(),
-            volumes: vec![],
-            held: vec![],
-            erased: vec![],
             disk: DiskRoom { size, free: size / 2 },
-            leases: vec![],
-            released: vec![],
-            stats: None,
+            ..StatusReport::default()
         }
     }
 
