@@ -239,6 +239,16 @@ impl Fs {
         self.names.remove_dir(path).map_err(|error| locate("remove", path, None, error))
     }
 
+    /// Makes a directory, which need not last.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists`; otherwise what the system says.
+    pub fn create_dir(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        let path = path.as_ref();
+        self.names.create_dir(path).map_err(|error| locate("mkdir", path, None, error))
+    }
+
     /// Makes `path` and the directories above it that are missing, each of them lasting.
     ///
     /// # Errors
@@ -250,12 +260,10 @@ impl Fs {
             return Ok(());
         }
         self.create_dir_all(parent(path))?;
-        match self.names.create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(locate("mkdir", path, None, error)),
-            Ok(()) => {}
+        match self.create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => self.sync_dir(parent(path)),
         }
-        self.sync_dir(parent(path))
     }
 
     /// The names in a directory, sorted.

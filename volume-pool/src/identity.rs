@@ -20,7 +20,7 @@ use image::{Digest, Domain, Error, Kind, Result};
 
 const MAGIC: &[u8; 4] = b"FBVI";
 const VERSION: u16 = 1;
-const LEN: usize = 512;
+pub(crate) const LEN: usize = 512;
 const PLAIN: u8 = 1;
 const SHARES: u8 = 2;
 const UNTRACKED: u8 = 4;
@@ -215,7 +215,7 @@ pub struct IdentityBlocks {
 }
 
 impl IdentityBlocks {
-    /// Writes the first block, durably. What was there before is overwritten.
+    /// Writes the first block. What was there before is overwritten.
     pub fn create(file: BlockFile, at: u64, identity: Identity) -> Result<Self> {
         if identity.name.is_empty() || identity.name.len() > MAX_NAME {
             let what = format!("a volume's name has 1 to {MAX_NAME} bytes");
@@ -276,7 +276,8 @@ impl IdentityBlocks {
         self.change(|identity| identity.state = next)
     }
 
-    /// Changes what it says, durably or, with an error, perhaps.
+    /// Changes what it says, durably or, with an error, perhaps. What is [being made](VolumeState::Building) need not last:
+    /// of that a power cut leaves what is removed, whatever it says.
     pub fn change(&mut self, change: impl FnOnce(&mut Identity)) -> Result<()> {
         let before = self.now.clone();
         change(&mut self.now);
@@ -293,7 +294,9 @@ impl IdentityBlocks {
         let seq = self.seq + 1;
         let block = self.now.encode(seq);
         self.file.write_all_at(&block, self.at + seq % 2 * LEN as u64).map_err(io)?;
-        self.file.sync_data().map_err(io)?;
+        if self.now.state != VolumeState::Building {
+            self.file.sync_data().map_err(io)?;
+        }
         self.seq = seq;
         Ok(())
     }
@@ -385,6 +388,7 @@ mod tests {
         let file = fs.open("/identity", OpenMode::create_new()).unwrap();
         fs.sync_dir("/").unwrap();
         let mut blocks = IdentityBlocks::create(file, 0, identity()).unwrap();
+        blocks.file().sync_data().unwrap();
         disk.mark("Building");
         for state in [Ready, Allocated, Erasing, Gone] {
             blocks.become_state(state).unwrap();

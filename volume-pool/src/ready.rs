@@ -8,14 +8,20 @@
 //!  .ready/ID  Ready ─▶ Allocated, NAME, claim ─▶ rename ─▶ NAME      from the first sync on it is NAME's
 //!  .ready/ID  Erasing ◀─ rename ◀─ journal, Erasing ◀─ NAME          from the last sync but one on nobody's
 //! ```
-//! Of either a power cut leaves what was before, or what [`tidy`](Shelf::tidy) completes: never both, and never
+//! What is being made does not last until it is ready: in one place, [`made`](Shelf::made), all of it is synced, and then
+//! its identity. What a power cut leaves of it before is removed, whatever is there.
+//!
+//! Of either of these a power cut leaves what was before, or what [`tidy`](Shelf::tidy) completes: never both, and never
 //! a volume that two have. A volume that was given back is not handed out before what was in it is destroyed.
 
+use std::io::ErrorKind;
+
+use blockio::OpenMode;
 use image::{Error, Kind, Result};
 
 use crate::erase::Plan;
-use crate::identity::VolumeState;
-use crate::shelf::{NewVolume, ORIGIN, Shelf, io};
+use crate::identity::{LEN, VolumeState};
+use crate::shelf::{DISK, ERASING, IDENTITY, MANIFEST, NewVolume, ORIGIN, Shelf, io};
 
 const READY: &str = ".ready";
 /// Longest note of where a volume comes from, in bytes.
@@ -36,7 +42,7 @@ impl Shelf {
         Self::open(self.fs.clone(), self.dir.join(READY))
     }
 
-    /// Begins to make one of them; its name is to be that of its id. It is of no use before
+    /// Begins to make one of them; its name is to be that of its id. It is of no use, and nothing of it lasts, before
     /// [`made`](Self::made). `origin` says what it was made for, and stays with it.
     ///
     /// # Errors
@@ -45,16 +51,29 @@ impl Shelf {
     pub fn make(&self, new: &NewVolume, origin: &[u8]) -> Result<()> {
         self.create_as(VolumeState::Building, new)?;
         let path = self.dir.join(&new.name).join(ORIGIN);
-        self.fs.replace(path, origin).map_err(io)
+        let file = self.fs.open(path, OpenMode::create_new()).map_err(io)?;
+        file.write_all_at(origin, 0).map_err(io)
     }
 
-    /// Counts one that was being made as ready. What is in it must last already.
+    /// Counts one that was being made as ready. All of it lasts before that does.
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] while it is in use, or is not being made.
+    /// [`Kind::Conflict`] while it is in use, or is not being made; of the disk: it is being made still.
     pub fn made(&self, id: &[u8; 16]) -> Result<()> {
-        self.take_identity(&name_of(id))?.become_state(VolumeState::Ready)
+        let name = name_of(id);
+        let mut identity = self.take_identity(&name)?;
+        let dir = self.path(&name)?;
+        // Its maps are empty: their name is enough.
+        for file in [DISK, MANIFEST, ORIGIN] {
+            match self.fs.open(dir.join(file), OpenMode::write()) {
+                Err(e) if file == MANIFEST && e.kind() == ErrorKind::NotFound => {}
+                opened => opened.and_then(|file| file.sync_data()).map_err(io)?,
+            }
+        }
+        self.fs.sync_dir(&dir).map_err(io)?;
+        self.fs.sync_dir(&self.dir).map_err(io)?;
+        identity.become_state(VolumeState::Ready)
     }
 
     /// Notes that a volume is written past its maps from now on. Durable when this returns.
@@ -74,7 +93,7 @@ impl Shelf {
     pub fn origin(&self, name: &str) -> Result<Option<Vec<u8>>> {
         match self.fs.read(self.path(name)?.join(ORIGIN), MAX_ORIGIN) {
             Ok(origin) => Ok(Some(origin)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(io(e)),
         }
     }
@@ -154,6 +173,16 @@ impl Shelf {
         Ok(left)
     }
 
+    /// Whether the identity of a volume that is nobody's was never made to last: that comes before it is anything but one
+    /// that is being made. Nobody has written to those but who makes them.
+    fn was_being_made(&self, name: &str) -> Result<bool> {
+        let dir = self.path(name)?;
+        let identity = self.fs.read(dir.join(IDENTITY), 2 * LEN).map_err(io)?;
+        let blank = identity.iter().all(|byte| *byte == 0);
+        // Who lost it while it was erased keeps what is to be erased.
+        Ok(blank && !self.fs.exists(dir.join(ERASING)).map_err(io)?)
+    }
+
     fn tidy_ready_one(&self, ready: &Self, name: &str) -> Result<()> {
         let promised = match ready.identity(name) {
             Ok(identity) => match identity.state {
@@ -162,6 +191,9 @@ impl Shelf {
                 VolumeState::Ready | VolumeState::Erasing => return Ok(()),
                 VolumeState::Building | VolumeState::Gone => return ready.remove(name),
             },
+            Err(error) if error.kind() == Kind::Corrupt && ready.was_being_made(name)? => {
+                return ready.remove_files(&ready.path(name)?, None);
+            }
             Err(_) => return ready.tidy_one(name),
         };
         self.fs.rename_new_durable(ready.path(name)?, self.path(&promised)?).map_err(io)
@@ -170,9 +202,11 @@ impl Shelf {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use blockio::Fs;
     use blockio::fake::{CrashPlan, MemFs, Op};
-    use image::Geometry;
+    use image::{Digest, Domain, Geometry, Manifest};
 
     use super::*;
     use crate::erase::{Method, Proof};
@@ -316,10 +350,40 @@ mod tests {
         }
     }
 
+    /// What is in the image of the volume that is filled.
+    const BYTES: [u8; 8192] = [5; 8192];
+
+    /// Makes one that holds an image, as whoever fills it does.
+    fn fill(shelf: &Shelf) {
+        let geometry = Geometry::new(1 << 20, 512, 18).unwrap();
+        let image = Manifest::new(Domain(0), geometry, vec![Digest([7; 32])]);
+        let new = NewVolume {
+            name: name_of(&ID),
+            id: ID,
+            geometry,
+            image: Some(Arc::new(image)),
+            shares: true,
+            device: None,
+            created: 5,
+        };
+        let ready = shelf.ready().unwrap();
+        ready.make(&new, b"of a pool").unwrap();
+        let mut files = ready.take(&new.name).unwrap();
+        for at in [0, BYTES.len() as u64] {
+            files.data.write_all_at(&BYTES, at).unwrap();
+        }
+        files.identity.change(|identity| identity.plain = true).unwrap();
+        drop(files);
+        ready.made(&ID).unwrap();
+    }
+
     #[test]
-    fn what_was_being_made_is_gone_after_a_power_cut_or_ready() {
+    fn what_was_being_made_is_gone_after_a_power_cut_or_ready_and_whole() {
         let disk = MemFs::new();
-        make(&shelf(disk.fs()));
+        let first = shelf(disk.fs());
+        first.ready().unwrap();
+        disk.settle();
+        fill(&first);
         disk.mark("made");
         for cut in disk.crash_images(CrashPlan::default()) {
             let shelf = shelf(cut.fs());
@@ -328,11 +392,42 @@ mod tests {
             match ready.names().unwrap().as_slice() {
                 [] => assert!(cut.marks().next().is_none(), "{cut}"),
                 [name] => {
-                    assert_eq!(ready.identity(name).unwrap().state, VolumeState::Ready, "{cut}");
                     assert_eq!(ready.origin(name).unwrap().unwrap(), b"of a pool", "{cut}");
+                    let files = ready.take(name).unwrap();
+                    assert!(files.image.is_some() && files.identity.get().plain, "{cut}");
+                    assert_eq!(files.identity.get().state, VolumeState::Ready, "{cut}");
+                    let mut found = [0; 2 * BYTES.len()];
+                    files.data.read_exact_at(&mut found, 0).unwrap();
+                    assert_eq!(found, [5; 2 * BYTES.len()], "{cut}");
                 }
                 more => panic!("{cut}: {more:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_volume_is_made_with_six_syncs() {
+        let disk = MemFs::new();
+        let shelf = shelf(disk.fs());
+        shelf.ready().unwrap();
+        disk.settle();
+        fill(&shelf);
+        let is_sync = |op: &&Op| matches!(op, Op::Sync { .. } | Op::SyncDir { .. });
+        let what = "of the data, the manifest, the origin, two directories, and the identity";
+        assert_eq!(disk.log().iter().filter(is_sync).count(), 6, "{what}");
+    }
+
+    #[test]
+    fn what_lost_its_identity_while_it_was_erased_is_not_removed_unerased() {
+        let disk = MemFs::new();
+        let shelf = shelf(disk.fs());
+        make(&shelf);
+        shelf.hand_out(&ID, "web", CLAIM).unwrap();
+        shelf.take_back("web", &PLAN, 9).unwrap();
+        let (ready, name) = (shelf.ready().unwrap(), name_of(&ID));
+        let identity = disk.fs().open(ready.path(&name).unwrap().join(IDENTITY), OpenMode::write());
+        identity.unwrap().write_all_at(&[0; 2 * LEN], 0).unwrap();
+        shelf.tidy().unwrap();
+        assert_eq!(ready.names().unwrap(), [name]);
     }
 }

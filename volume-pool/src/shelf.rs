@@ -29,7 +29,7 @@ use crate::size::shown;
 use crate::volume::Files;
 
 pub(crate) const IDENTITY: &str = "identity";
-const MANIFEST: &str = "manifest";
+pub(crate) const MANIFEST: &str = "manifest";
 const MAPS: &str = "maps";
 pub(crate) const DISK: &str = "disk.raw";
 pub(crate) const DEVICE: &str = "device";
@@ -158,7 +158,7 @@ impl Shelf {
         self.create_as(VolumeState::Allocated, new)
     }
 
-    /// The same of one that is left in another state.
+    /// The same of one that is left in another state. Nothing of one that is [being made](VolumeState::Building) lasts yet.
     pub(crate) fn create_as(&self, state: VolumeState, new: &NewVolume) -> Result<()> {
         let dir = self.path(&new.name)?;
         if let Some(image) = new.image.as_ref().map(|i| i.geometry()) {
@@ -178,7 +178,11 @@ impl Shelf {
             let what = format!("{}: there is a volume of this name", new.name);
             return Err(Error::new(Kind::Conflict, what));
         }
-        self.fs.create_dir_all(&dir).map_err(io)?;
+        match state {
+            VolumeState::Building => self.fs.create_dir(&dir),
+            _ => self.fs.create_dir_all(&dir),
+        }
+        .map_err(io)?;
         self.build(&dir, state, new).inspect_err(|_| {
             let identity = self.take_identity(&new.name).ok();
             if let Err(error) = self.remove_files(&dir, identity) {
@@ -189,6 +193,8 @@ impl Shelf {
 
     fn build(&self, dir: &Path, state: VolumeState, new: &NewVolume) -> Result<()> {
         let create = |name: &str| self.fs.open(dir.join(name), OpenMode::create_new()).map_err(io);
+        let lasts = state != VolumeState::Building;
+        let sync = |file: &BlockFile| if lasts { file.sync_data().map_err(io) } else { Ok(()) };
         let identity = Identity {
             id: new.id,
             name: new.name.clone(),
@@ -210,24 +216,26 @@ impl Shelf {
                 let file = create(IDENTITY)?;
                 lock(&file, &new.name)?;
                 let blocks = IdentityBlocks::create(file, 0, identity)?;
+                sync(blocks.file())?;
                 let disk = create(DISK)?;
                 disk.set_len(new.geometry.size()).map_err(io)?;
-                disk.sync_data().map_err(io)?;
+                sync(&disk)?;
                 blocks
             }
         };
-        create(MAPS)?.sync_data().map_err(io)?;
+        sync(&create(MAPS)?)?;
         if let Some(manifest) = &new.image {
             let file = create(MANIFEST)?;
             file.write_all_at(&manifest.to_bytes(), 0).map_err(io)?;
-            file.sync_data().map_err(io)?;
+            sync(&file)?;
+        }
+        if !lasts {
+            return Ok(());
         }
         self.fs.sync_dir(dir).map_err(io)?;
-        if state != VolumeState::Building {
-            blocks.become_state(VolumeState::Ready)?;
-        }
+        blocks.become_state(VolumeState::Ready)?;
         match state {
-            VolumeState::Building | VolumeState::Ready => Ok(()),
+            VolumeState::Ready => Ok(()),
             state => blocks.become_state(state),
         }
     }
@@ -240,6 +248,7 @@ impl Shelf {
         self.fs.sync_dir(dir).map_err(io)?;
         let behind = identity.base.map_or(0, |base| base.size)..identity.size;
         let blocks = IdentityBlocks::create(device.clone(), device::place(&device)?, identity)?;
+        device.sync_data().map_err(io)?;
         device.zero_range(behind).map_err(io)?;
         device.sync_data().map_err(io)?;
         Ok(blocks)

@@ -3,6 +3,8 @@
 use image::{Error, Kind, Result};
 
 use super::{Volume, io};
+#[cfg(doc)]
+use crate::identity::VolumeState;
 
 impl Volume {
     /// Writes everything down, so that the next use finds what has changed without comparing anything.
@@ -23,7 +25,7 @@ impl Volume {
     }
 
     /// Makes a volume of which everything is here a plain raw disk: from now on its maps are not needed to read
-    /// it. Durable, or not at all.
+    /// it. Durable, or not at all; of one that is [being made](VolumeState::Building) nothing lasts yet.
     ///
     /// # Errors
     ///
@@ -34,7 +36,9 @@ impl Volume {
         }
         self.flush().await?;
         // Its name and size must last as its bytes do.
-        self.engine.sync_data(&self.data).await.map_err(io)?;
+        if !self.is_being_made() {
+            self.engine.sync_data(&self.data).await.map_err(io)?;
+        }
         self.identity.borrow_mut().change(|identity| identity.plain = true)?;
         self.base.replace(None);
         Ok(())

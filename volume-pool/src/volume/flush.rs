@@ -3,6 +3,7 @@
 use image::Result;
 
 use super::{Volume, io};
+use crate::identity::VolumeState;
 use crate::maps::{DirtyPage, Maps};
 
 impl Volume {
@@ -13,6 +14,9 @@ impl Volume {
     }
 
     async fn flush_once(&self) -> Result<()> {
+        if self.is_being_made() {
+            return Ok(());
+        }
         // Bits are set when their data have been written: those that are set now have data that the
         // sync covers, and no others are written down.
         let pages = self.maps.borrow_mut().take_guarding();
@@ -32,12 +36,17 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether nothing of it need last yet: who makes it makes all of it last in the end, and its maps are not needed then.
+    pub(super) fn is_being_made(&self) -> bool {
+        self.identity.borrow().get().state == VolumeState::Building
+    }
+
     /// Writes pages and makes them last, or leaves them to be written.
     pub(super) async fn write_pages(&self, pages: Vec<DirtyPage>) -> Result<()> {
-        if pages.is_empty() {
+        let taken = GiveBack { maps: &self.maps, pages };
+        if taken.pages.is_empty() || self.is_being_made() {
             return Ok(());
         }
-        let taken = GiveBack { maps: &self.maps, pages };
         self.map_file.write(&self.engine, &taken.pages).await?;
         self.map_file.sync(&self.engine).await?;
         taken.keep();
