@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use api::catalog::{MoveRef, RefInfo};
 use api::grid::CacheInfo;
@@ -204,6 +205,11 @@ impl Grid {
             Rights::Person(code) => Client::with_token(code)?,
         };
         Ok(Self { placement, rights: at.rights })
+    }
+
+    /// The same, whose placement is [asked again](Client::asking_again) for so long.
+    pub fn asking_again(self, most: Duration) -> Self {
+        Self { placement: self.placement.asking_again(most), ..self }
     }
 
     /// The certificate that chunks, caches on other machines and signatures need.

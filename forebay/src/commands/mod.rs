@@ -29,6 +29,7 @@ pub mod volume;
 pub mod watch;
 
 use std::future::Future;
+use std::time::Duration;
 
 use image::{Error, Kind, Result};
 
@@ -103,11 +104,15 @@ pub fn drawn() -> Result<[u8; 16]> {
     Ok(drawn)
 }
 
+/// For how long a command asks placement again what may be asked again, if the one that led has died: another leads within
+/// 3 s, or within 10 where nothing is well.
+const ANOTHER_LEADS: Duration = Duration::from_secs(15);
+
 /// Runs a command that needs the grid.
 pub fn with_grid<T, F: Future<Output = Result<T>>>(
     config: &Config,
     work: impl FnOnce(Grid) -> F,
 ) -> Result<T> {
-    let grid = Grid::find(&config.data)?;
+    let grid = Grid::find(&config.data)?.asking_again(ANOTHER_LEADS);
     block_on(work(grid))
 }

@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{Patience, Wire};
+use super::wire::{Patience, Repeat, Wire};
 use super::{ALPN, json};
 use crate::clock::Clock;
 use crate::papers::Papers;
@@ -43,12 +43,16 @@ impl CareClient {
 
     /// How much of an image it holds. Takes as long as it takes: it looks through all of the image.
     pub async fn held(&self, image: &Digest) -> Result<Held> {
-        self.wire.call(Method::GET, &of_image(image), None, Patience::Endless).await
+        self.wire
+            .call(Method::GET, &of_image(image), None, (Patience::Endless, Repeat::Never))
+            .await
     }
 
     /// Drops an image. Takes as long as it takes, and goes on if the call is dropped.
     pub async fn evict(&self, image: &Digest) -> Result<Evicted> {
-        self.wire.call(Method::DELETE, &of_image(image), None, Patience::Endless).await
+        self.wire
+            .call(Method::DELETE, &of_image(image), None, (Patience::Endless, Repeat::Never))
+            .await
     }
 
     /// How the fetching of an image goes.
@@ -101,7 +105,7 @@ impl CareClient {
         path: String,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        self.wire.call(method, &path, json(body), Patience::Usual).await
+        self.wire.call(method, &path, json(body), (Patience::Usual, Repeat::Never)).await
     }
 }
 

@@ -31,13 +31,13 @@ impl Client {
     /// Says what may be put on a node. May be asked again.
     pub async fn set_standing(&self, node: &str, standing: Standing) -> Result<NodeLife> {
         let path = format!("/v1/nodes/{}/standing", segment(node)?);
-        self.send(Method::PUT, &path, Some(&SetStanding { standing })).await
+        self.send_again(Method::PUT, &path, Some(&SetStanding { standing })).await
     }
 
     /// Forgets a node; returns it as it was. May be asked again.
     pub async fn forget(&self, node: &str, force: bool) -> Result<Forgotten> {
         let path = format!("/v1/nodes/{}?force={force}", segment(node)?);
-        self.send(Method::DELETE, &path, None::<&()>).await
+        self.send_again(Method::DELETE, &path, None::<&()>).await
     }
 
     /// What a node is to do.
@@ -65,7 +65,7 @@ impl Client {
 
     /// Has nodes chosen, and reserved if that is asked for. May be asked again.
     pub async fn place(&self, asked: &PlaceAsk) -> Result<PlaceAnswer> {
-        self.send(Method::POST, "/v1/place", Some(asked)).await
+        self.send_again(Method::POST, "/v1/place", Some(asked)).await
     }
 
     /// All reservations.
@@ -91,7 +91,7 @@ impl Client {
 
     /// Says where an image must be. May be asked again.
     pub async fn set_keep(&self, name: &str, set: &SetKeep) -> Result<KeepInfo> {
-        self.send(Method::PUT, &format!("/v1/keeps/{}", segment(name)?), Some(set)).await
+        self.send_again(Method::PUT, &format!("/v1/keeps/{}", segment(name)?), Some(set)).await
     }
 
     /// Says that an image need not be anywhere any more; returns how it was.
@@ -111,7 +111,7 @@ impl Client {
 
     /// The right to write a volume. May be asked again.
     pub async fn take_lease(&self, volume: &str, asked: &TakeLease) -> Result<LeaseGrant> {
-        self.send(Method::PUT, &format!("/v1/leases/{}", segment(volume)?), Some(asked)).await
+        self.send_again(Method::PUT, &format!("/v1/leases/{}", segment(volume)?), Some(asked)).await
     }
 
     /// Takes a lease from its holder.
@@ -144,7 +144,7 @@ impl Client {
     /// Asks for a volume of a pool; the answer is the operation, when it has ended or after `wait`. May be asked again.
     pub async fn claim(&self, pool: &str, asked: &NewClaim, wait: Duration) -> Result<Operation> {
         let path = format!("/v1/pools/{}/claims?wait={}", segment(pool)?, wait.as_secs());
-        self.send(Method::POST, &path, Some(asked)).await
+        self.send_again(Method::POST, &path, Some(asked)).await
     }
 
     /// What was asked for lately.
@@ -162,6 +162,6 @@ impl Client {
     /// May be asked again.
     pub async fn cancel_operation(&self, id: &str, wait: Duration) -> Result<Operation> {
         let path = format!("/v1/operations/{}/cancel?wait={}", segment(id)?, wait.as_secs());
-        self.send(Method::POST, &path, None::<&()>).await
+        self.send_again(Method::POST, &path, None::<&()>).await
     }
 }

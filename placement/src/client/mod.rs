@@ -7,6 +7,8 @@ mod wire;
 
 pub use care::CareClient;
 
+use std::time::Duration;
+
 use api::catalog::{
     GcReport, GcRequest, ImageInfo, ImageList, MoveRef, NewRecord, RefInfo, StoreReport,
     TicketAnswer, TicketRequest, VerifyReport, VerifyRequest, VerifyStoreRequest,
@@ -31,14 +33,14 @@ use crate::papers::Papers;
 use crate::people::PersonCode;
 use crate::tls;
 use crate::tokens::JoinCode;
-use wire::{Patience, Wire};
+use wire::{Patience, Repeat, Wire};
 
 const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// Asks placement. Cheap to clone; needs a tokio runtime. A call that is dropped is cancelled.
 ///
-/// Nothing is repeated by itself. A call that fails with `Retry` may be made again, but of a move of a
-/// ref one must look first whether it was done.
+/// Nothing is repeated by itself, unless [that is wished](Client::asking_again). A call that fails with `Retry` may be made
+/// again, but of a move of a ref one must look first whether it was done.
 #[derive(Clone, Debug)]
 pub struct Client {
     wire: Wire,
@@ -59,6 +61,13 @@ impl Client {
         let tls = tls::joiner(code.ca, ALPN, &Clock::system())?;
         let wire = Wire::new("placement", "forebay up", PLACEMENT, &code.address, tls)?;
         Ok(Self { wire: wire.bearing(&code.bearer)? })
+    }
+
+    /// The same, asking again for so long what may be asked again (all that changes nothing, and what says so) if placement was
+    /// reached and the connection broke, or its answer is `Retry`: the one that led has died, and another is about to lead.
+    #[must_use]
+    pub fn asking_again(self, most: Duration) -> Self {
+        Self { wire: self.wire.again(most) }
     }
 
     /// Joins a grid: makes a key, which stays here, and has a certificate issued for it. `token` is the
@@ -222,7 +231,7 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.send(Method::GET, path, None::<&()>).await
+        self.send_again(Method::GET, path, None::<&()>).await
     }
 
     /// All of a list, page by page. An earlier placement gives all of it at once.
@@ -256,6 +265,16 @@ impl Client {
         self.ask(method, path, body, Patience::Usual).await
     }
 
+    /// The same of what does nothing more when it is asked twice.
+    async fn send_again<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        self.wire.call(method, path, json(body), (Patience::Usual, Repeat::Safe)).await
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -263,7 +282,7 @@ impl Client {
         body: Option<&impl Serialize>,
         patience: Patience,
     ) -> Result<T> {
-        self.wire.call(method, path, json(body), patience).await
+        self.wire.call(method, path, json(body), (patience, Repeat::Never)).await
     }
 }
 

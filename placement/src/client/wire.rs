@@ -4,8 +4,8 @@
 //! most answers.
 //!
 //! A service may be at several addresses. The one that answered last is asked first, the others if it does not connect.
-//! What was sent is never sent again elsewhere: but an answer may say that another is to be asked, and that nothing was
-//! done.
+//! What was sent is never sent again elsewhere, unless that is the same as once ([`Repeat`]): but an answer may say that
+//! another is to be asked, and that nothing was done.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +49,10 @@ const MAX_ANSWER: usize = 64 << 20;
 /// to, and then nobody knew whether it was asked.
 const REUSED: Duration = Duration::from_secs(1);
 
+/// Pause before what was not answered is asked again; it doubles, up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+
 /// An address that has not connected by then is not waited for alone.
 const HEAD_START: Duration = Duration::from_millis(300);
 /// Times that one is sent on.
@@ -74,6 +78,14 @@ impl Patience {
     }
 }
 
+/// Whether a request may be sent again, of which nobody knows whether it was done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// Twice is the same as once.
+    Safe,
+    Never,
+}
+
 /// Where a server is, and how to be sure of it.
 #[derive(Clone)]
 pub(super) struct Wire {
@@ -89,6 +101,8 @@ pub(super) struct Wire {
     tls: TlsConnector,
     /// What is shown with each request.
     bearer: Option<HeaderValue>,
+    /// For how long what may be sent again is.
+    again: Duration,
     idle: Arc<Mutex<Option<Open>>>,
 }
 
@@ -122,8 +136,13 @@ impl Wire {
         let current = Arc::new(Mutex::new(Arc::clone(&addresses[0])));
         let tls = TlsConnector::from(Arc::new(config));
         let (who, server_name) = (who.into(), server_name.into());
-        let idle = Arc::default();
-        Ok(Self { who, program, server_name, addresses, current, tls, bearer: None, idle })
+        let (bearer, again, idle) = (None, Duration::ZERO, Arc::default());
+        Ok(Self { who, program, server_name, addresses, current, tls, bearer, again, idle })
+    }
+
+    /// The same, sending again for so long what may be: see [`Wire::call`].
+    pub(super) fn again(self, again: Duration) -> Self {
+        Self { again, ..self }
     }
 
     /// The same, showing a person's token.
@@ -144,15 +163,31 @@ impl Wire {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
-    /// Sends a request and decodes its answer.
+    /// Sends a request and decodes its answer. One that may be repeated is, if its connection breaks or the answer is to ask
+    /// again; who was not reached in the first place is not waited for.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
-        patience: Patience,
+        (patience, repeat): (Patience, Repeat),
     ) -> Result<T> {
-        let bytes = self.bytes(&method, path, body, patience).await?;
+        let (mut reached, mut pause, mut failed) = (false, FIRST_PAUSE, None);
+        let bytes = loop {
+            let sent = self.bytes(&method, path, body.clone(), patience, &mut reached).await;
+            let again = repeat == Repeat::Safe && reached;
+            let error = match sent {
+                Err(error) if again && error.kind() == Kind::Retry => error,
+                ended => break ended?,
+            };
+            let since = *failed.get_or_insert_with(now);
+            if now().duration_since(since) + pause > self.again {
+                return Err(error);
+            }
+            tracing::debug!(%error, "asking again in {:.1} s", pause.as_secs_f32());
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        };
         serde_json::from_slice(&bytes).map_err(|e| {
             let what = format!("{}: an answer not known here: {e}", self.place(&method, path));
             Error::new(Kind::Unsupported, what)
@@ -161,7 +196,7 @@ impl Wire {
 
     /// Gets what is text and no JSON.
     pub(super) async fn text(&self, path: &str) -> Result<String> {
-        let bytes = self.bytes(&Method::GET, path, None, Patience::Usual).await?;
+        let bytes = self.bytes(&Method::GET, path, None, Patience::Usual, &mut false).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -169,13 +204,14 @@ impl Wire {
         format!("{} at {}: {method} {path}", self.who, self.address())
     }
 
-    /// Sends a request; the body of an answer that is a success.
+    /// Sends a request; the body of an answer that is a success. Notes that somebody was `reached`.
     async fn bytes(
         &self,
         method: &Method,
         path: &str,
         body: Option<Vec<u8>>,
         patience: Patience,
+        reached: &mut bool,
     ) -> Result<Bytes> {
         let place = || self.place(method, path);
         let body = Bytes::from(body.unwrap_or_default());
@@ -186,6 +222,7 @@ impl Wire {
                 Some(open) => open,
                 None => self.connect().await?,
             };
+            *reached = true;
             let exchange = self.exchange(open, request);
             let exchanged = match patience.most() {
                 None => exchange.await,
