@@ -306,6 +306,16 @@ pub trait Backing: Send + Sync + fmt::Debug {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Lets what is open for reading and writing write no more, or again. Locks stay as far as they can; a device is
+    /// claimed while it may be written.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; `WouldBlock` if somebody else has taken to the file meanwhile. All is then as it was.
+    fn let_write(&self, _write: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Says that `range` will be read soon. A hint: nothing comes of it if it cannot be done.
     fn will_read(&self, _range: Range<u64>) {}
 }

@@ -456,6 +456,27 @@ impl BlockFile {
         Ok(BlockFile::from_backing(self.path(), backing))
     }
 
+    /// Gives up to write, for all clones: from here on writes fail, and the system itself, which knows this descriptor as
+    /// one for reading only, sees to it. Reads go on. What was written is to be synced before.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; it can then be written as before.
+    pub fn stop_writing(&self) -> io::Result<()> {
+        self.backing().let_write(false).map_err(|error| self.at("reopen", None, error))
+    }
+
+    /// The opposite of [`stop_writing`](BlockFile::stop_writing), with the lock of
+    /// [`try_lock_exclusive`](BlockFile::try_lock_exclusive), and that of [`other_user`](BlockFile::other_user).
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if somebody else has taken to the file meanwhile; `ResourceBusy` of a device; otherwise what the
+    /// system says. It then cannot be written still.
+    pub fn write_again(&self) -> io::Result<()> {
+        self.backing().let_write(true).map_err(|error| self.at("reopen", None, error))
+    }
+
     /// The descriptor that a ring may use, if there is one.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.backing().descriptor()

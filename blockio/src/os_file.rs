@@ -10,7 +10,7 @@ use rustix::fs::{self as sys, AtFlags, FallocateFlags, FileType, OFlags, StatxFl
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags, preadv2};
 
 use crate::backing::{Backing, FileKind, OpenMode, Sectors, Space, SyncWhat, Zeroing};
-use crate::{in_use, places};
+use crate::{descriptor, in_use, places};
 
 /// The page cache reads at most so much as one, in bytes: its largest folio, and a multiple.
 const FOLIO: u64 = 4 << 20;
@@ -51,6 +51,34 @@ impl OsFile {
         sys::fcntl_setfl(&fd, sys::fcntl_getfl(&fd)? - OFlags::NONBLOCK)?;
         let sectors = sectors(&fd, kind, u32::try_from(stat.st_blksize).unwrap_or(4096));
         Ok(OsFile { fd, kind, sectors, direct: mode.direct })
+    }
+
+    /// Opened once more, by the descriptor: the path may lead elsewhere by now.
+    fn reopened(&self, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        sys::open(path, flags | OFlags::CLOEXEC, sys::Mode::empty())
+    }
+
+    /// Gives all locks to another descriptor of the same file, which is open for writing; whether that could have them.
+    fn pass_locks(&self, to: BorrowedFd<'_>) -> io::Result<bool> {
+        sys::flock(&self.fd, sys::FlockOperation::Unlock)?;
+        in_use::unlock_bytes(self.fd.as_fd())?;
+        match sys::flock(to, sys::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => in_use::lock_bytes(to),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Has of locks what a reader may have beside other readers, which keeps writers away. One that is there already is not
+/// told here: whoever is to write finds out.
+fn share_locks(fd: BorrowedFd<'_>) -> io::Result<()> {
+    in_use::unlock_bytes(fd)?;
+    in_use::deny_writers(fd)?;
+    match sys::flock(fd, sys::FlockOperation::NonBlockingLockShared) {
+        Ok(()) | Err(Errno::WOULDBLOCK) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -320,12 +348,33 @@ impl Backing for OsFile {
         }
     }
 
+    fn let_write(&self, write: bool) -> io::Result<()> {
+        // A device is claimed by whoever writes.
+        let flags = match (write, self.kind) {
+            (false, _) => OFlags::RDONLY,
+            (true, FileKind::Regular) => OFlags::RDWR,
+            (true, FileKind::Block) => OFlags::RDWR | OFlags::EXCL,
+        };
+        let other = self.reopened(flags | (sys::fcntl_getfl(&self.fd)? & OFlags::DIRECT))?;
+        // The two descriptors compete for locks as strangers do: this one lets go first.
+        match write {
+            true if !self.pass_locks(other.as_fd())? => {
+                share_locks(self.fd.as_fd())?;
+                return Err(Errno::WOULDBLOCK.into());
+            }
+            true => {}
+            false => {
+                share_locks(self.fd.as_fd())?;
+                share_locks(other.as_fd())?;
+            }
+        }
+        descriptor::replace(self.fd.as_fd(), other.as_fd())
+    }
+
     fn past_cache(&self) -> io::Result<Box<dyn Backing>> {
-        // By the descriptor, as the path may lead elsewhere by now; and without a claim, which is had once.
-        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        // Without a claim, which is had once.
         let flags = sys::fcntl_getfl(&self.fd)? & OFlags::RWMODE;
-        let flags = flags | OFlags::DIRECT | OFlags::CLOEXEC;
-        let fd = sys::open(path, flags, sys::Mode::empty()).map_err(|errno| match errno {
+        let fd = self.reopened(flags | OFlags::DIRECT).map_err(|errno| match errno {
             Errno::INVAL => unsupported(),
             errno => errno.into(),
         })?;
@@ -386,12 +435,47 @@ fn fallocate(fd: &OwnedFd, how: FallocateFlags, range: Range<u64>) -> io::Result
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
+    use crate::error::errno;
+    use crate::{BlockFile, OpenMode};
 
     #[test]
     fn root_may_use_what_is_kept_back_for_it() {
         let mut system = sys::statfs("/").unwrap();
         (system.f_bfree, system.f_bavail, system.f_frsize) = (1000, 950, 4096);
         assert_eq!((free(&system, true), free(&system, false)), (1000 * 4096, 950 * 4096));
+    }
+
+    #[test]
+    fn who_has_stopped_writing_cannot_until_it_is_let_again_and_others_stay_out_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [1; 4096]).unwrap();
+        let open = |mode| BlockFile::open(&path, mode).unwrap();
+        let ours = open(OpenMode::write());
+        assert!(ours.try_lock_exclusive().unwrap() && ours.other_user().unwrap().is_none());
+        let clone = ours.clone();
+        ours.stop_writing().unwrap();
+        let refused = clone.write_all_at(&[2; 4096], 0).unwrap_err();
+        assert_eq!(errno(&refused), Some(Errno::BADF.raw_os_error()));
+        let mut buf = [0; 4096];
+        clone.read_exact_at(&mut buf, 0).unwrap();
+        assert_eq!(buf, [1; 4096]);
+        ours.sync_data().unwrap();
+        let other = open(OpenMode::write());
+        assert!(!other.try_lock_exclusive().unwrap() && other.other_user().unwrap().is_some());
+        drop(other);
+        // Somebody who reads is welcome, and keeps us from writing.
+        let reader = File::open(&path).unwrap();
+        share_locks(reader.as_fd()).unwrap();
+        assert_eq!(ours.write_again().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        clone.write_all_at(&[2; 4096], 0).unwrap_err();
+        drop(reader);
+        ours.write_again().unwrap();
+        clone.write_all_at(&[2; 4096], 0).unwrap();
+        let other = open(OpenMode::write());
+        assert!(!other.try_lock_exclusive().unwrap() && other.other_user().unwrap().is_some());
     }
 }

@@ -130,6 +130,10 @@ async fn watch(daemon: &DaemonClient, id: u64, args: &SaveArgs, output: Output) 
 fn waits_for(capture: &Capture) -> Option<String> {
     let name = &capture.request.name;
     match (capture.state, &capture.trouble) {
+        (_, Some(trouble)) if capture.taken.is_none() => Some(format!(
+            "{name}: waits for placement before it fixes its instant: {}",
+            trouble.message
+        )),
         (CaptureState::Queued, _) => Some(format!(
             "{name}: waits for its turn: others are being saved (`forebay node captures`)"
         )),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use api::ErrorBody;
-use api::capture::SaveVolume;
+use api::capture::{RunningDisk, SaveVolume};
 use api::catalog::{Expect, MoveRef};
 use api::lease::HeldLease;
 use capture::{Changes, DiskSource, ImportOptions, Imported, Pace, Skipped, Stored};
@@ -43,6 +43,40 @@ pub(super) struct Work<G> {
     pub(super) totals: Arc<Mutex<Totals>>,
 }
 
+/// How long something has been waited for.
+struct Waits {
+    pause: Duration,
+    all: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self { pause: FIRST_PAUSE, all: Duration::ZERO }
+    }
+}
+
+impl Waits {
+    /// Waits before it is tried again, and tells why.
+    ///
+    /// # Errors
+    ///
+    /// This error, if there is no sense in that, or it was waited for long enough.
+    async fn again(&mut self, told: &Told, error: Error) -> Result<()> {
+        if self.all >= PATIENCE || !may_be_asked_again(&error) {
+            return Err(error);
+        }
+        tracing::warn!(%error, "a capture waits for the grid");
+        told.tell(|now| {
+            now.trouble = Some(ErrorBody::from(&error));
+            now.waits += 1;
+        });
+        tokio::time::sleep(self.pause).await;
+        self.all += self.pause;
+        self.pause = (self.pause * 2).min(LAST_PAUSE);
+        Ok(())
+    }
+}
+
 /// What all tries to store one point in time have in common.
 struct Tries<'a> {
     told: &'a Told,
@@ -56,15 +90,13 @@ struct Tries<'a> {
 impl<G: Saves> Work<G> {
     /// Does it, and tells how it ended.
     pub(super) async fn run(&self, told: &Told, turn: impl Future<Output = ()>) {
-        let cancelled = || Error::new(Kind::Cancelled, "it was cancelled");
         let request = told.now().request;
         let turn = tokio::select! {
             () = told.is_cancelled() => Err(cancelled()),
             () = turn => Ok(()),
         };
-        // Not left in the middle: what is half taken nobody could give back.
         let taken = match turn {
-            Ok(()) => Origin::take(&self.volumes, &request).await,
+            Ok(()) => self.take(told, &request).await,
             Err(error) => Err(error),
         };
         let taken = match taken {
@@ -72,13 +104,17 @@ impl<G: Saves> Work<G> {
             Err(error) => return told.end(Err(error), &self.totals),
         };
         told.begin();
+        let name = &request.volume;
+        // Before the point in time is fixed: what is captured then is captured under this lease, or a later one.
+        let fence = self.volumes.lease_of(name);
         let saved = tokio::select! {
             () = told.is_cancelled() => Err(cancelled()),
-            saved = self.save(told, &request, &taken) => saved,
+            saved = self.save(told, &request, &taken, fence.clone()) => saved,
         };
-        // What the volume is told is of the image, not of its name; and of one that is the volume all over.
-        let image = told.now().image.filter(|_| told.now().unread.is_none());
-        let name = &request.volume;
+        // What the volume is told is of the image, not of its name; and of one that is the volume all over, to which
+        // nobody else could write meanwhile.
+        let whole = told.now().unread.is_none() && self.volumes.lease_of(name) == fence;
+        let image = told.now().image.filter(|_| whole);
         if let Err(error) = taken.end(image).await {
             // The next capture reads more than it need: that is no fault of this one's image.
             tracing::error!(%error, "a capture did not end as it should");
@@ -89,9 +125,36 @@ impl<G: Saves> Work<G> {
         told.end(saved.map_err(|error| of_volume(error, name)), &self.totals);
     }
 
-    async fn save(&self, told: &Told, asked: &SaveVolume, taken: &Origin<G>) -> Result<Digest> {
+    /// Takes what is to be captured, as soon as it is to be had: while its lease is over it is not.
+    async fn take(&self, told: &Told, asked: &SaveVolume) -> Result<Origin<G>> {
+        let mut waits = Waits::default();
+        loop {
+            // Not left in the middle: what is half taken nobody could give back.
+            let taken = Origin::take(&self.volumes, asked).await;
+            // A QEMU that does not answer is not waited for.
+            let by_qemu = RunningDisk::of(&asked.volume).is_some()
+                || self.volumes.moved(&asked.volume).is_some();
+            let error = match taken {
+                Err(error) if !by_qemu => error,
+                taken => return taken,
+            };
+            tokio::select! {
+                () = told.is_cancelled() => return Err(cancelled()),
+                waited = waits.again(told, error) => waited?,
+            }
+        }
+    }
+
+    async fn save(
+        &self,
+        told: &Told,
+        asked: &SaveVolume,
+        taken: &Origin<G>,
+        fence: Option<HeldLease>,
+    ) -> Result<Digest> {
         said::check(&asked.record, taken.is_fresh())?;
-        let named = self.grid.current(&asked.name).await?;
+        let current = async || self.grid.current(&asked.name).await;
+        let named = self.insist(told, current, || Ok(false)).await?;
         let expect = match named {
             None => Expect::Absent,
             Some(image) if asked.new => {
@@ -100,9 +163,8 @@ impl<G: Saves> Work<G> {
             }
             Some(image) => Expect::At(image),
         };
-        let parent = self.parent(asked, taken.since(), named).await?;
-        // Before the point in time is fixed: what is captured then is captured under this lease, or a later one.
-        let fence = self.volumes.lease_of(&asked.volume);
+        let leans = async || self.parent(asked, taken.since(), named).await;
+        let parent = self.insist(told, leans, || Ok(false)).await?;
         let image = self.stored(told, asked, taken, parent).await?.image;
         told.tell(|now| now.image = Some(image));
         let parent = asked.parent.as_ref().and(parent).or(match taken.since() {
@@ -178,7 +240,9 @@ impl<G: Saves> Work<G> {
         taken: &Origin<G>,
         parent: Option<Digest>,
     ) -> Result<Imported> {
-        let known = self.prepare(asked, taken, parent).await?;
+        let known = async || self.known(asked, taken, parent).await;
+        let known = self.insist(told, known, || Ok(false)).await?;
+        let known = self.prepare(known, taken, parent).await?;
         let what = known.captured(taken.size());
         let Known { truth, ancestor, why, parent } = known;
         let agent = asked.agent.as_deref().map(|agent| (agent, &self.thaw[..]));
@@ -239,29 +303,19 @@ impl<G: Saves> Work<G> {
         mut ask: impl AsyncFnMut() -> Result<T>,
         mut further: impl FnMut() -> Result<bool>,
     ) -> Result<T> {
-        let (mut pause, mut waited) = (FIRST_PAUSE, Duration::ZERO);
+        let mut waits = Waits::default();
         loop {
             let error = match ask().await {
-                Err(error) if matches!(error.kind(), Kind::Retry | Kind::Busy(_)) => error,
+                Err(error) if may_be_asked_again(&error) => error,
                 ended => {
                     told.tell(|now| now.trouble = None);
                     return ended;
                 }
             };
             if further()? {
-                (pause, waited) = (FIRST_PAUSE, Duration::ZERO);
+                waits = Waits::default();
             }
-            if waited >= PATIENCE {
-                return Err(error);
-            }
-            tracing::warn!(%error, "a capture waits for the grid");
-            told.tell(|now| {
-                now.trouble = Some(ErrorBody::from(&error));
-                now.waits += 1;
-            });
-            tokio::time::sleep(pause).await;
-            waited += pause;
-            pause = (pause * 2).min(LAST_PAUSE);
+            waits.again(told, error).await?;
         }
     }
 
@@ -296,6 +350,14 @@ impl<G: Saves> Work<G> {
         let background = self.background_rate.filter(|_| asked.background);
         asked.rate.or(background).map(pace)
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(Kind::Cancelled, "it was cancelled")
+}
+
+fn may_be_asked_again(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Retry | Kind::Busy(_))
 }
 
 /// An error names the volume, once: that of reading it does already.

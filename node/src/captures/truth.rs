@@ -40,11 +40,10 @@ impl<G: Saves> Work<G> {
     /// Makes all ready for a point in time of which is known what has changed, as far as it is.
     pub(super) async fn prepare(
         &self,
-        asked: &SaveVolume,
+        mut known: Known<G>,
         taken: &Origin<G>,
         parent: Option<Digest>,
     ) -> Result<Known<G>> {
-        let mut known = self.known(asked, taken, parent).await?;
         taken.prepare(known.captured(taken.size())).await?;
         if known.truth == Truth::SharedExtents && !taken.count_unshared().await? {
             if let Some(ancestor) = known.ancestor.take() {
@@ -59,7 +58,8 @@ impl<G: Saves> Work<G> {
         Ok(known)
     }
 
-    async fn known(
+    /// Finds out what is known of what has changed.
+    pub(super) async fn known(
         &self,
         asked: &SaveVolume,
         taken: &Origin<G>,

@@ -186,6 +186,13 @@ impl Leases {
         Some(Duration::from_millis(stop_at(&held).saturating_sub((self.boottime)())))
     }
 
+    /// How long what is under way may take to end when leases are over: half of what is left until the watchdog stops it,
+    /// since what was written has still to be made to last.
+    pub fn grace(&self) -> Duration {
+        let held = self.held.lock().expect(UNPOISONED);
+        Duration::from_millis(held.until.saturating_sub((self.boottime)()) / 2)
+    }
+
     /// Waits until some were given or released: placement is to hear of that at once.
     pub async fn changed(&self) {
         self.changed.notified().await;
@@ -240,6 +247,8 @@ mod tests {
         assert!(next.has("v") && next.epoch("v") == Some(3));
         NOW.fetch_add(30_000, Ordering::SeqCst);
         assert!(!next.has("v") && next.epoch("v") == Some(3));
+        // Of the last tenth, which is what the watchdog leaves.
+        assert_eq!(next.grace(), Duration::from_secs(5));
         leases.answered(now(), 100, &[]).unwrap();
         assert!(leases.has("v"));
         leases.release("v").unwrap();

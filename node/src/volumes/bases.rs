@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use super::cores::Core;
 use super::live::{Live, Surroundings};
 use super::service::take_patiently;
+use super::serving::ENDS;
 use crate::daemon::Grid;
 
 /// A base in use: filled like a volume, and shown to nobody.
@@ -49,7 +50,7 @@ impl Bases {
         let idle: Vec<Digest> = idle.map(|(image, _)| *image).collect();
         for image in idle {
             let Some(base) = all.remove(&image) else { continue };
-            if let Err(error) = base.0.stop(false).await {
+            if let Err(error) = base.0.stop(false, ENDS).await {
                 tracing::error!(%error, %image, "the base of an image did not end as it should");
             }
         }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use api::lease::HeldLease;
 use api::volume::Attachment;
+use futures::future::join_all;
 use image::error::At;
 use image::{Error, Kind, Result};
 use volume_pool::ready::name_of;
 
 use super::recorder::Start;
 use super::service::{UNPOISONED, Volumes};
+use super::serving::ENDS;
 use crate::daemon::Grid;
 use crate::leases::boottime;
 use crate::leases::watchdog::stop_writers;
@@ -88,8 +90,13 @@ impl<G: Grid> Volumes<G> {
                     true => Ok(()),
                     false => volumes.enter(&name).await,
                 };
-                match let_in {
-                    Ok(()) => {
+                let gone_on = match let_in {
+                    Ok(()) => volumes.go_on(&name).await,
+                    Err(error) => Err(error),
+                };
+                match gone_on {
+                    Ok(true) => return,
+                    Ok(false) => {
                         let served =
                             volumes.go_live(&name, how, Start::Unseen, volumes.holder()).await;
                         return served.unwrap_or_else(|error| {
@@ -115,23 +122,26 @@ impl<G: Grid> Volumes<G> {
         self.0.kept.all().iter().any(|(name, how)| !how.read_only && homes.contains_key(name))
     }
 
-    /// Stops all that is written with a lease, since the leases are over: guests wait until they are renewed.
+    /// Stops all that is written with a lease, since the leases are over: guests wait until they are renewed, and captures
+    /// go on. All at once: what the first take to end the last would lack.
     pub(crate) async fn fence_all(&self) {
-        for (name, how) in self.0.kept.all() {
+        let within = self.0.leases.grace().min(ENDS);
+        let fenced = self.0.kept.all().into_iter().map(async |(name, how)| {
             let served = self.0.homes.lock().expect(UNPOISONED).contains_key(&name);
             if how.read_only || !served {
-                continue;
+                return;
             }
             tracing::error!(
                 name,
                 "its lease is over, and placement does not answer: its guest waits"
             );
-            self.fence(&name, &how).await;
+            self.fence(&name, &how, within).await;
             self.serve_when_let(name, how);
-        }
+        });
+        join_all(fenced).await;
     }
 
-    /// Stops a volume whose lease is lost for good: it is detached.
+    /// Stops a volume whose lease is lost for good: it is detached, and a capture of it is over.
     pub(crate) async fn fence_lost(&self, volume: &str) -> Result<()> {
         let found = self.0.kept.all().into_iter().find(|(name, _)| {
             let identity = self.0.shelf.identity(name);
@@ -139,14 +149,15 @@ impl<G: Grid> Volumes<G> {
         });
         if let Some((name, how)) = found {
             tracing::error!(name, "its lease was taken from this node: it is detached");
-            self.fence(&name, &how).await;
+            self.fence(&name, &how, self.0.leases.grace().min(ENDS)).await;
+            self.lose_capture(&name).await;
             self.0.kept.remove(&name)?;
         }
         self.0.leases.release(volume)
     }
 
-    async fn fence(&self, name: &str, how: &Attachment) {
-        if let Err(error) = self.end_live(name, true).await {
+    async fn fence(&self, name: &str, how: &Attachment, within: Duration) {
+        if let Err(error) = self.stop_writing(name, within).await {
             tracing::error!(%error, name, "a volume did not end as it should");
         }
         // A guest that uses the plain file is out of our hands otherwise.

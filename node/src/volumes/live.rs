@@ -22,7 +22,7 @@ use super::left;
 use super::pace::Pace;
 use super::plan::Policy;
 use super::recorder::{Recorder, Start};
-use super::serving::{Holder, Serving};
+use super::serving::{ENDS, Holder, Serving};
 use super::source::LazySource;
 use crate::daemon::Grid;
 use crate::hypervisor::qmp;
@@ -64,6 +64,8 @@ pub(super) struct Live {
     tracked: bool,
     /// Held while its guest is moved past us, and by captures, for which it must stay.
     passage: Arc<Mutex<()>>,
+    /// Whether it is kept for a capture alone: its lease is over, and nothing may write to it.
+    still: Mutex<bool>,
 }
 
 /// What a volume needs of the node.
@@ -211,6 +213,7 @@ impl Live {
             ripe: Notify::new(),
             over: Cell::new(false),
             passage: Arc::default(),
+            still: Mutex::default(),
         })
     }
 
@@ -519,7 +522,7 @@ impl Live {
         self.status.trouble.replace(None);
         let serving = self.serving.take();
         match serving {
-            Some(serving) => serving.stop(false).await,
+            Some(serving) => serving.stop(false, ENDS).await,
             None => Ok(()),
         }
     }
@@ -566,30 +569,82 @@ impl Live {
         }
     }
 
-    /// Ends what serves it when its requests are answered, and writes everything down. With `leave` the guest
-    /// waits for the next process.
-    pub(super) async fn stop(&self, leave: bool) -> Result<()> {
+    /// Ends what serves it when its requests are answered, or after `within`, and writes everything down. With `leave` the
+    /// guest waits for the next process.
+    pub(super) async fn stop(&self, leave: bool, within: Duration) -> Result<()> {
+        let shown = self.serving.borrow().is_some();
+        self.end_serving(leave, within).await?;
+        self.end_filling().await;
+        self.volume.close().await?;
+        match shown && !leave {
+            true => left::let_go(&self.shelf, &self.volume).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn end_serving(&self, leave: bool, within: Duration) -> Result<()> {
         let serving = self.serving.take();
-        let shown = serving.is_some();
         if let Some(serving) = serving {
             // What serves may wait for chunks, so the filling ends after it. A guest that is told that its
             // disk is gone need not wait for any.
             tokio::select! {
-                stopped = serving.stop(leave) => stopped?,
+                stopped = serving.stop(leave, within) => stopped?,
                 () = self.refuse(), if !leave => {}
             }
         }
         if let Some(recorder) = &self.recorder {
             recorder.stop();
         }
+        Ok(())
+    }
+
+    async fn end_filling(&self) {
         let filling = self.filling.take();
         if let Some(filling) = filling {
             filling.abort();
             let _ = filling.await;
         }
-        self.volume.close().await?;
-        match shown && !leave {
-            true => left::let_go(&self.shelf, &self.volume).await,
+    }
+
+    /// Has its guest wait, and writes nothing to it from here on; a capture goes on to read it.
+    pub(super) async fn stand_still(&self, within: Duration) -> Result<()> {
+        let mut still = self.still.lock().await;
+        *still = true;
+        let ended = self.end_serving(true, within).await;
+        self.end_filling().await;
+        self.volume.stop_writing().await.and(ended)
+    }
+
+    /// Serves it again that stood still, and fills it.
+    pub(super) async fn go_on<G: Grid>(
+        self: &Rc<Self>,
+        core: &Rc<Core>,
+        around: Surroundings<G>,
+    ) -> Result<()> {
+        let mut still = self.still.lock().await;
+        self.volume.write_again()?;
+        let holder = around.holder.as_ref();
+        let serving = Serving::start(core, &self.volume, &self.how, holder, None).await;
+        match serving {
+            Ok(serving) => self.serving.replace(Some(serving)),
+            Err(error) => return self.volume.stop_writing().await.and(Err(error)),
+        };
+        self.over.set(false);
+        self.begin_to_mature(core, around);
+        *still = false;
+        Ok(())
+    }
+
+    /// Closes it if it stands still: nobody captures it any more, and it is opened anew when it may be written.
+    pub(super) async fn close_if_still(&self) -> Result<()> {
+        match *self.still.lock().await {
+            true => {
+                self.volume.fail_all(&Error::new(Kind::Cancelled, "the capture was ended"));
+                self.volume.close().await?;
+                // Threads of the capture may read its file for a moment longer.
+                let admitted = self.volume.data().admit_others();
+                admitted.map_err(|e| Error::io("volume", e))
+            }
             false => Ok(()),
         }
     }

@@ -34,6 +34,7 @@ mod service;
 mod serving;
 mod shared;
 mod source;
+mod still;
 mod taken;
 mod told;
 pub(crate) mod tools;

@@ -14,6 +14,7 @@ use api::volume::VolumeInfo;
 
 use super::live::Live;
 use super::service::{Birth, Volumes};
+use super::serving::ENDS;
 use crate::daemon::Grid;
 use crate::format::format;
 use crate::rate::{Rate, RealTime};
@@ -161,7 +162,7 @@ impl<G: Grid> Volumes<G> {
                 let filled = match Live::start_unshown(&core, around, files, true).await {
                     Ok(live) => {
                         let filled = live.matured().await;
-                        live.stop(false).await.and(filled)
+                        live.stop(false, ENDS).await.and(filled)
                     }
                     Err(error) => Err(error),
                 };

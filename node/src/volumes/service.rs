@@ -23,7 +23,7 @@ use super::kept::Kept;
 use super::live::{Live, Surroundings};
 use super::recorder::Start;
 use super::release::{Run, Signs};
-use super::serving::Holder;
+use super::serving::{ENDS, Holder};
 use super::told::Told;
 use super::{extend::Failed, tools};
 use crate::daemon::Grid;
@@ -123,6 +123,8 @@ pub(super) struct Inner<G> {
     pub(super) homes: std::sync::Mutex<BTreeMap<String, usize>>,
     /// Volumes that are being captured.
     pub(super) capturing: std::sync::Mutex<BTreeSet<String>>,
+    /// The cores of those of them that stand still, since their lease is over.
+    pub(super) still: std::sync::Mutex<BTreeMap<String, usize>>,
     /// What is being erased, by id.
     pub(super) erasures: std::sync::Mutex<BTreeMap<String, Arc<Run>>>,
     /// Where records of erasures are kept.
@@ -182,6 +184,7 @@ impl<G: Grid> Volumes<G> {
             reflinks,
             homes: std::sync::Mutex::default(),
             capturing: std::sync::Mutex::default(),
+            still: std::sync::Mutex::default(),
             erasures: std::sync::Mutex::default(),
             records: options.state.join("erasures"),
             signer: options.signer,
@@ -506,7 +509,7 @@ impl<G: Grid> Volumes<G> {
             async move {
                 let live = core.live.borrow_mut().remove(&key);
                 let stopped = match live {
-                    Some(live) => live.stop(leave).await,
+                    Some(live) => live.stop(leave, ENDS).await,
                     None => Ok(()),
                 };
                 core.bases.release().await;
@@ -532,7 +535,7 @@ impl<G: Grid> Volumes<G> {
         number_of(&image.to_string()) as usize % self.0.cores.count()
     }
 
-    fn leaves_home(&self, name: &str) {
+    pub(super) fn leaves_home(&self, name: &str) {
         self.0.homes.lock().expect(UNPOISONED).remove(name);
     }
 

@@ -24,8 +24,8 @@ use crate::export::{fuse, nbd, vhost};
 /// How long a holder may take to start.
 const HOLDER_STARTS: Duration = Duration::from_secs(5);
 
-/// How long requests in work have to end.
-const ENDS: Duration = Duration::from_secs(12);
+/// How long requests in work have to end at most.
+pub(super) const ENDS: Duration = Duration::from_secs(12);
 
 /// The process that keeps FUSE mounts while this daemon is away: it is started when it is first needed, and
 /// outlives us.
@@ -149,9 +149,9 @@ impl Serving {
         handle.graduate(file.map_err(|e| Error::io(raw.display(), e))?)
     }
 
-    /// Ends when what was asked for is answered. With `leave` the guest is left waiting for the next process;
-    /// else it is told that its disk is gone.
-    pub(super) async fn stop(self, leave: bool) -> Result<()> {
+    /// Ends when what was asked for is answered, or after `within`. With `leave` the guest is left waiting for the next
+    /// process; else it is told that its disk is gone.
+    pub(super) async fn stop(self, leave: bool, within: Duration) -> Result<()> {
         let mut result = Ok(());
         match &self.kind {
             Served::Nbd { end } => drop(end.send(true)),
@@ -173,7 +173,7 @@ impl Serving {
         // What is in work may wait for chunks that do not come: the next process is asked for it again.
         // A FUSE session that is dropped would answer it with an error; this process ends soon, and it with it.
         let abort = (!matches!(self.kind, Served::Fuse { .. })).then(|| self.task.abort_handle());
-        if result.is_ok() && tokio::time::timeout(ENDS, self.task).await.is_err() {
+        if result.is_ok() && tokio::time::timeout(within, self.task).await.is_err() {
             tracing::warn!("requests that are not answered are left");
             abort.iter().for_each(AbortHandle::abort);
         }

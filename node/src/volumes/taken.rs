@@ -26,6 +26,7 @@ use super::cores::Core;
 use super::left;
 use super::live::{Live, Surroundings};
 use super::service::{UNPOISONED, Volumes, take_patiently};
+use super::serving::ENDS;
 use super::shared;
 use crate::daemon::Grid;
 
@@ -34,7 +35,7 @@ const LOOK: usize = 256;
 
 /// What a volume's core keeps of a capture.
 pub(super) struct OnCore {
-    live: Rc<Live>,
+    pub(super) live: Rc<Live>,
     /// It was opened for the capture.
     ours: bool,
     point: Option<Rc<PointInTime>>,
@@ -72,7 +73,7 @@ impl<G: Grid> Volumes<G> {
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] while it is captured; [`Kind::Unsupported`] if its guest writes to it past this daemon.
+    /// [`Kind::Conflict`] while it is captured; [`Kind::Retry`] while its lease is over; [`Kind::Unsupported`] if its guest writes to it past this daemon.
     pub async fn take(&self, name: &str) -> Result<Taken<G>> {
         let _only = self.only(name).await;
         self.reserve(name)?;
@@ -114,7 +115,9 @@ impl<G: Grid> Volumes<G> {
                 Some(take_patiently(move || shelf.take(&name)).await?)
             }
         };
-        let core = self.home(&identity);
+        // Where it lives, if it does: that it has become plain since does not move it.
+        let home = self.0.homes.lock().expect(UNPOISONED).get(name).copied();
+        let core = home.unwrap_or(self.home(&identity));
         let (key, around) = (name.to_owned(), self.around(None));
         let Opened { since, identity, left_open, as_left } = self
             .on(core, move |core| {
@@ -160,7 +163,8 @@ async fn open<G: Grid>(
         Some(files) => Live::start_unshown(core, around, files, false).await?,
         None => {
             let live = core.live.borrow().get(&name).cloned();
-            live.ok_or_else(|| Error::new(Kind::Conflict, "it was attached just now, or detached"))?
+            let why = "it is not served just now: it has no lease until placement answers, or was attached or detached just now";
+            live.ok_or_else(|| Error::new(Kind::Retry, why))?
         }
     };
     let stays = live.stays().await;
@@ -247,16 +251,18 @@ impl<G: Grid> Taken<G> {
                         Ok(())
                     }
                 };
-                if on.ours {
-                    on.live.stop(true).await?;
-                    drop(on);
-                    core.bases.release().await;
-                }
-                noted
+                let ended = match on.ours {
+                    true => on.live.stop(true, ENDS).await,
+                    false => on.live.close_if_still().await,
+                };
+                drop(on);
+                core.bases.release().await;
+                noted.and(ended)
             }
             .boxed_local()
         });
         let ended = ended.await;
+        self.volumes.0.still.lock().expect(UNPOISONED).remove(&self.identity.name);
         self.volumes.release(&self.identity.name);
         ended
     }

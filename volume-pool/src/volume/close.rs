@@ -24,6 +24,28 @@ impl Volume {
         self.write_pages(pages).await
     }
 
+    /// Has nothing reach the data from here on, until it may [be written again](Self::write_again): what was written lasts,
+    /// reads go on, and a point in time stays. Whatever is still under way fails when it comes to write.
+    ///
+    /// # Errors
+    ///
+    /// If what was written could not be made to last, or the data can be written still: then it is to be closed.
+    pub async fn stop_writing(&self) -> Result<()> {
+        self.engine.settle().await;
+        let flushed = self.flush().await;
+        self.data.stop_writing().map_err(io)?;
+        flushed
+    }
+
+    /// Lets a volume be written again after [`stop_writing`](Self::stop_writing).
+    ///
+    /// # Errors
+    ///
+    /// If somebody else has taken to the file meanwhile.
+    pub fn write_again(&self) -> Result<()> {
+        self.data.write_again().map_err(io)
+    }
+
     /// Makes a volume of which everything is here a plain raw disk: from now on its maps are not needed to read
     /// it. Durable, or not at all; of one that is [being made](VolumeState::Building) nothing lasts yet.
     ///

@@ -283,7 +283,8 @@ impl Volume {
         }
     }
 
-    fn fail_point(&self, error: Error) {
+    /// The point in time, if there is one, is lost: whoever captures it fails with this.
+    pub fn fail_point(&self, error: Error) {
         if let Some(point) = &*self.point.borrow() {
             point.aside.fail(error);
         }
