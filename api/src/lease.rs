@@ -29,6 +29,10 @@ pub struct TakeLease {
     /// was said of the one before, and comes late, does not concern it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+    /// The run of the daemon that asks, as in its reports: of two daemons of one name only the one that reports is given
+    /// anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
 }
 
 /// A lease that was given.

@@ -122,6 +122,8 @@ fn human(transfers: &[Transfer]) -> String {
 struct Located {
     grid: Finder,
     known: Known,
+    /// Of this daemon: placement knows it by its reports.
+    run: [u8; 16],
 }
 
 impl DaemonGrid for Located {
@@ -155,7 +157,9 @@ impl DaemonGrid for Located {
             Err(error) if error.kind() == Kind::Gone => return Ok(None),
             found => found?,
         };
-        let asked = TakeLease { holder: node_name(&grid)?, called: called.to_owned(), epoch };
+        let (holder, called) = (node_name(&grid)?, called.to_owned());
+        let run = Some(volume_pool::ready::name_of(&self.run));
+        let asked = TakeLease { holder, called, epoch, run };
         grid.placement.take_lease(volume, &asked).await.map(Some)
     }
 
@@ -286,7 +290,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
     std::fs::create_dir_all(config.data.join("node"))
         .map_err(|e| Error::io("the node's directory", e))?;
     let leases = Arc::new(Leases::load(config.data.join("node"), boottime)?);
-    let located = Located { grid: Finder::new(config.data.clone()), known: Known::new() };
+    let run = super::drawn()?;
+    let located = Located { grid: Finder::new(config.data.clone()), known: Known::new(), run };
     let volume_options = VolumeOptions {
         dir: config.path("volumes.dir", "volumes"),
         state: config.data.join("node"),
@@ -315,7 +320,7 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         sampler: sampler.clone(),
         dir: config.data.join("node"),
         builds: config.number("node.builds").max(1) as usize,
-        run: super::drawn()?,
+        run,
         now: super::unix_now,
     };
     let runtime = tokio::runtime::Runtime::new().map_err(|e| Error::io("starting a runtime", e))?;

@@ -1,6 +1,6 @@
 //! What nodes have said last. It is kept in memory alone: nodes say it again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use api::goal::StatusReport;
@@ -18,7 +18,8 @@ pub(crate) struct Heard {
     pub ticks: u64,
     /// What it said.
     pub report: Arc<StatusReport>,
-    earlier: BTreeSet<String>,
+    /// The newest last.
+    earlier: VecDeque<String>,
 }
 
 impl Heard {
@@ -63,36 +64,52 @@ pub(crate) struct Reports {
 }
 
 impl Reports {
-    /// Takes a report; says whether something is news in it. One that is older than the last has none.
+    /// That a run of a node's daemon is the one that counts, or one that begins.
     ///
     /// # Errors
     ///
     /// [`Kind::Conflict`] if another daemon has reported as this node since, and is not away.
+    pub(crate) fn admit(&self, node: &str, run: &str, now: u64) -> Result<()> {
+        let Some(last) = self.nodes.get(node) else { return Ok(()) };
+        // A report that was late may have come after the first of the run that followed. Then that one goes on, while
+        // nothing more is heard of the other.
+        if last.earlier.iter().all(|one| one != run) || last.is_away(now) {
+            return Ok(());
+        }
+        let what = format!(
+            "{node}: another daemon reports as this node since: two of one name, or one directory in two places; end \
+             one of them"
+        );
+        Err(Error::new(Kind::Conflict, what))
+    }
+
+    /// Whether a report is one that was heard before, or older.
+    pub(crate) fn is_old(&self, node: &str, report: &StatusReport) -> bool {
+        let last = self.nodes.get(node).map(|last| &last.report);
+        last.is_some_and(|last| last.run == report.run && report.number <= last.number)
+    }
+
+    /// Takes a report; says whether something is news in it. One that is [old](Self::is_old) has none.
+    ///
+    /// # Errors
+    ///
+    /// As of [`admit`](Self::admit).
     pub(crate) fn take(&mut self, node: &str, report: StatusReport, now: u64) -> Result<bool> {
+        self.admit(node, &report.run, now)?;
+        if self.is_old(node, &report) {
+            return Ok(false);
+        }
         let Some(last) = self.nodes.get_mut(node) else {
-            let heard = Heard { ticks: now, report: Arc::new(report), earlier: BTreeSet::new() };
+            let heard = Heard { ticks: now, report: Arc::new(report), earlier: VecDeque::new() };
             self.nodes.insert(node.to_owned(), heard);
             self.asked.remove(node);
             return Ok(true);
         };
-        // A report that was late may have come after the first of the run that followed. Then that one goes on, while
-        // nothing more is heard of the other.
-        if last.earlier.contains(&report.run) && !last.is_away(now) {
-            let what = format!(
-                "{node}: another daemon reports as this node since: two of one name, or one directory in two \
-                 places; end one of them"
-            );
-            return Err(Error::new(Kind::Conflict, what));
-        }
-        let same = last.report.run == report.run;
-        if same && report.number <= last.report.number {
-            return Ok(false);
-        }
-        if !same {
-            last.earlier.remove(&report.run);
-            last.earlier.insert(last.report.run.clone());
+        if last.report.run != report.run {
+            last.earlier.retain(|run| *run != report.run);
+            last.earlier.push_back(last.report.run.clone());
             if last.earlier.len() > RUNS {
-                last.earlier.pop_first();
+                last.earlier.pop_front();
             }
         }
         let before = std::mem::replace(&mut last.report, Arc::new(report));
@@ -201,6 +218,20 @@ mod tests {
         let refused = all.take("n", report("a", 6), 12).unwrap_err();
         assert_eq!(refused.kind(), Kind::Conflict);
         assert_eq!(all.get("n").unwrap().report.run, "b");
+    }
+
+    #[test]
+    fn of_many_runs_the_last_are_remembered() {
+        let mut all = Reports::default();
+        // The newest are the first by their names.
+        let runs = (0..3 * RUNS).rev().map(|n| format!("{n:03}"));
+        for (at, run) in runs.enumerate() {
+            all.take("n", report(&run, 1), at as u64).unwrap();
+        }
+        for run in 1..RUNS {
+            let late = all.take("n", report(&format!("{run:03}"), 9), 3 * RUNS as u64);
+            assert_eq!(late.unwrap_err().kind(), Kind::Conflict, "{run}");
+        }
     }
 
     #[test]

@@ -92,14 +92,20 @@ impl Fleet {
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`], naming its holder, while another has it.
+    /// [`Kind::Conflict`], naming its holder, while another has it; or if another daemon reports as this node.
     pub(crate) async fn take_lease(&self, volume: &str, asked: &TakeLease) -> Result<LeaseGrant> {
         check_name(&asked.holder)?;
         self.wait_for_leases_before_a_restore().await?;
         let generation = self.state.generation().await?;
         // Before anything is given: from then on it counts the time of it.
         let ticks = self.clock.ticks();
-        self.hearing.with(|reign| reign.reports.asks(&asked.holder, ticks))?;
+        self.hearing.with(|reign| {
+            let admitted = match &asked.run {
+                Some(run) => reign.reports.admit(&asked.holder, run, ticks),
+                None => Ok(()),
+            };
+            admitted.map(|()| reign.reports.asks(&asked.holder, ticks))
+        })??;
         self.change_lease(volume, |lease| {
             let other = lease.holder.as_ref().filter(|holder| **holder != asked.holder);
             if let Some(holder) = other {

@@ -32,6 +32,7 @@ pub(crate) mod pools;
 mod reads;
 mod released;
 mod reserve;
+mod said;
 mod settle;
 mod stats;
 #[cfg(test)]
@@ -187,10 +188,14 @@ impl Fleet {
         mut report: StatusReport,
         wait: Duration,
     ) -> Result<Told> {
-        check_name(node)?;
-        self.refuse_forgotten(node).await?;
-        self.note_reads(node, &report).await?;
-        self.note_released(node, &report).await?;
+        if self.admit(node, &report).await? {
+            self.note_reads(node, &report).await?;
+            self.note_released(node, &report).await?;
+        } else {
+            // It is remembered, or the newer one says it too.
+            report.erased.clear();
+        }
+        said::once(&mut report);
         let recorded: Vec<String> = report.erased.iter().map(|one| one.volume.clone()).collect();
         let (measured, run) = (report.stats.take(), report.run.clone());
         let (now, answers) = (self.clock.now(), (report.generation, report.goal));

@@ -23,14 +23,21 @@ fn of(report: &StatusReport) -> BTreeSet<Digest> {
     volumes.chain(report.held.iter().map(|held| held.image)).collect()
 }
 
+/// That a node can read from these.
+pub(super) fn check(node: &str, report: &StatusReport) -> Result<()> {
+    match of(report).len() {
+        ..=MOST => Ok(()),
+        many => {
+            let what = format!("node {node}: reads from {many} images, of {MOST} at most");
+            Err(Error::new(Kind::Invalid, what))
+        }
+    }
+}
+
 impl Fleet {
     /// Writes down what a node reads from, unless it is as its last report has said.
     pub(super) async fn note_reads(&self, node: &str, report: &StatusReport) -> Result<()> {
         let reads = of(report);
-        if reads.len() > MOST {
-            let what = format!("node {node}: reads from {} images, of {MOST} at most", reads.len());
-            return Err(Error::new(Kind::Invalid, what));
-        }
         let is_known = {
             self.hearing.with(|reign| {
                 reign.reports.get(node).is_some_and(|last| {

@@ -13,7 +13,6 @@ use image::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Fleet, TRIES};
-use crate::member::check_name;
 use crate::state::keys::{Transaction, encode};
 
 const PREFIX: &str = "released/";
@@ -50,7 +49,8 @@ impl GivenBack {
     }
 }
 
-fn check(said: &[Released]) -> Result<()> {
+/// That a node can have erased these.
+pub(super) fn check(said: &[Released]) -> Result<()> {
     let bad = |what: &str| Err(Error::new(Kind::Invalid, format!("erased: {what}")));
     if said.len() > MOST {
         return bad("a report says of too many volumes that they were erased");
@@ -74,9 +74,9 @@ impl Fleet {
         if report.erased.is_empty() {
             return Ok(Vec::new());
         }
-        check_name(node)?;
-        check(&report.erased)?;
-        self.refuse_forgotten(node).await?;
+        if !self.admit(node, report).await? {
+            return Ok(Vec::new());
+        }
         let key = format!("{PREFIX}{node}");
         for _ in 0..TRIES {
             let (before, seen) = self.state.get::<GivenBack>(&key).await?.unzip();

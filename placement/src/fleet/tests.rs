@@ -4,6 +4,7 @@
 mod cancel;
 mod demand;
 mod fences;
+mod forged;
 mod keeps;
 mod life;
 mod reads;
@@ -447,7 +448,7 @@ async fn what_a_pool_cannot_be_is_refused() {
 const VOLUME: &str = "0123456789abcdef0123456789abcdef";
 
 fn take(holder: &str) -> TakeLease {
-    TakeLease { holder: holder.into(), called: "web".into(), epoch: None }
+    TakeLease { holder: holder.into(), called: "web".into(), epoch: None, run: None }
 }
 
 #[tokio::test]

@@ -281,7 +281,7 @@ impl Node {
     async fn take(&self, volume: usize, epoch: Option<u64>) -> Result<api::lease::LeaseGrant> {
         let node = self.number as u8;
         let asked = self.world.histories[volume].called(Asked::Take { node, epoch });
-        let take = TakeLease { holder: self.name.clone(), called: "v".into(), epoch };
+        let take = TakeLease { holder: self.name.clone(), called: "v".into(), epoch, run: None };
         let work =
             async move |placement: Arc<Coordinator>| placement.take_lease(&id(volume), &take).await;
         let given = self.world.grid.ask(Some(self.number), Duration::from_secs(8), work).await;

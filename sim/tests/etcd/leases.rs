@@ -76,7 +76,7 @@ async fn uses_leases(placements: Placements, history: OfLease, node: u8, over: O
             _ => {
                 let epoch = has.filter(|_| chance.one_in(2));
                 let asked = history.called(Asked::Take { node, epoch });
-                let take = TakeLease { holder: name.clone(), called: "v".into(), epoch };
+                let take = TakeLease { holder: name.clone(), called: "v".into(), epoch, run: None };
                 match fleet.take_lease(VOLUME, &take).await {
                     Ok(grant) => {
                         has = Some(grant.epoch);
