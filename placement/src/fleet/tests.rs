@@ -7,6 +7,7 @@ mod fences;
 mod forged;
 mod keeps;
 mod life;
+mod lots;
 mod reads;
 mod released;
 mod returns;
