@@ -7,6 +7,7 @@ use api::volume::Attachment;
 use futures::future::join_all;
 use image::error::At;
 use image::{Error, Kind, Result};
+use tokio::task::JoinHandle;
 use volume_pool::ready::name_of;
 
 use super::recorder::Start;
@@ -22,16 +23,30 @@ const AGAIN: Duration = Duration::from_secs(2);
 const RENEWED_TRIES: u32 = 100;
 const RENEWED_PAUSE: Duration = Duration::from_millis(50);
 
+/// That a writer was let in.
+#[derive(Debug)]
+pub(super) struct LetIn {
+    /// The volume whose lease it has, by its id; none where there are no leases.
+    lease: Option<String>,
+}
+
+impl LetIn {
+    /// Without a lease: who only reads, or belongs to no grid.
+    pub(super) const FREELY: Self = Self { lease: None };
+}
+
 impl<G: Grid> Volumes<G> {
-    /// Lets a writer in: returns when this node has the lease to write a volume.
+    /// Lets a writer in: returns when this node has the lease to write a volume. What is served then is looked at with
+    /// [`is_still_in`](Self::is_still_in): leases go while something begins.
     ///
     /// # Errors
     ///
     /// [`Kind::Conflict`], naming its holder, while another node has it; [`Kind::Retry`] while placement is away.
-    pub(super) async fn enter(&self, name: &str) -> Result<()> {
+    pub(super) async fn enter(&self, name: &str) -> Result<LetIn> {
         let id = name_of(&self.0.shelf.identity(name)?.id);
         if self.0.leases.has(&id) {
-            return self.0.watchdog.ensure();
+            self.0.watchdog.ensure()?;
+            return Ok(LetIn { lease: Some(id) });
         }
         let disk = self.0.shelf.disk(name)?;
         let asked = boottime();
@@ -39,7 +54,7 @@ impl<G: Grid> Volumes<G> {
         let grant = self.0.grid.lease(&id, name, before).await;
         let grant = grant.at(|| format!("the lease to write {name}"))?;
         // Without a grid nobody else knows of the volume.
-        let Some(grant) = grant else { return Ok(()) };
+        let Some(grant) = grant else { return Ok(LetIn::FREELY) };
         self.0.leases.given(&id, disk, grant, asked)?;
         if before.is_some_and(|before| before != grant.epoch) {
             self.0.leases.release(&id)?;
@@ -47,7 +62,24 @@ impl<G: Grid> Volumes<G> {
             return Err(Error::new(Kind::Conflict, what));
         }
         self.0.watchdog.ensure()?;
-        self.until_renewed(&id).await.at(|| name.to_owned())
+        self.until_renewed(&id).await.at(|| name.to_owned())?;
+        Ok(LetIn { lease: Some(id) })
+    }
+
+    /// That a writer that is served, and kept, still has what it was let in with. Who takes that away ends what is served
+    /// after it is gone ([`fence_lost`](Self::fence_lost)): one of both sees the other.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Conflict`] if it has not.
+    pub(super) fn is_still_in(&self, name: &str, writer: &LetIn) -> Result<()> {
+        let has = writer.lease.as_ref().is_none_or(|volume| self.0.leases.has(volume));
+        if has && self.0.kept.get(name).is_some() {
+            return Ok(());
+        }
+        let what =
+            format!("{name}: its lease was lost while it was being attached: attach it anew");
+        Err(Error::new(Kind::Conflict, what))
     }
 
     /// If the time of this node's leases was over, the next report renews them; before that none is good.
@@ -75,7 +107,7 @@ impl<G: Grid> Volumes<G> {
     }
 
     /// Serves a volume again that was attached, as soon as its lease is to be had.
-    pub(super) fn serve_when_let(&self, name: String, how: Attachment) {
+    pub(super) fn serve_when_let(&self, name: String, how: Attachment) -> JoinHandle<()> {
         let volumes = self.clone();
         tokio::spawn(async move {
             let mut said = false;
@@ -87,22 +119,16 @@ impl<G: Grid> Volumes<G> {
                     return;
                 }
                 let let_in = match how.read_only {
-                    true => Ok(()),
+                    true => Ok(LetIn::FREELY),
                     false => volumes.enter(&name).await,
                 };
-                let gone_on = match let_in {
-                    Ok(()) => volumes.go_on(&name).await,
+                let served = match let_in {
+                    Ok(writer) => volumes.serve_again(&name, how.clone(), &writer).await,
                     Err(error) => Err(error),
                 };
-                match gone_on {
+                match served {
                     Ok(true) => return,
-                    Ok(false) => {
-                        let served =
-                            volumes.go_live(&name, how, Start::Unseen, volumes.holder()).await;
-                        return served.unwrap_or_else(|error| {
-                            tracing::error!(%error, name, "a volume cannot be served again");
-                        });
-                    }
+                    Ok(false) => {}
                     Err(error) => {
                         if !said {
                             tracing::warn!(%error, name, "a volume is not served until it has its lease");
@@ -113,7 +139,39 @@ impl<G: Grid> Volumes<G> {
                     }
                 }
             }
-        });
+        })
+    }
+
+    /// Serves a volume that was attached; says whether that is over. If not its lease was lost meanwhile, and it is to be
+    /// let in again.
+    ///
+    /// # Errors
+    ///
+    /// Of one that stood still, and stands still: it is to be tried again.
+    pub(super) async fn serve_again(
+        &self,
+        name: &str,
+        how: Attachment,
+        writer: &LetIn,
+    ) -> Result<bool> {
+        if !self.go_on(name).await? {
+            let served = self.go_live(name, how, Start::Unseen, self.holder()).await;
+            if let Err(error) = served {
+                tracing::error!(%error, name, "a volume cannot be served again");
+                return Ok(true);
+            }
+        }
+        let Err(error) = self.is_still_in(name, writer) else { return Ok(true) };
+        tracing::warn!(%error, name, "a volume is not served until it has its lease");
+        if let Err(error) = self.stop_writing(name, self.time_to_end()).await {
+            tracing::error!(%error, name, "a volume did not end as it should");
+        }
+        Ok(false)
+    }
+
+    /// How long requests in work have to end when a lease is over.
+    fn time_to_end(&self) -> Duration {
+        self.0.leases.grace().min(ENDS)
     }
 
     /// Whether a volume is served that guests write to.
@@ -125,7 +183,7 @@ impl<G: Grid> Volumes<G> {
     /// Stops all that is written with a lease, since the leases are over: guests wait until they are renewed, and captures
     /// go on. All at once: what the first take to end the last would lack.
     pub(crate) async fn fence_all(&self) {
-        let within = self.0.leases.grace().min(ENDS);
+        let within = self.time_to_end();
         let fenced = self.0.kept.all().into_iter().map(async |(name, how)| {
             let served = self.0.homes.lock().expect(UNPOISONED).contains_key(&name);
             if how.read_only || !served {
@@ -143,17 +201,30 @@ impl<G: Grid> Volumes<G> {
 
     /// Stops a volume whose lease is lost for good: it is detached, and a capture of it is over.
     pub(crate) async fn fence_lost(&self, volume: &str) -> Result<()> {
-        let found = self.0.kept.all().into_iter().find(|(name, _)| {
-            let identity = self.0.shelf.identity(name);
-            identity.is_ok_and(|identity| name_of(&identity.id) == *volume)
-        });
-        if let Some((name, how)) = found {
+        let before = self.kept_of(volume);
+        if let Some((name, how)) = &before {
             tracing::error!(name, "its lease was taken from this node: it is detached");
-            self.fence(&name, &how, self.0.leases.grace().min(ENDS)).await;
+            self.fence(name, how, self.time_to_end()).await;
+            self.lose_capture(name).await;
+            self.0.kept.remove(name)?;
+        }
+        self.0.leases.release(volume)?;
+        // What was just beginning to be served has begun by now, or finds that it may not.
+        let Some((name, how)) = self.kept_of(volume).or(before) else { return Ok(()) };
+        if self.0.leases.epoch(volume).is_none() {
+            self.fence(&name, &how, self.time_to_end()).await;
             self.lose_capture(&name).await;
             self.0.kept.remove(&name)?;
         }
-        self.0.leases.release(volume)
+        Ok(())
+    }
+
+    /// How a volume is attached, by its id.
+    fn kept_of(&self, volume: &str) -> Option<(String, Attachment)> {
+        self.0.kept.all().into_iter().find(|(name, _)| {
+            let identity = self.0.shelf.identity(name);
+            identity.is_ok_and(|identity| name_of(&identity.id) == *volume)
+        })
     }
 
     async fn fence(&self, name: &str, how: &Attachment, within: Duration) {
@@ -168,3 +239,7 @@ impl<G: Grid> Volumes<G> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use volume_pool::{Identity, NewVolume, Shelf};
 
 use super::cores::{Core, CoreOptions, Cores};
+use super::gate::LetIn;
 use super::kept::Kept;
 use super::live::{Live, Surroundings};
 use super::recorder::Start;
@@ -198,13 +199,16 @@ impl<G: Grid> Volumes<G> {
             tracing::error!(%error, "what is to be erased is not gone on with");
         }
         for (name, how) in volumes.0.kept.all() {
+            let let_in = match how.read_only {
+                true => Ok(LetIn::FREELY),
+                false => volumes.enter(&name).await,
+            };
             // Its guest, if it has one, has started before.
-            if how.read_only || volumes.enter(&name).await.is_ok() {
-                let served = volumes.go_live(&name, how, Start::Unseen, volumes.holder()).await;
-                served.unwrap_or_else(|error| {
-                    tracing::error!(%error, name, "a volume cannot be served again");
-                });
-            } else {
+            let served = match let_in {
+                Ok(writer) => volumes.serve_again(&name, how.clone(), &writer).await,
+                Err(error) => Err(error),
+            };
+            if !matches!(served, Ok(true)) {
                 volumes.serve_when_let(name, how);
             }
         }
@@ -378,10 +382,11 @@ impl<G: Grid> Volumes<G> {
         self.is_not_captured(name)?;
         // What its guest does to its file system is not the tools' doing.
         self.0.shelf.forget_extending(name)?;
-        if !how.read_only {
-            self.enter(name).await?;
-        }
-        let attached = self.attach_as(name, how.clone(), start).await;
+        let writer = match how.read_only {
+            true => LetIn::FREELY,
+            false => self.enter(name).await?,
+        };
+        let attached = self.attach_as(name, how.clone(), start, &writer).await;
         if attached.is_err() && !how.read_only {
             let left = self.leave(name);
             left.unwrap_or_else(|error| tracing::error!(%error, name, "its lease is kept"));
@@ -389,15 +394,25 @@ impl<G: Grid> Volumes<G> {
         attached
     }
 
-    async fn attach_as(&self, name: &str, how: Attachment, start: Start) -> Result<VolumeInfo> {
+    async fn attach_as(
+        &self,
+        name: &str,
+        how: Attachment,
+        start: Start,
+        writer: &LetIn,
+    ) -> Result<VolumeInfo> {
         if !how.read_only {
             let (shelf, name) = (self.0.shelf.clone(), name.to_owned());
             take_patiently(move || shelf.note_start(&name)).await?;
         }
         self.go_live(name, how.clone(), start, self.holder()).await?;
-        if let Err(error) = self.0.kept.insert_new(name, how) {
+        let kept = self.0.kept.insert_new(name, how);
+        if let Err(error) = kept.and_then(|()| self.is_still_in(name, writer)) {
             let ended = self.end_live(name, false).await;
             ended.unwrap_or_else(|error| tracing::error!(%error, name, "a volume that is stuck"));
+            if self.0.kept.get(name).is_some() {
+                self.0.kept.remove(name)?;
+            }
             return Err(error);
         }
         self.show(name).await
