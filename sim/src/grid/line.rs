@@ -30,9 +30,20 @@ pub(crate) struct Line {
     pub chance: Arc<Mutex<Chance>>,
     pub uptime: Uptime,
     pub trace: Trace,
-    /// Keys that begin so forget now and then what a transaction believes: a planted bug.
-    pub forgets: Option<&'static str>,
+    pub flaw: Option<Flaw>,
 }
+
+/// A planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// Keys that begin so forget now and then what a transaction believes.
+    Forgets(&'static str),
+    /// Who leads does not look at its lease of the lead any more.
+    Unled,
+}
+
+/// Where leads are.
+const LEADS: &str = "leaders/";
 
 impl Line {
     fn draw<T>(&self, what: impl FnOnce(&mut Chance) -> T) -> T {
@@ -65,9 +76,13 @@ impl Line {
     async fn write(&self, mut transaction: Transaction) -> Result<()> {
         let (late, lost) = self.draw(|chance| (chance.one_in(40), chance.one_in(100)));
         let there = self.draw(|chance| chance.within(0..if late { 5000 } else { 8 }));
-        let of_these = |begin| transaction.changes.iter().any(|(key, _)| key.starts_with(begin));
-        if self.forgets.is_some_and(of_these) && self.draw(|chance| chance.one_in(2)) {
-            transaction.compares.clear();
+        let of = |begin: &str| transaction.changes.iter().any(|(key, _)| key.starts_with(begin));
+        match self.flaw {
+            Some(Flaw::Forgets(begin)) if of(begin) && self.draw(|chance| chance.one_in(2)) => {
+                transaction.compares.clear();
+            }
+            Some(Flaw::Unled) => transaction.compares.retain(|(key, _)| !key.starts_with(LEADS)),
+            _ => {}
         }
         let (etcd, cut) = (Arc::clone(&self.etcd), Arc::clone(&self.cut));
         let (answer, answered) = oneshot::channel();
@@ -104,7 +119,8 @@ impl Line {
             if self.process.mode() != Mode::Runs || self.passes().await.is_err() {
                 continue;
             }
-            if !self.etcd.keep(&key, version, self.trace.now() + ttl) {
+            let kept = self.etcd.keep(&key, version, self.trace.now() + ttl);
+            if !kept && self.flaw != Some(Flaw::Unled) {
                 return deadline.pass();
             }
             if self.passes().await.is_ok() && !deadline.put_off(asked + ttl * 4 / 5) {
@@ -138,7 +154,11 @@ impl Keys for Line {
                 let asked = self.uptime.now();
                 let taken = self.etcd.take(&key, &id, self.trace.now() + ttl);
                 if let Some(version) = taken {
-                    let deadline = Deadline::at(asked + ttl * 4 / 5, self.uptime.clone());
+                    let until = match self.flaw {
+                        Some(Flaw::Unled) => Duration::MAX,
+                        _ => asked + ttl * 4 / 5,
+                    };
+                    let deadline = Deadline::at(until, self.uptime.clone());
                     let mut keep = JoinSet::new();
                     keep.spawn(self.clone().keep(key, version, ttl, deadline.clone()));
                     return Ok(Reign { version, deadline, keep: Box::new(keep) });

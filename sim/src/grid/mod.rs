@@ -27,6 +27,7 @@ use crate::chance::Chance;
 use crate::trace::Trace;
 pub(crate) use host::{Mode, Process};
 pub(crate) use keys::Etcd;
+pub(crate) use line::Flaw;
 pub(crate) use placements::Placement;
 
 /// Seconds for which a node has its leases after a report.
@@ -61,17 +62,11 @@ struct Way {
 }
 
 impl Grid {
-    /// Of one placement or several, and so many nodes. Keys that begin with what `forgets` says forget now and then what
-    /// a transaction believes.
-    pub(crate) fn new(
-        seed: u64,
-        trace: &Trace,
-        nodes: usize,
-        forgets: Option<&'static str>,
-    ) -> Rc<Self> {
+    /// Of one placement or several, and so many nodes.
+    pub(crate) fn new(seed: u64, trace: &Trace, nodes: usize, flaw: Option<Flaw>) -> Rc<Self> {
         let etcd = Etcd::new(trace);
         let count = Chance::new(seed, "placements").within(1..placements::MOST + 1);
-        let placements = (0..count).map(|n| Placement::new(n, seed, forgets, trace, &etcd));
+        let placements = (0..count).map(|n| Placement::new(n, seed, flaw, trace, &etcd));
         Rc::new(Self {
             placements: placements.collect(),
             etcd,

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::host::{Mode, Process};
 use super::keys::Etcd;
-use super::line::Line;
+use super::line::{Flaw, Line};
 use super::{TERM, pace};
 use crate::chance::Chance;
 use crate::trace::Trace;
@@ -26,7 +26,7 @@ const NOW: u64 = 1_700_000_000;
 /// See the [module](self).
 pub(crate) struct Placement {
     number: u64,
-    forgets: Option<&'static str>,
+    flaw: Option<Flaw>,
     trace: Trace,
     etcd: Arc<Etcd>,
     chance: Arc<Mutex<Chance>>,
@@ -43,7 +43,7 @@ impl Placement {
     pub(crate) fn new(
         number: u64,
         seed: u64,
-        forgets: Option<&'static str>,
+        flaw: Option<Flaw>,
         trace: &Trace,
         etcd: &Arc<Etcd>,
     ) -> Rc<Self> {
@@ -51,7 +51,7 @@ impl Placement {
         let pace = (pace(&mut chance), chance.within(0..100_000));
         Rc::new(Self {
             number,
-            forgets,
+            flaw,
             trace: trace.clone(),
             etcd: Arc::clone(etcd),
             chance: Arc::new(Mutex::new(chance)),
@@ -94,7 +94,7 @@ impl Placement {
             chance: Arc::clone(&self.chance),
             uptime: Uptime::new(shows),
             trace: self.trace.clone(),
-            forgets: self.forgets,
+            flaw: self.flaw,
         };
         let name = format!("p{}", self.number);
         loop {

@@ -25,7 +25,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
 use crate::chance::Chance;
-use crate::grid::{Grid, TERM};
+use crate::grid::{Flaw, Grid, TERM};
 use crate::history::lease::{Answered, Asked, Lease};
 use crate::history::writes::{self, Write};
 use crate::history::{History, Pending, Verdict, check};
@@ -48,10 +48,12 @@ pub enum Bug {
     Unbelieving,
     /// A node's clock is a tenth as fast as it should be, so that it goes on for too long.
     Slow,
+    /// A placement that leads goes on without looking whether it still does.
+    Unled,
 }
 
 /// All of them.
-pub const BUGS: [Bug; 2] = [Bug::Unbelieving, Bug::Slow];
+pub const BUGS: [Bug; 3] = [Bug::Unbelieving, Bug::Slow, Bug::Unled];
 
 impl fmt::Display for Bug {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,11 +158,15 @@ fn id(volume: usize) -> String {
 impl World {
     fn new(seed: u64, bug: Option<Bug>, print: bool) -> Rc<Self> {
         let trace = Trace::start(print);
-        let forgets = (bug == Some(Bug::Unbelieving)).then_some("leases/");
+        let flaw = match bug {
+            Some(Bug::Unbelieving) => Some(Flaw::Forgets("leases/")),
+            Some(Bug::Unled) => Some(Flaw::Unled),
+            Some(Bug::Slow) | None => None,
+        };
         Rc::new(Self {
             seed,
             bug,
-            grid: Grid::new(seed, &trace, NODES, forgets),
+            grid: Grid::new(seed, &trace, NODES, flaw),
             trace,
             histories: (0..VOLUMES).map(|_| History::default()).collect(),
             written: RefCell::default(),

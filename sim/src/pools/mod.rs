@@ -26,7 +26,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
 use crate::chance::Chance;
-use crate::grid::Grid;
+use crate::grid::{Flaw, Grid};
 use crate::history::claims::{self, Given};
 use crate::history::reservations::{Answered, Asked, Nodes};
 use crate::history::{History, Verdict, check};
@@ -166,16 +166,16 @@ struct Seen {
 
 impl World {
     fn new(seed: u64, bug: Option<Bug>, print: bool) -> Rc<Self> {
-        let forgets = match bug {
-            Some(Bug::ForgetfulGoals) => Some("goals/"),
-            Some(Bug::ForgetfulReservations) => Some("reserved/"),
+        let flaw = match bug {
+            Some(Bug::ForgetfulGoals) => Some(Flaw::Forgets("goals/")),
+            Some(Bug::ForgetfulReservations) => Some(Flaw::Forgets("reserved/")),
             _ => None,
         };
         let trace = Trace::start(print);
         Rc::new(Self {
             seed,
             bug,
-            grid: Grid::new(seed, &trace, NODES, forgets),
+            grid: Grid::new(seed, &trace, NODES, flaw),
             trace,
             short: seed.is_multiple_of(2),
             reservations: History::default(),
