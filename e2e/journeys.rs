@@ -237,7 +237,7 @@ fn the_daemon_does_one_transfer_per_image_and_survives_being_killed() {
     assert_eq!(second["progress"]["received"], 0, "taken from the first copy");
     same(&one, &disk);
     same(&two, &disk);
-    run(forebay(&grid.data).arg("node")).fails(73, &["running already"]);
+    run(forebay(&grid.data).arg("node")).fails(73, &["is using it"]);
     daemon.kill();
     let mut daemon = node();
     let three = grid.dir.join("three");

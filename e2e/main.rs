@@ -11,6 +11,7 @@ mod care;
 mod chaos;
 mod clusters;
 mod disks;
+mod doubles;
 mod durable;
 mod etcd;
 mod exports;

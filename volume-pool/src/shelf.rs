@@ -270,14 +270,17 @@ impl Shelf {
     ///
     /// [`Kind::Conflict`] while another has them.
     pub fn claim(&self) -> Result<BlockFile> {
-        let file = self.fs.open(self.dir.join(".lock"), OpenMode::create()).map_err(io)?;
+        let lock = self.dir.join(".lock");
+        let file = self.fs.open(lock.clone(), OpenMode::create()).map_err(io)?;
         match file.try_lock_exclusive().map_err(io)? {
             true => Ok(file),
             false => {
                 let dir = self.dir.display();
+                let who = blockio::lock_holder(&lock);
+                let who = who.map_or_else(String::new, |pid| format!(" (process {pid})"));
                 let what = format!(
-                    "{dir}: another node daemon has its volumes there: end it first, or give this \
-                                    one a directory of its own (`volumes.dir`)"
+                    "{dir}: another node daemon{who} has its volumes there: end it first, or give this one a directory \
+                     of its own (`volumes.dir`)"
                 );
                 Err(Error::new(Kind::Conflict, what))
             }

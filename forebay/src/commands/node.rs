@@ -31,7 +31,7 @@ use crate::connect::{self, Connector, Known};
 use crate::grid::{self, Finder, Grid, Joined, MEMBER};
 use crate::output::{Output, bytes, line, table, time};
 use crate::report::NodeServing;
-use crate::serve::{lock, trust};
+use crate::serve::{alone, lock, trust};
 
 /// Runs the command.
 pub fn run(config: &Config, args: NodeArgs, output: Output) -> Result<()> {
@@ -287,8 +287,8 @@ fn serve(config: &Config, output: Output) -> Result<()> {
         rate: pull.rate,
         engine: pull.engine,
     };
-    std::fs::create_dir_all(config.data.join("node"))
-        .map_err(|e| Error::io("the node's directory", e))?;
+    // Before anything there is read: what one daemon writes another must not have read before.
+    let _alone = alone(&config.data.join("node"), "another `forebay node`")?;
     let leases = Arc::new(Leases::load(config.data.join("node"), boottime)?);
     let run = super::drawn()?;
     let located = Located { grid: Finder::new(config.data.clone()), known: Known::new(), run };

@@ -42,18 +42,26 @@ pub fn on_a_runtime(server: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// One process per data directory that serves, or joins.
 pub fn lock(data: &Path) -> Result<BlockFile> {
-    Fs::os().create_dir_all(data).map_err(|e| Error::io("data directory", e))?;
-    let file = BlockFile::open(data.join("lock"), OpenMode::create());
-    let file = file.map_err(|e| Error::io("data directory", e))?;
-    match file.try_lock_exclusive() {
-        Ok(true) => Ok(file),
-        Ok(false) => {
-            let who = "another `forebay up`, `forebay cache` or `forebay node join` is using it";
-            let what = format!("{}: {who}", data.display());
-            Err(Error::new(Kind::Conflict, what))
-        }
-        Err(e) => Err(Error::io("data directory", e)),
+    alone(data, "another `forebay up`, `forebay cache` or `forebay node join`")
+}
+
+/// One process per directory, as long as the file is kept.
+///
+/// # Errors
+///
+/// [`Kind::Conflict`] with what `other` says, if there is another.
+pub fn alone(dir: &Path, other: &str) -> Result<BlockFile> {
+    let failed = |e| Error::io("data directory", e);
+    Fs::os().create_dir_all(dir).map_err(failed)?;
+    let lock = dir.join("lock");
+    let file = BlockFile::open(&lock, OpenMode::create()).map_err(failed)?;
+    if file.try_lock_exclusive().map_err(failed)? {
+        return Ok(file);
     }
+    let who = blockio::lock_holder(&lock);
+    let who = who.map_or_else(String::new, |pid| format!(" (process {pid})"));
+    let what = format!("{}: {other}{who} is using it", dir.display());
+    Err(Error::new(Kind::Conflict, what))
 }
 
 /// An IP address of the configuration.
