@@ -48,6 +48,7 @@ mod running;
 mod saves;
 mod services;
 mod shared;
+mod sick;
 mod snapshots;
 mod stats;
 mod tour;

@@ -74,9 +74,21 @@ impl Mount {
 
     /// Mounts it again, when nobody uses it any more.
     pub fn come_back(&self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// The same of an ext4 in which something was wrong.
+    pub fn is_mended(&self) {
+        self.unmount();
+        let checked = run(Command::new("e2fsck").args(["-f", "-y"]).arg(&self.image));
+        assert!(checked.code <= 1, "{}{}", checked.out, checked.err);
+        self.mount();
+    }
+
+    fn unmount(&self) {
         let unmounted = || run(Command::new("umount").arg(&self.at)).code == 0;
         until(&format!("{} can be unmounted", self.at.display()), unmounted);
-        self.mount();
     }
 }
 
