@@ -84,17 +84,8 @@ async fn pool(grid: &Grid) -> Client {
     let report = StatusReport {
         run: "1".into(),
         number: 1,
-        generation: 0,
-        goal: 0,
-        items: vec![],
-        ready: vec![],
-        held: vec![],
-        erased: vec![],
         disk: DiskRoom { size, free: size },
-        leases: vec![],
-        released: vec![],
-        stats: None,
-        volumes: vec![],
+        ..StatusReport::default()
     };
     let node = grid.client(&grid.member(Role::Node, "n1"));
     node.report("n1", &report, Duration::ZERO).await.unwrap();
