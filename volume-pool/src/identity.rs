@@ -129,6 +129,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether all of its bytes last whatever happens: they did before it was plain, and nobody writes to what is
+    /// nobody's. Repairs of it are flushed by who makes them.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.plain && self.state == VolumeState::Ready
+    }
+
     fn encode(&self, seq: u64) -> [u8; LEN] {
         let mut b = [0; LEN];
         let base = self.base.unwrap_or(Base { image: Digest::ZERO, size: 0, domain: Domain(0) });

@@ -8,13 +8,11 @@
 //!  .ready/ID  Ready ─▶ Allocated, NAME, claim ─▶ rename ─▶ NAME      from the first sync on it is NAME's
 //!  .ready/ID  Erasing ◀─ rename ◀─ journal, Erasing ◀─ NAME          from the last sync but one on nobody's
 //! ```
-//! What is being made does not last until it is ready: in one place, [`made`](Shelf::made), all of it is synced, and then
-//! its identity. What a power cut leaves of it before is removed, whatever is there.
+//! What is being made does not last until it is ready: who fills it syncs its bytes, and [`made`](Shelf::made) all the
+//! rest, and then its identity. What a power cut leaves of it before is removed, whatever is there.
 //!
 //! Of either of these a power cut leaves what was before, or what [`tidy`](Shelf::tidy) completes: never both, and never
 //! a volume that two have. A volume that was given back is not handed out before what was in it is destroyed.
-
-use std::io::ErrorKind;
 
 use blockio::OpenMode;
 use image::{Error, Kind, Result};
@@ -55,28 +53,35 @@ impl Shelf {
         file.write_all_at(origin, 0).map_err(io)
     }
 
-    /// Counts one that was being made as ready. All of it lasts before that does.
+    /// Counts one that was being made as ready. All of it lasts before that does: the bytes of its image by
+    /// [`become_plain`](crate::Volume::become_plain), everything else by this.
     ///
     /// # Errors
     ///
-    /// [`Kind::Conflict`] while it is in use, or is not being made; of the disk: it is being made still.
+    /// [`Kind::Conflict`] while it is in use, or is not being made, or not all of its image is
+    /// here; of the disk: it is being made still.
     pub fn made(&self, id: &[u8; 16]) -> Result<()> {
         let name = name_of(id);
         let mut identity = self.take_identity(&name)?;
         let dir = self.path(&name)?;
+        let of_image = identity.get().base.is_some();
+        if of_image && !identity.get().plain {
+            let what = format!("{name}: chunks of its image are still missing");
+            return Err(Error::new(Kind::Conflict, what));
+        }
+        let bytes_or_image = if of_image { MANIFEST } else { DISK };
         // Its maps are empty: their name is enough.
-        for file in [DISK, MANIFEST, ORIGIN] {
-            match self.fs.open(dir.join(file), OpenMode::write()) {
-                Err(e) if file == MANIFEST && e.kind() == ErrorKind::NotFound => {}
-                opened => opened.and_then(|file| file.sync_data()).map_err(io)?,
-            }
+        for file in [bytes_or_image, ORIGIN] {
+            let file = self.fs.open(dir.join(file), OpenMode::write());
+            file.and_then(|file| file.sync_data()).map_err(io)?;
         }
         self.fs.sync_dir(&dir).map_err(io)?;
         self.fs.sync_dir(&self.dir).map_err(io)?;
         identity.become_state(VolumeState::Ready)
     }
 
-    /// Notes that a volume is written past its maps from now on. Durable when this returns.
+    /// Notes that a volume is written past its maps from now on. Of one that is being made that lasts when it is
+    /// [made](Self::made), of any other when this returns.
     ///
     /// # Errors
     ///
@@ -93,7 +98,7 @@ impl Shelf {
     pub fn origin(&self, name: &str) -> Result<Option<Vec<u8>>> {
         match self.fs.read(self.path(name)?.join(ORIGIN), MAX_ORIGIN) {
             Ok(origin) => Ok(Some(origin)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(io(e)),
         }
     }
@@ -372,6 +377,7 @@ mod tests {
         for at in [0, BYTES.len() as u64] {
             files.data.write_all_at(&BYTES, at).unwrap();
         }
+        files.data.sync_data().unwrap();
         files.identity.change(|identity| identity.plain = true).unwrap();
         drop(files);
         ready.made(&ID).unwrap();

@@ -219,6 +219,11 @@ impl Bits {
         dirty.into_iter().map(|page| (page, words(page))).collect()
     }
 
+    /// Nothing of it needs to be written down.
+    pub(crate) fn forget_dirty(&mut self) {
+        self.dirty.clear();
+    }
+
     /// A page has not been written down after all.
     pub(crate) fn mark_dirty(&mut self, page: u32) {
         self.dirty.insert(page);

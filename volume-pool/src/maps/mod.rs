@@ -70,6 +70,12 @@ impl Maps {
         self.present.set(layout.image_chunks()..layout.chunks());
     }
 
+    /// All is here, as the identity says: that need not be written down again.
+    pub(crate) fn all_is_here(&mut self) {
+        self.present.set(0..self.present.len());
+        self.present.forget_dirty();
+    }
+
     /// Sections of which the image has only zeros are here.
     pub(crate) fn zero_sections(&mut self, layout: &Layout, image: &Manifest) {
         let per = u64::from(layout.volume.chunks_per_section());

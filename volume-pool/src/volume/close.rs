@@ -47,7 +47,7 @@ impl Volume {
     }
 
     /// Makes a volume of which everything is here a plain raw disk: from now on its maps are not needed to read
-    /// it. Durable, or not at all; of one that is [being made](VolumeState::Building) nothing lasts yet.
+    /// it. Durable, or not at all; of one that is [being made](VolumeState::Building) only the bytes last yet.
     ///
     /// # Errors
     ///
@@ -57,10 +57,9 @@ impl Volume {
             return Err(Error::new(Kind::Conflict, "chunks of this volume are still missing"));
         }
         self.flush().await?;
-        // Its name and size must last as its bytes do.
-        if !self.is_being_made() {
-            self.engine.sync_data(&self.data).await.map_err(io)?;
-        }
+        // Its name and size must last as its bytes do. What is being made is synced here, too: a disk that failed tells
+        // who wrote, and perhaps nobody later.
+        self.engine.sync_data(&self.data).await.map_err(io)?;
         self.identity.borrow_mut().change(|identity| identity.plain = true)?;
         self.base.replace(None);
         Ok(())

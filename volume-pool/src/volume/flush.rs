@@ -21,9 +21,10 @@ impl Volume {
         // sync covers, and no others are written down.
         let pages = self.maps.borrow_mut().take_guarding();
         let taken = GiveBack { maps: &self.maps, pages };
-        // A plain disk may have been written to past us.
-        let plain = self.identity.borrow().get().plain;
-        if self.written.replace(false) || !taken.pages.is_empty() || plain {
+        // A plain disk may have been written to past us, but for one that is nobody's.
+        let identity = self.identity();
+        let past_us = identity.plain && !identity.is_settled();
+        if self.written.replace(false) || !taken.pages.is_empty() || past_us {
             let synced = self.engine.sync_data(&self.data).await;
             synced.inspect_err(|_| self.written.set(true)).map_err(io)?;
         }

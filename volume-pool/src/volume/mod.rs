@@ -129,7 +129,7 @@ impl Volume {
         let map_file = MapFile::new(map_file, identity.get().id);
         let mut maps = Maps::new(&layout);
         if identity.get().plain {
-            maps.present.set(0..layout.chunks());
+            maps.all_is_here();
         }
         if data.kind() == FileKind::Regular {
             // A file that was made for the volume is zeros where nothing was written.
@@ -139,6 +139,8 @@ impl Volume {
         map_file.load(&mut maps)?;
         let used = [&maps.written, &maps.changed, &maps.intent].iter().any(|map| map.count() > 0);
         let fresh = !used && !identity.get().plain && maps.present.count() == zeros;
+        // What a process that was killed has written counts as well.
+        let written = Cell::new(!identity.get().is_settled());
         // Nobody wrote `changed` down since these sections were written to: all of them may have changed.
         let left_open = maps.intent.count();
         let mut at = 0;
@@ -166,7 +168,7 @@ impl Volume {
             flushing: Together::default(),
             intending: Together::default(),
             fresh,
-            written: Cell::new(true),
+            written,
             base: RefCell::default(),
             since: Cell::new(since),
             left_open: Cell::new(left_open),

@@ -1,5 +1,7 @@
 //! A volume against a simple model: what may be in each sector, now and after a power cut at any instant.
 
+mod builds;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
