@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::{Background, path, until};
+use crate::leases::until_over;
+use crate::nbd::Nbd;
 use crate::network::{Host, Network, file, noise};
 use crate::real::wanted;
 use crate::volumes::connect;
@@ -19,8 +21,6 @@ const MIB: usize = 1 << 20;
 const SIZE: usize = 64 * MIB;
 /// Of what is written before a volume is saved.
 const CHANGED: usize = 16 * MIB;
-/// Where placement alone listens: chunks come and go by the machine's other address.
-const PLACEMENT: &str = "10.81.0.100";
 
 /// How long placement is away.
 fn term() -> Duration {
@@ -35,25 +35,34 @@ fn rate(bytes: usize, part: f64) -> String {
 
 struct Rig {
     network: Network,
+    /// Where placement alone listens: chunks come and go by the machine's other address.
+    placement: String,
     up: Host,
     nodes: [Host; 2],
     servers: Vec<Background>,
 }
 
 impl Rig {
-    fn start(dir: &Path) -> Self {
-        let network = Network::up("fbaway", "10.81.0", &["up", "n1", "n2"]);
-        network.second_address("up", PLACEMENT, true);
+    fn start(dir: &Path, name: &'static str, net: &'static str, args: &[&str]) -> Self {
+        let (network, placement) =
+            (Network::up(name, net, &["up", "n1", "n2"]), format!("{net}.100"));
+        network.second_address("up", &placement, true);
         let host = |name: &'static str| network.host(name, dir.join(name));
         let (up, nodes) = (host("up"), ["n1", "n2"].map(host));
         let serve = format!("serve.ip={}", network.address("up"));
-        let listen = format!("{PLACEMENT}:7400");
-        let mut servers = vec![up.serve(&["up", "--listen", &listen, "--set", &serve])];
+        let listen = format!("{placement}:7400");
+        let serving = [&["up", "--listen", &listen, "--set", &serve], args].concat();
+        let mut servers = vec![up.serve(&serving)];
         for node in &nodes {
             node.join(&up, "node");
             servers.push(node.serve(&["node"]));
         }
-        Self { network, up, nodes, servers }
+        Self { network, placement, up, nodes, servers }
+    }
+
+    /// Placement goes away, or comes back.
+    fn is_there(&self, there: bool) {
+        self.network.second_address("up", &self.placement, there);
     }
 
     fn volume(&self, node: usize, args: &[&str]) -> Value {
@@ -101,7 +110,7 @@ fn real_what_runs_goes_on_while_placement_is_away() {
         return;
     }
     let temp = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(temp.path());
+    let mut rig = Rig::start(temp.path(), "fbaway", "10.81.0", &[]);
     let image = noise(1, SIZE);
     rig.up.run(&["import", &file(&temp.path().join("d.raw"), &image), "d:1"]).json();
     rig.up.run(&["pool", "create", "web", "--size", "16MiB", "--target", "2", "--low", "2"]).json();
@@ -131,11 +140,11 @@ fn real_what_runs_goes_on_while_placement_is_away() {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let guest = scope.spawn(|| works(&filled, &over));
-        rig.network.second_address("up", PLACEMENT, false);
+        rig.is_there(false);
         let since = Instant::now();
         let away =
             |what: &str| println!("{what} after {:.0} s away", since.elapsed().as_secs_f64());
-        rig.nodes[0].run(&["images"]).fails(75, &[PLACEMENT]);
+        rig.nodes[0].run(&["images"]).fails(75, &[&rig.placement]);
         assert!(lazy.read(8 << 20, 4096).unwrap() == image[8 * MIB..][..4096]);
         // A node hands out what it has; what nobody had yet is not attached.
         rig.nodes[0].run(&["pool", "claim", "web", "mine", "--here"]).json();
@@ -158,9 +167,9 @@ fn real_what_runs_goes_on_while_placement_is_away() {
         lazy.write(0, &[7; 4096]).unwrap();
         lazy.flush().unwrap();
         away("what had not come yet is read");
-        rig.nodes[0].run(&["images"]).fails(75, &[PLACEMENT]);
+        rig.nodes[0].run(&["images"]).fails(75, &[&rig.placement]);
 
-        rig.network.second_address("up", PLACEMENT, true);
+        rig.is_there(true);
         let back = Instant::now();
         until("placement answers", || rig.nodes[0].run(&["images"]).code == 0);
         // What was used meanwhile is known, and built anew.
@@ -181,6 +190,48 @@ fn real_what_runs_goes_on_while_placement_is_away() {
     held.sort_by_key(|(called, _)| called.to_string());
     let names = ["filled", "lazy", "mine", "saved"];
     assert_eq!(held, names.map(|name| (name.into(), 1.into())), "nobody lost a lease");
+    let out = temp.path().join("out.raw");
+    rig.up.run(&["pull", "s:1", "--to", path(&out), "--no-daemon"]).json();
+    assert!(std::fs::read(&out).unwrap() == [&written, &image[CHANGED..]].concat());
+    rig.servers.iter_mut().rev().for_each(Background::kill);
+}
+
+#[test]
+fn real_a_capture_reads_on_while_placement_is_away_for_longer_than_a_lease() {
+    if !wanted() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let lease = ["--set", "placement.lease=10s"];
+    let mut rig = Rig::start(temp.path(), "fbover", "10.84.0", &lease);
+    let image = noise(1, SIZE);
+    rig.up.run(&["import", &file(&temp.path().join("d.raw"), &image), "d:1"]).json();
+    let socket = rig.attach(0, "saved", &[]);
+    until("all of it is here", || rig.is_plain(0, "saved"));
+    let written = noise(2, CHANGED);
+    let mut guest = connect(socket.as_ref());
+    for (n, piece) in written.chunks(MIB).enumerate() {
+        guest.write((n * MIB) as u64, piece).unwrap();
+    }
+    // Some of it is read, and sent, when nothing may be written any more.
+    let save = ["save", "saved", "s:1", "--rate", "768KiB"];
+    let mut save = Background::start(&mut rig.nodes[0].command(&save));
+    let capture = || rig.nodes[0].run(&["node", "captures"]).json()[0].clone();
+    let read = || capture()["progress"]["read"].as_u64().unwrap_or(0);
+    until("the capture reads", || read() > 0);
+    rig.is_there(false);
+    guest.write(0, &[8; 4096]).unwrap();
+    until("the lease is over", || Nbd::connect(socket.as_ref()).is_err());
+    assert!(read() < CHANGED as u64);
+    until_over(&temp.path().join("n1"));
+    until("the capture has read all", || read() >= CHANGED as u64);
+    assert!(save.child.try_wait().unwrap().is_none(), "it waits for placement");
+    assert!(Nbd::connect(socket.as_ref()).is_err(), "so does the guest");
+    rig.is_there(true);
+    let (line, code) = save.ended(term());
+    assert_eq!(code, 0, "{line}");
+    until("the guest goes on", || Nbd::connect(socket.as_ref()).is_ok());
+    assert_eq!(connect(socket.as_ref()).read(0, 4096).unwrap(), [8; 4096]);
     let out = temp.path().join("out.raw");
     rig.up.run(&["pull", "s:1", "--to", path(&out), "--no-daemon"]).json();
     assert!(std::fs::read(&out).unwrap() == [&written, &image[CHANGED..]].concat());

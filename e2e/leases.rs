@@ -1,5 +1,6 @@
 //! Leases: one node writes a volume, as long as placement hears of it.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -80,9 +81,9 @@ fn a_guest_waits_while_its_lease_is_over_and_goes_on_when_it_is_renewed() {
     assert_eq!((daemon(&node), leases(&grid)[0]["epoch"].clone()), (before, 1.into()));
 }
 
-/// Waits until all leases of a node are over, for its watchdog too.
-fn until_over(node: &Node) {
-    let path = node.data.join("node/leases.json");
+/// Waits until all leases of the node with this data directory are over, for its watchdog too.
+pub fn until_over(data: &Path) {
+    let path = data.join("node/leases.json");
     until("the leases are over", || {
         let held: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         held["until"].as_u64().unwrap() + 1000 < node::leases::boottime()
@@ -112,7 +113,7 @@ fn a_capture_outlives_its_lease_which_its_guest_waits_for() {
     let mut guest = connect(sockets[0].as_ref());
     guest.write(0, &[8; 2 * CHUNK]).unwrap();
     grid.kill();
-    until_over(&node);
+    until_over(&node.data);
     // Nobody is killed, and nobody writes.
     assert!(guest.write(0, &[9; 4096]).is_err() && Nbd::connect(sockets[0].as_ref()).is_err());
     for id in ids {
@@ -123,6 +124,10 @@ fn a_capture_outlives_its_lease_which_its_guest_waits_for() {
     // One ends before its volume is served again, the other after.
     let cancelled = node.run(&["node", "cancel-capture", &ids[1].to_string(), "--json"]).json();
     assert_eq!(cancelled["state"], "cancelled");
+    // A new one begins when it can.
+    let new = node.run(&["save", "w", "w:1", "--no-wait", "--json"]).json()["id"].as_u64().unwrap();
+    until("it waits", || !capture(new)["trouble"].is_null());
+    assert_eq!(capture(new)["state"], "queued");
     grid.restart();
     node.follow(&grid);
     until("the guest goes on", || Nbd::connect(sockets[0].as_ref()).is_ok());
@@ -135,6 +140,8 @@ fn a_capture_outlives_its_lease_which_its_guest_waits_for() {
         std::fs::read(to).unwrap()
     };
     assert!(pulled("v:1") == [7; 3 * CHUNK]);
+    until("the new one ends", || !capture(new)["took_ms"].is_null());
+    assert!(pulled("w:1") == [7; 3 * CHUNK]);
     assert!(connect(sockets[1].as_ref()).read(0, 3 * CHUNK).unwrap() == [7; 3 * CHUNK]);
     for (name, byte) in [("v", 10), ("w", 7)] {
         let saved = node.run(&["save", name, &format!("{name}:2"), "--json"]).json();

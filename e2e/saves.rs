@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 
 use crate::graduation::Machine;
-use crate::harness::{Disk, Grid, path, until};
+use crate::harness::{Background, Disk, Grid, path, until};
 use crate::qmp::Monitor;
 use crate::real::wanted;
 use crate::volumes::{Rig, connect};
@@ -121,6 +121,37 @@ fn a_grid_that_goes_away_in_the_middle_is_waited_for_and_the_instant_stays() {
     // What came after the instant is of the next.
     rig.save(&["v", "saved:2"]);
     assert!(rig.pulled("saved:2") == vec![8; 8 * CHUNK]);
+}
+
+#[test]
+fn one_that_is_begun_while_placement_is_away_waits_for_it_or_is_cancelled() {
+    let mut rig = Rig::start("abcdefgh");
+    let socket = rig.attached("v", &[]);
+    until("all of it is here", || rig.is_plain("v"));
+    rig.grid.kill();
+    let id = rig.begin_save(&["v", "saved:1"]);
+    until("it waits", || {
+        let capture = rig.capture(id);
+        assert_eq!(capture["error"], Value::Null, "{capture}");
+        !capture["trouble"].is_null()
+    });
+    assert_eq!(rig.capture(id)["taken"], Value::Null);
+    let ended = rig.grid.run(&["node", "cancel-capture", &id.to_string()]).json();
+    assert_eq!(ended["state"], "cancelled");
+    let said = rig.grid.dir.join("said");
+    let mut save = rig.grid.command(&["save", "v", "saved:1"]);
+    let mut save = Background::start(save.stderr(std::fs::File::create(&said).unwrap()));
+    until("it is said", || {
+        let said = std::fs::read_to_string(&said).unwrap();
+        said.contains("saved:1: waits for placement before it fixes its instant: placement at")
+    });
+    // Its instant is still to come.
+    connect(&socket).write(0, &vec![7; 8 * CHUNK]).unwrap();
+    rig.grid.restart();
+    assert_eq!(save.child.wait().unwrap().code(), Some(0));
+    let saved = rig.capture(2);
+    assert_eq!((&saved["state"], &saved["truth"]), (&"done".into(), &"changed-map".into()));
+    assert!(rig.pulled("saved:1") == vec![7; 8 * CHUNK]);
 }
 
 #[test]
