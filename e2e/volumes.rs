@@ -308,16 +308,6 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn one_directory_of_volumes_is_one_daemons() {
-    let rig = Rig::start("ab");
-    let data = rig.grid.data.to_str().unwrap();
-    let volumes = format!("volumes.dir={data}/volumes");
-    let socket = format!("node.socket={data}/other.sock");
-    let other = rig.grid.run(&["node", "--set", &volumes, "--set", &socket]);
-    other.fails(73, &["/volumes: another node daemon has its volumes there", "volumes.dir"]);
-}
-
-#[test]
 fn reading_only_is_reading_only() {
     let rig = Rig::start("ab");
     let mut guest = connect(&rig.attached("v", &["--read-only"]));
