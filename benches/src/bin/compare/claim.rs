@@ -11,7 +11,7 @@ use node::daemon::DaemonClient;
 use placement::{Client, Papers};
 
 use crate::Setup;
-use crate::bars::{Bars, Bound};
+use crate::bars::{Bars, Bound, median};
 use crate::grid::Grid;
 use crate::node::Node;
 use crate::process::{json, now, pause, settle};
@@ -66,20 +66,26 @@ pub fn measure(setup: &Setup, bars: &mut Bars) {
             assert!(done.result.is_some(), "{done:?}");
         }
     });
+    let millis = |s: f64| format!("{:.2} ms", s * 1000.0);
+    let told = |all: &[f64]| {
+        let (p99, usual) = (p99(all.to_vec()), median(all.to_vec()));
+        format!("{} (median {})", millis(p99), millis(usual))
+    };
+    let (at_node, at_placement) = (told(&local), told(&by_placement));
+    let (bare, trips) = (told(&renames), told(&round_trips));
     let [local, by_placement, renames, round_trips] =
         [local, by_placement, renames, round_trips].map(p99);
-    let millis = |s: f64| format!("{:.2} ms", s * 1000.0);
     let what =
         "a claim at its node, p99 of 200, beside write, fsync, rename and fsync of the directory";
-    bars.add(what, millis(local), millis(renames), local / renames, Bound::AtMost(3.0));
+    bars.add(what, at_node, bare, local / renames, Bound::AtMost(3.0));
     // A commit of placement's state is a write and a sync or two: as much as the rename is generous to ourselves, so it
     // is told and no more.
     let allowed = 3.0 * renames + round_trips + renames;
     let what = "… by placement, beside three of these, one round trip of TLS and one commit";
     bars.add(
         what,
-        millis(by_placement),
-        millis(allowed),
+        at_placement,
+        format!("{}; the round trip {trips}", millis(allowed)),
         by_placement / allowed,
         Bound::AtMost(1.0),
     );
