@@ -118,15 +118,7 @@ impl<G: Grid> Volumes<G> {
                 if served || volumes.0.kept.get(&name).is_none_or(|now| now != how) {
                     return;
                 }
-                let let_in = match how.read_only {
-                    true => Ok(LetIn::FREELY),
-                    false => volumes.enter(&name).await,
-                };
-                let served = match let_in {
-                    Ok(writer) => volumes.serve_again(&name, how.clone(), &writer).await,
-                    Err(error) => Err(error),
-                };
-                match served {
+                match volumes.serve_again(&name, how.clone()).await {
                     Ok(true) => return,
                     Ok(false) => {}
                     Err(error) => {
@@ -142,18 +134,17 @@ impl<G: Grid> Volumes<G> {
         })
     }
 
-    /// Serves a volume that was attached; says whether that is over. If not its lease was lost meanwhile, and it is to be
-    /// let in again.
+    /// Serves a volume that was attached, if it is let; says whether that is over. If not its lease was lost meanwhile, and
+    /// it is to be let in again.
     ///
     /// # Errors
     ///
-    /// Of one that stood still, and stands still: it is to be tried again.
-    pub(super) async fn serve_again(
-        &self,
-        name: &str,
-        how: Attachment,
-        writer: &LetIn,
-    ) -> Result<bool> {
+    /// If it is not let in, or stood still, and stands still: it is to be tried again.
+    pub(super) async fn serve_again(&self, name: &str, how: Attachment) -> Result<bool> {
+        let writer = match how.read_only {
+            true => LetIn::FREELY,
+            false => self.enter(name).await?,
+        };
         if !self.go_on(name).await? {
             let served = self.go_live(name, how, Start::Unseen, self.holder()).await;
             if let Err(error) = served {
@@ -161,7 +152,7 @@ impl<G: Grid> Volumes<G> {
                 return Ok(true);
             }
         }
-        let Err(error) = self.is_still_in(name, writer) else { return Ok(true) };
+        let Err(error) = self.is_still_in(name, &writer) else { return Ok(true) };
         tracing::warn!(%error, name, "a volume is not served until it has its lease");
         if let Err(error) = self.stop_writing(name, self.time_to_end()).await {
             tracing::error!(%error, name, "a volume did not end as it should");

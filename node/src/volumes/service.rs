@@ -199,16 +199,7 @@ impl<G: Grid> Volumes<G> {
             tracing::error!(%error, "what is to be erased is not gone on with");
         }
         for (name, how) in volumes.0.kept.all() {
-            let let_in = match how.read_only {
-                true => Ok(LetIn::FREELY),
-                false => volumes.enter(&name).await,
-            };
-            // Its guest, if it has one, has started before.
-            let served = match let_in {
-                Ok(writer) => volumes.serve_again(&name, how.clone(), &writer).await,
-                Err(error) => Err(error),
-            };
-            if !matches!(served, Ok(true)) {
+            if !matches!(volumes.serve_again(&name, how.clone()).await, Ok(true)) {
                 volumes.serve_when_let(name, how);
             }
         }
